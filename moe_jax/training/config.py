@@ -1,0 +1,100 @@
+"""Everything a training run depends on, validated before anything is compiled or written."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from moe_jax.configuration import build, require
+from moe_jax.data.config import DataConfig
+from moe_jax.models.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """An optax optimizer and its schedule.
+
+    Attributes:
+      name: `adamw` or `adafactor`.
+      learning_rate: the peak, after warm-up.
+      schedule: `cosine` falls to `final_fraction` of the peak at the last step; `inverse_sqrt` falls as
+        sqrt(warmup_steps / step).
+      warmup_steps: steps of linear warm-up from 0.
+      final_fraction: end of the cosine schedule, relative to the peak.
+      beta1, beta2: AdamW's moment decays.
+      weight_decay: decoupled decay of the matrices (never of norms' scales).
+      clip_norm: global gradient norm above which gradients are scaled down; None never.
+    """
+
+    name: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
+    warmup_steps: int = 100
+    final_fraction: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        where = "optimizer."
+        require(self.learning_rate > 0, where + "learning_rate", self.learning_rate, "a positive number")
+        require(self.warmup_steps >= 1, where + "warmup_steps", self.warmup_steps, "an integer of at least 1")
+        require(0 <= self.final_fraction <= 1, where + "final_fraction", self.final_fraction, "between 0 and 1")
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, where + name, getattr(self, name), "at least 0 and below 1")
+        require(self.weight_decay >= 0, where + "weight_decay", self.weight_decay, "a number of at least 0")
+        require(self.clip_norm is None or self.clip_norm > 0, where + "clip_norm", self.clip_norm, "positive, or None")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run; with the corpus and the software's versions, all that its metrics depend on.
+
+    Attributes:
+      name: what reports call the model, for example `switch-16`.
+      steps: optimizer steps.
+      seed: of the initialisation, the data order and the routers' draws.
+      eval_every: steps between evaluations (there is one after the last step, and one before the first).
+      eval_batches: fixed validation batches per evaluation.
+      log_every: steps between lines of training metrics.
+      checkpoint_every: steps between checkpoints; there is always one after the last step.
+    """
+
+    name: str
+    model: ModelConfig
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    steps: int = 1000
+    seed: int = 0
+    eval_every: int = 100
+    eval_batches: int = 8
+    log_every: int = 10
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eval_every", "eval_batches", "log_every", "checkpoint_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer of at least 1")
+        require(self.seed >= 0, "seed", self.seed, "an integer of at least 0")
+        require(
+            self.model.vocab_size == self.data.vocab_size,
+            "model.vocab_size",
+            self.model.vocab_size,
+            f"{self.data.vocab_size}, the vocabulary of data.tokenizer={self.data.tokenizer!r}",
+        )
+        require(
+            self.optimizer.warmup_steps < self.steps,
+            "optimizer.warmup_steps",
+            self.optimizer.warmup_steps,
+            f"fewer than steps ({self.steps})",
+        )
+        moe = self.model.moe
+        if self.model.moe_layers and moe.group_size is not None:
+            tokens = self.data.batch_size * self.data.sequence_length
+            require(
+                tokens % moe.group_size == 0, "model.moe.group_size", moe.group_size, f"a divisor of {tokens} tokens a step"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """Builds and validates a run's configuration from nested dictionaries (raises ConfigError)."""
+        return build(cls, values)
