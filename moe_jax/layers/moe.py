@@ -3,6 +3,7 @@
 B batch, S sequence, D model width, E experts, F expert width.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -40,7 +41,7 @@ class MoE(nn.Module):
     kind: str
     expert_dim: int
     execution: str
-    router_options: dict[str, Any]
+    router_options: Mapping[str, Any]
     init_scale: float
     dtype: jnp.dtype
 
