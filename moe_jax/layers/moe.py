@@ -58,7 +58,8 @@ class MoE(nn.Module):
             for name, shape in kind.shapes(x.shape[-1], self.expert_dim).items()
         }
         group_size = self.group_size or x.shape[1]
-        tokens = x.reshape(-1, group_size, x.shape[-1])
+        # Padding may hold anything, even NaN, which a weight of 0 would pass on.
+        tokens = jnp.where(token_valid[..., None], x, jnp.zeros((), x.dtype)).reshape(-1, group_size, x.shape[-1])
         router = ROUTERS[self.router](
             num_experts=self.num_experts,
             k=self.k,
