@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from moe_jax.configuration import require
 from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.run import EXECUTIONS
 from moe_jax.layers.initialization import kernel_init
@@ -58,6 +59,8 @@ class MoE(nn.Module):
             for name, shape in kind.shapes(x.shape[-1], self.expert_dim).items()
         }
         group_size = self.group_size or x.shape[1]
+        count = token_valid.size
+        require(count % group_size == 0, "model.moe.group_size", group_size, f"a divisor of {count} tokens")
         # Padding may hold anything, even NaN, which a weight of 0 would pass on.
         tokens = jnp.where(token_valid[..., None], x, jnp.zeros((), x.dtype)).reshape(-1, group_size, x.shape[-1])
         router = ROUTERS[self.router](
