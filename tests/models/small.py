@@ -26,9 +26,16 @@ def batch(rows=2, length=12, seed=0):
     return tokens, positions, jnp.ones_like(tokens)
 
 
+# Compiled once per configuration, which holds a dictionary and cannot be a key itself.
+_COMPILED = {}
+
+
 def logits(config, params, inputs, training=False):
     """The model's logits, compiled."""
-    return jax.jit(Decoder(config, training).apply)({"params": params}, *inputs, rngs={"routing": jax.random.key(5)})
+    key = repr(config), training
+    if key not in _COMPILED:
+        _COMPILED[key] = jax.jit(Decoder(config, training).apply)
+    return _COMPILED[key]({"params": params}, *inputs, rngs={"routing": jax.random.key(5)})
 
 
 def loss(config, params, inputs):

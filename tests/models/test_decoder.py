@@ -93,7 +93,7 @@ def test_padding_changes_nothing_of_the_rest():
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["dense", "dense t5", "switch", "gshard"])
 def test_bfloat16_stays_near_float32(name):
     config, params = build(name)
     half = dataclasses.replace(config, dtype="bfloat16")
