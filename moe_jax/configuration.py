@@ -1,4 +1,4 @@
-"""From nested dictionaries to typed, frozen dataclasses, with errors that name the field, the value and what is accepted."""
+"""From nested dictionaries to typed, frozen dataclasses; errors name the field, the value and what is accepted."""
 
 import ast
 import dataclasses
@@ -38,18 +38,23 @@ def build(kind: type[Config], values: Mapping[str, Any], path: str = "") -> Conf
     Raises:
       ConfigError: an unknown field (with the nearest known one), a missing one, or a value of the wrong type.
     """
-    hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    for name in values:
-        if name not in fields:
-            raise ConfigError(
-                f"{_join(path, name)} is not a field; accepted: {', '.join(fields)}{_nearest(str(name), fields)}"
-            )
+    hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name in fields}
+    converted = check_values(hints, values, path)
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise ConfigError(f"{_join(path, name)} is missing; accepted: a value of type {_describe(hints[name])}")
-    return kind(**{name: _convert(hints[name], value, _join(path, name)) for name, value in values.items()})
+    return kind(**converted)
+
+
+def check_values(hints: Mapping[str, Any], values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The `values` converted to the types of `hints`; raises ConfigError for an unknown name or a wrong type."""
+    for name in values:
+        if name not in hints:
+            accepted = ", ".join(hints) or "none"
+            raise ConfigError(f"{_join(path, name)} is not a field; accepted: {accepted}{_nearest(str(name), hints)}")
+    return {name: _convert(hints[name], value, _join(path, name)) for name, value in values.items()}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -131,4 +136,8 @@ def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def _describe(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and typing.get_origin(hint) is None else str(hint).replace("typing.", "")
+    return (
+        hint.__name__
+        if isinstance(hint, type) and typing.get_origin(hint) is None
+        else str(hint).replace("typing.", "")
+    )

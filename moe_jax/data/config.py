@@ -13,8 +13,8 @@ class DataConfig:
     """The text a run trains and validates on.
 
     Attributes:
-      corpus: `python_source` (the running interpreter's standard library), `python_source/installed` (with the installed
-        packages), `text_files:GLOB[,GLOB...]`, or `tfds:NAME[/CONFIG]` for any prepared TFDS data set.
+      corpus: `python_source` (the running interpreter's standard library), `python_source/installed` (with the
+        installed packages), `text_files:GLOB[,GLOB...]`, or `tfds:NAME[/CONFIG]` for any prepared TFDS data set.
       tokenizer: `bytes`, or `bpe:SIZE`, trained on the corpus to a vocabulary of SIZE.
       sequence_length: S, tokens per sequence.
       batch_size: B, sequences per step over all processes.
@@ -41,7 +41,9 @@ class DataConfig:
         )
         if not re.fullmatch(r"bytes|bpe:[0-9]+", self.tokenizer):
             raise ConfigError(f"data.tokenizer is {self.tokenizer!r}; accepted: bytes, bpe:SIZE (for example bpe:2048)")
-        require(self.vocab_size >= 257, "data.tokenizer", self.tokenizer, "a SIZE of at least 257 (256 bytes, 1 boundary)")
+        require(
+            self.vocab_size >= 257, "data.tokenizer", self.tokenizer, "a SIZE of at least 257 (256 bytes, 1 boundary)"
+        )
 
     @property
     def vocab_size(self) -> int:

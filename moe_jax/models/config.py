@@ -6,7 +6,7 @@ from typing import Any, Literal
 from moe_jax.configuration import ConfigError, require, require_name
 from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.run import EXECUTIONS
-from moe_jax.routing import ROUTERS, validate_router
+from moe_jax.routing import ROUTERS, check_router
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,15 +17,15 @@ class MoEConfig:
       num_experts: E.
       router: a name in `moe_jax.routing.ROUTERS`.
       k: experts per token (on average, for expert choice).
-      capacity_factor: seats per expert relative to even load, C = ceil(capacity_factor * S * k / E); None drops nothing.
+      capacity_factor: C = ceil(capacity_factor * S * k / E) seats per expert in a group; None drops nothing.
       eval_capacity_factor: the same in evaluation; None takes `capacity_factor`.
-      group_size: tokens that share one capacity; None makes each sequence a group. Never follows the number of devices.
+      group_size: S, tokens that share one capacity; None makes each sequence a group. Independent of the devices.
       expert_dim: F of one expert; None takes the model's `ffn_dim`.
       execution: how experts are run, a name in `moe_jax.experts.run.EXECUTIONS`.
       balance_coefficient: weight of the load-balance loss, averaged over layers (Switch: 0.01).
       z_coefficient: weight of the router z-loss, averaged over layers (ST-MoE: 0.001).
       router_options: further fields of the router's module, by name.
-      allow_noncausal_router: run a router that lets a token see later ones (expert choice) in a causal model all the same.
+      allow_noncausal_router: run a router that lets a token see later ones (expert choice) in a causal model.
     """
 
     num_experts: int
@@ -56,7 +56,8 @@ class MoEConfig:
         for name in ("balance_coefficient", "z_coefficient"):
             value = getattr(self, name)
             require(value >= 0, where + name, value, "a number of at least 0")
-        validate_router(self)
+        coefficients = {"balance_loss": self.balance_coefficient, "z_loss": self.z_coefficient}
+        check_router(self.router, self.k, self.router_options, coefficients, "model.moe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,9 @@ class ModelConfig:
                 self.num_heads,
                 f"a divisor of model_dim ({self.model_dim}), or set head_dim",
             )
-        require(self.num_heads % self.kv_heads == 0, "model.num_kv_heads", self.kv_heads, f"a divisor of {self.num_heads}")
+        require(
+            self.num_heads % self.kv_heads == 0, "model.num_kv_heads", self.kv_heads, f"a divisor of {self.num_heads}"
+        )
         if self.positions == "rope":
             require(self.head_width % 2 == 0, "model.head_dim", self.head_width, "an even number, with rope")
         require(self.init_scale > 0, "model.init_scale", self.init_scale, "a positive number")

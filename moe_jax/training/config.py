@@ -91,7 +91,10 @@ class TrainConfig:
         if self.model.moe_layers and moe.group_size is not None:
             tokens = self.data.batch_size * self.data.sequence_length
             require(
-                tokens % moe.group_size == 0, "model.moe.group_size", moe.group_size, f"a divisor of {tokens} tokens a step"
+                tokens % moe.group_size == 0,
+                "model.moe.group_size",
+                moe.group_size,
+                f"a divisor of {tokens} tokens a step",
             )
 
     @classmethod

@@ -1,0 +1,50 @@
+"""Moving rows to where their expert runs, and back, with gathers in both directions.
+
+N rows in, M rows out, R places that a row may go to, D width.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+NOWHERE = -1
+
+
+def take_rows(x: Float[Array, "N D"], index: Int[Array, " M"]) -> Float[Array, "M D"]:
+    """out[m] = x[index[m]], and zeros where index[m] is NOWHERE."""
+    rows = x.at[index].get(mode="clip")
+    return jnp.where((index == NOWHERE)[:, None], jnp.zeros((), x.dtype), rows)
+
+
+@jax.custom_vjp
+def permute_rows(x: Float[Array, "N D"], index: Int[Array, " M"], inverse: Int[Array, "N R"]) -> Float[Array, "M D"]:
+    """`take_rows` whose gradient is a gather too, because a scatter-add of rows is slow on every platform.
+
+    Args:
+      x: rows.
+      index: for each row out, the row in it is a copy of, or NOWHERE for zeros.
+      inverse: for each row in, all the rows out that copy it, filled up with NOWHERE.
+    """
+    del inverse
+    return take_rows(x, index)
+
+
+def _forward(x: Array, index: Array, inverse: Array) -> tuple[Array, Array]:
+    return take_rows(x, index), inverse
+
+
+def _backward(inverse: Array, gradient: Array) -> tuple[Array, None, None]:
+    total = take_rows(gradient, inverse[:, 0])
+    for r in range(1, inverse.shape[1]):
+        total += take_rows(gradient, inverse[:, r])
+    return total, None, None
+
+
+permute_rows.defvjp(_forward, _backward)
+
+
+def invert(index: Int[Array, " M"], size: int) -> Int[Array, " size"]:
+    """The m with index[m] = n for each n below `size`, NOWHERE where there is none; index has no value twice."""
+    targets = jnp.where(index == NOWHERE, size, index)
+    empty = jnp.full(size, NOWHERE, jnp.int32)
+    return empty.at[targets].set(jnp.arange(index.shape[0], dtype=jnp.int32), mode="drop")

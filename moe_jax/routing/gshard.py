@@ -1,0 +1,89 @@
+"""GShard routing: each token to its two most probable experts, the second one sometimes.
+
+Lepikhin et al. 2020, algorithm 1; variants as in its authors' code, mesh-tensorflow.
+
+G groups, S tokens of a group, E experts, C capacity.
+"""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from moe_jax.configuration import require, require_name
+from moe_jax.routing.assignment import Assignment, assign_choices, decided
+from moe_jax.routing.losses import balance_loss
+from moe_jax.routing.router import RNG, Router
+
+SecondPolicy = Literal["all", "none", "threshold", "random"]
+
+
+def gshard(
+    logits: Float[Array, "G S E"],
+    token_valid: Bool[Array, "G S"],
+    capacity: int,
+    second_policy: SecondPolicy = "all",
+    second_threshold: float = 0.2,
+    rng: Key[Array, ""] | None = None,
+) -> Assignment:
+    """Top-2 with the two probabilities renormalised to sum to 1, before any choice is turned down or dropped.
+
+    All first choices are seated before any second choice.
+
+    Args:
+      logits: the router's, float32.
+      token_valid: false for padding.
+      capacity: C.
+      second_policy: when the second expert is asked: `all` always, `none` never, `threshold` if its renormalised weight
+        is above `second_threshold`, `random` with probability min(1, weight / second_threshold) (0.5 is the paper's).
+      second_threshold: see there.
+      rng: of the draws, for `random` only.
+    """
+    probabilities = jax.nn.softmax(logits)
+    _, expert = jax.lax.top_k(probabilities, 2)
+    expert = decided(expert.astype(jnp.int32))
+    weight = jnp.take_along_axis(probabilities, expert, axis=-1)
+    weight = weight / (weight.sum(axis=-1, keepdims=True) + 1e-9)
+    second = decided(_asks_second(weight[..., 1], second_policy, second_threshold, rng))
+    requested = jnp.stack([token_valid, token_valid & second], axis=-1)
+    return assign_choices(expert, weight, requested, logits.shape[-1], capacity)
+
+
+def _asks_second(
+    weight: Float[Array, "G S"], policy: SecondPolicy, threshold: float, rng: Key[Array, ""] | None
+) -> Bool[Array, "G S"]:
+    require_name(policy, get_args(SecondPolicy), "second_policy")
+    if policy == "threshold":
+        return weight > threshold
+    if policy == "random":
+        require(rng is not None, "rng", rng, "a key, for second_policy='random'")
+        return jax.random.uniform(rng, weight.shape) < weight / max(threshold, 1e-9)
+    return jnp.full(weight.shape, policy == "all")
+
+
+class GShard(Router):
+    """GShard's top-2 router. Its balance loss counts first choices only, as its authors' does.
+
+    Attributes:
+      second_policy: when the second expert is asked; see `gshard`.
+      second_threshold: for the policies `threshold` and `random`.
+    """
+
+    second_policy: SecondPolicy = "random"
+    second_threshold: float = 0.2
+
+    choices_allowed = (2,)
+    # Which experts a token asks for, and their weights, are causal. The seat of a second choice is not quite: first
+    # choices of later tokens in its group are seated before it. GLaM trains decoders so; capacity_factor=None avoids
+    # it.
+    causal = True
+    paper = "Lepikhin et al. 2020, GShard, arXiv:2006.16668"
+
+    def decide(
+        self, logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int
+    ) -> tuple[Assignment, dict[str, Float[Array, ""]]]:
+        rng = self.make_rng(RNG) if self.second_policy == "random" else None
+        assignment = gshard(logits, token_valid, capacity, self.second_policy, self.second_threshold, rng)
+        first_choice = assignment.expert[:, : logits.shape[1], None]
+        return assignment, {"balance_loss": balance_loss(jax.nn.softmax(logits), first_choice, token_valid)}

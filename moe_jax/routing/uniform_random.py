@@ -1,0 +1,34 @@
+"""Random routing, the baseline: experts drawn evenly, without a look at the token.
+
+G groups, S tokens of a group, E experts, K choices per token, C capacity.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from moe_jax.routing.assignment import Assignment, assign_choices, decided
+from moe_jax.routing.router import RNG, Router
+
+
+def uniform_random(
+    token_valid: Bool[Array, "G S"], capacity: int, num_experts: int, k: int, rng: Key[Array, ""]
+) -> Assignment:
+    """Each token to `k` different experts, each set equally likely, each with weight 1 / k."""
+    _, expert = jax.lax.top_k(jax.random.uniform(rng, (*token_valid.shape, num_experts)), k)
+    expert = decided(expert.astype(jnp.int32))
+    requested = jnp.broadcast_to(token_valid[..., None], expert.shape)
+    return assign_choices(expert, jnp.full(expert.shape, 1.0 / k, jnp.float32), requested, num_experts, capacity)
+
+
+class UniformRandom(Router):
+    """Random routing: what a learned router must beat. It has no parameters and no losses."""
+
+    has_parameters = False
+    losses = ()
+    paper = "Baseline; Roller et al. 2021, Hash Layers, arXiv:2106.04426, compare with it"
+
+    def decide(
+        self, logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int
+    ) -> tuple[Assignment, dict[str, Float[Array, ""]]]:
+        return uniform_random(token_valid, capacity, self.num_experts, self.k, self.make_rng(RNG)), {}
