@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from moe_jax.study.results import Row, curve_frame, final_loss
@@ -65,26 +66,25 @@ def plot_expert_load(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def _plot_curve(axes: Axes, rows: Sequence[Row], cost: str, target: float, name: str, colour: tuple | str) -> None:
+def _plot_curve(axes: Axes, rows: Sequence[Row], cost: str, target: float, name: str, colour: str) -> None:
     """Draws one model: mean, range over seeds, and the dot where the mean reaches `target`."""
     points = curve_frame(rows).groupby("step")
     x, losses = points[cost].mean(), points["validation_loss"]
     mean = losses.mean()
     axes.fill_between(x, losses.min(), losses.max(), color=colour, alpha=0.2, linewidth=0)
     axes.plot(x, mean, color=colour, linewidth=1.8, label=name)
-    reached = reached_at(x.tolist(), mean.tolist(), target)
+    reached = reached_at(x.to_numpy(), mean.to_numpy(), target)
     if reached is not None:
         axes.plot(reached, target, "o", color=colour, markersize=6, markeredgecolor="white")
 
 
-def _colours(groups: dict[str, list[Row]]) -> dict[str, tuple | str]:
+def _colours(groups: dict[str, list[Row]]) -> dict[str, str]:
     """Greys for dense models; for sparse ones viridis, safe for the colour-blind, darker with more experts."""
     dense = [name for name, group in groups.items() if not experts_of(group[0])]
     sparse = [name for name in groups if name not in dense]
-    greys = [str(level) for level in np.linspace(0.45, 0.75, len(dense))]
-    return dict(zip(dense, greys, strict=True)) | dict(
-        zip(sparse, colormaps["viridis"](np.linspace(0.8, 0.0, len(sparse))).tolist(), strict=True)
-    )
+    greys = {name: str(level) for name, level in zip(dense, np.linspace(0.45, 0.75, len(dense)), strict=True)}
+    viridis = colormaps["viridis"](np.linspace(0.8, 0.0, len(sparse)))
+    return greys | {name: to_hex(colour) for name, colour in zip(sparse, viridis, strict=True)}
 
 
 def _loss_limits(rows: Sequence[Row]) -> tuple[float, float]:

@@ -66,8 +66,8 @@ def write_report(
         "(Student's t) and its size in standard errors. FLOPs are those of the parameters a token uses.",
         "## Cost",
         markdown_table(summaries, COST),
-        f"The speed-up is what {baseline} spent to its final loss over what the model spent to that loss, paired by seed, "
-        f"with its 95% interval; the step time is relative to {baseline}'s. Every run follows its learning-rate "
+        f"The speed-up is what {baseline} spent to its final loss over what the model spent to that loss, paired by "
+        f"seed, with its 95% interval; the step time is relative to {baseline}'s. Every run follows its learning-rate "
         "schedule to the end, so a model that gets there early does so before its learning rate has come down.",
     ]
     load = plot_expert_load(rows)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Real
 from scipy import stats
 
 
@@ -48,7 +49,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Est
     return estimate([value - other for value, other in zip(values, baseline, strict=True)])
 
 
-def reached_at(x: Sequence[float], losses: Sequence[float], target: float) -> float | None:
+def reached_at(x: Real[np.ndarray, " points"], losses: Float[np.ndarray, " points"], target: float) -> float | None:
     """Where a loss curve first reaches `target`, or None if it never does.
 
     Args:
@@ -59,7 +60,7 @@ def reached_at(x: Sequence[float], losses: Sequence[float], target: float) -> fl
     Returns:
       The position in the unit of `x`, by linear interpolation of the running minimum.
     """
-    best = np.fmin.accumulate(np.asarray(losses, float))
+    best = np.fmin.accumulate(losses)
     reached = np.flatnonzero(best <= target)
     if not reached.size:
         return None

@@ -52,7 +52,7 @@ class ModelSummary:
     experts: int
     parameters: int
     active_parameters: int
-    flops_per_token: float
+    flops_per_token: int
     seeds: tuple[int, ...]
     loss: Estimate
     bits_per_byte: Estimate
@@ -96,7 +96,7 @@ def experts_of(row: Row) -> int:
 def cost_to_reach(row: Row, loss: float, cost: str) -> float | None:
     """What the run had spent, of a key of COSTS, when its validation loss first reached `loss`; None if never."""
     frame = curve_frame([row])
-    return reached_at(frame[cost].tolist(), frame["validation_loss"].tolist(), loss)
+    return reached_at(frame[cost].to_numpy(), frame["validation_loss"].to_numpy(), loss)
 
 
 def _summarize_model(rows: Sequence[Row], baseline_rows: Sequence[Row]) -> ModelSummary:

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
@@ -12,14 +13,18 @@ from moe_jax.configuration import to_dict
 from moe_jax.study import provenance
 from moe_jax.study.results import Row, append_row, read_rows
 from moe_jax.training.config import TrainConfig
-from moe_jax.training.loop import RunResult, train
+
+if TYPE_CHECKING:
+    from moe_jax.training.loop import RunResult
+
+Train = Callable[[TrainConfig, Path], "RunResult"]
 
 
 def run_sweep(
     configs: Sequence[TrainConfig],
     results: Path,
     workdir: Path,
-    train: Callable[[TrainConfig, Path], RunResult] = train,
+    train: Train,
     on_row: Callable[[list[Row]], None] = lambda rows: None,
 ) -> list[Row]:
     """Trains what is not yet in `results`, one seed of every model before the next seed.
@@ -32,7 +37,7 @@ def run_sweep(
       configs: the runs, in the order that the models are to be trained within a seed.
       results: the table, `results.jsonl`; rows of other runs in it stay and are not returned.
       workdir: gets one folder of checkpoints and logs per run.
-      train: trains one configuration in its folder, resuming from what the folder has.
+      train: trains one configuration in a folder, going on from the checkpoint it finds there.
       on_row: called with this sweep's rows so far, after each run that is trained.
 
     Returns:
@@ -48,7 +53,7 @@ def run_sweep(
         row = _run(config, run_directory(config, workdir), train)
         append_row(results, row)
         rows.append(row)
-        on_row(rows)
+        on_row(list(rows))
     return rows
 
 
@@ -57,7 +62,7 @@ def run_directory(config: TrainConfig, workdir: Path) -> Path:
     return workdir / f"{config.name}-seed{config.seed}-{_identity(to_dict(config))[:8]}"
 
 
-def _run(config: TrainConfig, directory: Path, train: Callable[[TrainConfig, Path], RunResult]) -> Row:
+def _run(config: TrainConfig, directory: Path, train: Train) -> Row:
     """Trains `config` and makes its row, with the revision of the code as it was when training started."""
     origin = {"git_revision": provenance.git_revision(), "host": provenance.host(), "versions": provenance.versions()}
     result = train(config, directory)
@@ -77,6 +82,6 @@ def _run(config: TrainConfig, directory: Path, train: Callable[[TrainConfig, Pat
     }
 
 
-def _identity(config: dict) -> str:
+def _identity(config: dict[str, Any]) -> str:
     """A digest of a nested configuration, the same for the same fields in any order."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
