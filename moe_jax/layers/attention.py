@@ -1,0 +1,93 @@
+"""Causal self-attention within documents.
+
+B batch, S sequence, D model width, H query heads, K key-value heads, N width of one head.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from moe_jax.layers.initialization import kernel_init
+from moe_jax.layers.positions import rotate
+
+
+def causal_mask(segment_ids: Int[Array, "B S"]) -> Bool[Array, "B 1 S S"]:
+    """Each token sees itself and earlier tokens of its document; a document is a run of one segment id."""
+    length = segment_ids.shape[1]
+    earlier = jnp.tril(jnp.ones((length, length), bool))
+    same_document = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return (earlier[None] & same_document)[:, None]
+
+
+def attend(
+    query: Float[Array, "B S H N"],
+    key: Float[Array, "B S K N"],
+    value: Float[Array, "B S K N"],
+    mask: Bool[Array, "B 1 S S"],
+    bias: Float[Array, "1 H S S"] | None,
+) -> Float[Array, "B S H N"]:
+    """Scaled dot-product attention, softmax in float32 (Vaswani et al. 2017, equation 1).
+
+    Written out because `jax.nn.dot_product_attention` takes twice as long on a CPU, and its gradient in bfloat16 fails
+    under strict dtype promotion.
+
+    Args:
+      query, key, value: heads; with K key-value heads, query head h meets key-value head h * K // H.
+      mask: true where a query (third axis) may see a key (last axis); each must see one.
+      bias: added to the logits.
+    """
+    batch, length, heads, width = query.shape
+    kv_heads = key.shape[2]
+    query = query.reshape(batch, length, kv_heads, heads // kv_heads, width)
+    logits = jnp.einsum("bqkrn,bskn->bkrqs", query, key).astype(jnp.float32) * width**-0.5
+    if bias is not None:
+        logits += bias.reshape(1, kv_heads, -1, length, length)
+    logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
+    exponentials = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    # Normalised after the mixing, where there is less to divide.
+    mixed = jnp.einsum("bkrqs,bskn->bqkrn", exponentials.astype(value.dtype), value)
+    total = exponentials.sum(axis=-1).transpose(0, 3, 1, 2)[..., None]
+    return (mixed / total.astype(mixed.dtype)).reshape(batch, length, heads, width)
+
+
+class Attention(nn.Module):
+    """Multi-head attention; with fewer key-value heads than query heads, grouped-query attention.
+
+    Attributes:
+      num_heads: H.
+      num_kv_heads: key and value heads; each serves num_heads / num_kv_heads query heads.
+      head_dim: N.
+      rope_theta: base of the rotary frequencies; None leaves positions to `bias`.
+      init_scale: see `kernel_init`.
+      dtype: compute type; the softmax is float32.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float | None
+    init_scale: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "B S"],
+        mask: Bool[Array, "B 1 S S"],
+        bias: Float[Array, "1 H S S"] | None,
+    ) -> Float[Array, "B S D"]:
+        query = self._heads(x, self.num_heads, "query")
+        key = self._heads(x, self.num_kv_heads, "key")
+        value = self._heads(x, self.num_kv_heads, "value")
+        if self.rope_theta is not None:
+            query, key = (rotate(heads, positions, self.rope_theta) for heads in (query, key))
+        mixed = attend(query, key, value, mask, bias)
+        return self._project(mixed.reshape(*x.shape[:2], -1), x.shape[-1], "output")
+
+    def _heads(self, x: Float[Array, "B S D"], heads: int, name: str) -> Float[Array, "B S H N"]:
+        return self._project(x, heads * self.head_dim, name).reshape(*x.shape[:2], heads, self.head_dim)
+
+    def _project(self, x: Float[Array, "B S M"], width: int, name: str) -> Float[Array, "B S N"]:
+        return nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init(self.init_scale), name=name)(x)

@@ -1,0 +1,33 @@
+"""The dense feed-forward layer. B batch, S sequence, D model width, F inner width."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from moe_jax.experts.ffn import FFN_KINDS, feed_forward
+from moe_jax.layers.initialization import kernel_init
+
+
+class FeedForward(nn.Module):
+    """One network of the kind that an expert is, applied to every token.
+
+    Attributes:
+      kind: a name in FFN_KINDS.
+      ffn_dim: F.
+      init_scale: see `kernel_init`.
+      dtype: compute type.
+    """
+
+    kind: str
+    ffn_dim: int
+    init_scale: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        kind = FFN_KINDS[self.kind]
+        weights = {
+            name: self.param(name, kernel_init(self.init_scale), shape, jnp.float32).astype(self.dtype)
+            for name, shape in kind.shapes(x.shape[-1], self.ffn_dim).items()
+        }
+        return feed_forward(x.astype(self.dtype), weights, kind, jnp.matmul)
