@@ -62,7 +62,8 @@ def plot_expert_load(rows: Sequence[Row]) -> Figure | None:
         axes.set_xlabel("steps")
         axes.yaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("expert")
-    figure.colorbar(mesh, ax=panels, extend="max", ticks=[0, 0.5, 1, 1.5, 2], label="load / even share")
+    label = "load / even share"
+    figure.colorbar(mesh, ax=panels, extend="max", ticks=[0, 0.5, 1, 1.5, 2], label=label, fraction=0.03, pad=0.01)
     return figure
 
 

@@ -73,7 +73,12 @@ def write_report(
     load = plot_expert_load(rows)
     if load is not None:
         _write_figure(load, directory / "load.png")
-        sections += ["## Load", "![Load of each expert over training](load.png)"]
+        sections += [
+            "## Load",
+            "![Load of each expert over training](load.png)",
+            "The last sparse layer of each sparse model, in the run of the lowest seed. White is an even share of the "
+            "tokens, dark blue none, dark red twice the even share or more.",
+        ]
     sections += ["## Provenance", _provenance(rows, command)]
     path = directory / "README.md"
     replace_file(path, ("\n\n".join(sections) + "\n").encode())

@@ -75,7 +75,7 @@ def test_executed_flops_are_the_matrix_products_of_the_program(config):
 
 @pytest.mark.parametrize("config", [DENSE, SPARSE])
 def test_xla_counts_a_little_more(config):
-    """XLA adds norms, softmax, positions and routing, half a percent at these widths (and counts a loop's body once)."""
+    """XLA adds norms, softmax, positions and routing: half a percent at these widths."""
     function, arguments = forward(config)
     xla = jax.jit(function).lower(*arguments).cost_analysis()["flops"]
     assert 1.0 <= xla / (flops_per_token(config, LENGTH).executed * BATCH * LENGTH) < 1.01
