@@ -18,7 +18,8 @@ class DataConfig:
       tokenizer: `bytes`, or `bpe:SIZE`, trained on the corpus to a vocabulary of SIZE.
       sequence_length: S, tokens per sequence.
       batch_size: B, sequences per step over all processes.
-      validation_fraction: share of the files (text_files, python_source) that validate; files go there by their hash.
+      validation_fraction: share of the files (text_files, python_source) that validate, where files go by their hash;
+        of the training split of a TFDS data set that has no other.
       text_feature: the feature of a TFDS example that holds its text.
     """
 

@@ -1,0 +1,41 @@
+"""Checkpoints of a run: everything a step changes, and where in the data it stood."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+    """The newest checkpoints of one run, each complete or absent.
+
+    Args:
+      directory: where they lie; made if need be.
+      keep: how many of the newest stay.
+    """
+
+    def __init__(self, directory: Path, keep: int = 1) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
+        """Writes in the background: the arrays of `state`, and `position` as JSON."""
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
+        self._manager.save(step, args=arguments)
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
+        """The newest checkpoint, its arrays with the shapes, types and placement of `like`'s."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore())
+        restored = self._manager.restore(self.latest_step(), args=arguments)
+        return restored.state, restored.position
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,43 @@
+"""Optimizers and schedules, all of them optax's."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moe_jax.training.config import OptimizerConfig
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up to the peak, then a cosine or an inverse square root, over `steps`."""
+    warmup = config.warmup_steps
+    if config.schedule == "cosine":
+        end = config.learning_rate * config.final_fraction
+        return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps, end)
+
+    def inverse_sqrt(step: Any) -> Any:
+        # Counted from the end of the warm-up, as join_schedules does.
+        return config.learning_rate * jnp.sqrt(warmup / (warmup + step))
+
+    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), inverse_sqrt], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Gradient clipping, then AdamW or Adafactor (factored second moments, no momentum: Shazeer and Stern 2018)."""
+    schedule = make_schedule(config, steps)
+    if config.name == "adamw":
+        optimizer = optax.adamw(
+            schedule, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=_decays
+        )
+    else:
+        optimizer = optax.adafactor(
+            schedule, weight_decay_rate=config.weight_decay or None, weight_decay_mask=_decays
+        )
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    return optax.chain(clip, optimizer)
+
+
+def _decays(params: Any) -> Any:
+    """True for matrices, false for norms' scales, whether or not layers are stacked for a scan."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)

@@ -1,0 +1,117 @@
+"""One pure step of training, and one of evaluation. B batch, S sequence, V vocabulary, E experts."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from moe_jax.models.config import ModelConfig
+from moe_jax.models.decoder import Decoder
+from moe_jax.routing.router import METRICS, RNG
+from moe_jax.training.config import TrainConfig
+from moe_jax.training.state import TrainState
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, Any]
+
+
+def make_train_step(
+    config: TrainConfig, optimizer: optax.GradientTransformation, schedule: optax.Schedule
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step as a pure function; its metrics are `routing_metrics` and loss, total_loss, gradient_norm, learning_rate.
+
+    `loss` is the mean cross-entropy in nats per token; `total_loss` adds the routers' losses with their coefficients.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(state.rng, state.step)
+
+        def loss_function(params: Any) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
+            logits, routing, router_state = apply_model(config.model, params, state.router_state, batch, rng, True)
+            loss = mean_loss(logits, batch["targets"], batch["loss_mask"])
+            metrics = {"loss": loss} | routing_metrics(routing, config.model)
+            return loss + auxiliary_loss(metrics, config.model), (metrics, router_state)
+
+        gradient_function = jax.value_and_grad(loss_function, has_aux=True)
+        (total, (metrics, router_state)), gradients = gradient_function(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        metrics |= {
+            "total_loss": total,
+            "gradient_norm": optax.global_norm(gradients),
+            "learning_rate": schedule(state.step),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state, router_state, state.rng), metrics
+
+    return train_step
+
+
+def make_eval_step(config: TrainConfig) -> Callable[[TrainState, Batch], Metrics]:
+    """Sums over one batch, `loss_sum` in nats over `targets` tokens, and its `routing_metrics`; draws are fixed."""
+
+    def eval_step(state: TrainState, batch: Batch) -> Metrics:
+        logits, routing, _ = apply_model(
+            config.model, state.params, state.router_state, batch, jax.random.key(0), False
+        )
+        targets = jnp.sum(batch["loss_mask"], dtype=jnp.float32)
+        loss = mean_loss(logits, batch["targets"], batch["loss_mask"])
+        return {"loss_sum": loss * targets, "targets": targets} | routing_metrics(routing, config.model)
+
+    return eval_step
+
+
+def apply_model(
+    config: ModelConfig, params: Any, router_state: Any, batch: Batch, rng: Array, training: bool
+) -> tuple[Float[Array, "B S V"], Any, Any]:
+    """Logits, the collection that the routers sowed, and the routers' new state."""
+    logits, collections = Decoder(config, training).apply(
+        {"params": params, "router_state": router_state},
+        batch["tokens"],
+        batch["positions"],
+        batch["segment_ids"],
+        rngs={RNG: rng},
+        mutable=[METRICS, "router_state"],
+    )
+    return logits, collections.get(METRICS, {}), collections.get("router_state", {})
+
+
+def mean_loss(
+    logits: Float[Array, "B S V"], targets: Int[Array, "B S"], mask: Bool[Array, "B S"]
+) -> Float[Array, ""]:
+    """Cross-entropy in nats per target token; 0 if there is none."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return jnp.sum(jnp.where(mask, losses, 0.0)) / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
+
+
+def auxiliary_loss(metrics: Metrics, config: ModelConfig) -> Float[Array, ""]:
+    """The routers' losses, each a mean over layers, times their coefficients."""
+    if not config.moe_layers:
+        return jnp.float32(0.0)
+    coefficients = {"balance_loss": config.moe.balance_coefficient, "z_loss": config.moe.z_coefficient}
+    return sum((c * metrics[name] for name, c in coefficients.items() if c), jnp.float32(0.0))
+
+
+def routing_metrics(routing: Any, config: ModelConfig) -> Metrics:
+    """From what the routers sowed: every scalar as the mean over layers, and `load` as {"layer_i": Float[E]}."""
+    by_layer = routing_by_layer(routing, config)
+    if not by_layer:
+        return {}
+    scalars = [name for name in next(iter(by_layer.values())) if name != "load"]
+    means = {name: jnp.mean(jnp.stack([layer[name] for layer in by_layer.values()])) for name in scalars}
+    return means | {"load": {name: layer["load"] for name, layer in by_layer.items()}}
+
+
+def routing_by_layer(routing: Any, config: ModelConfig) -> dict[str, Metrics]:
+    """Each sparse layer's router metrics under the name `layer_i`, whether or not layers were scanned."""
+    result = {}
+    for i in config.moe_layers:
+        if config.scan_layers:
+            repeat, block = divmod(i, config.period)
+            stacked = routing["layers"][f"block_{block}"]["moe"]["router"]
+            result[f"layer_{i}"] = jax.tree.map(lambda x, r=repeat: x[r], stacked)
+        else:
+            result[f"layer_{i}"] = routing[f"layer_{i}"]["moe"]["router"]
+    return result
