@@ -27,13 +27,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """Gradient clipping, then AdamW or Adafactor (factored second moments, no momentum: Shazeer and Stern 2018)."""
     schedule = make_schedule(config, steps)
     if config.name == "adamw":
-        optimizer = optax.adamw(
-            schedule, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=_decays
-        )
+        optimizer = optax.adamw(schedule, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=_decays)
     else:
-        optimizer = optax.adafactor(
-            schedule, weight_decay_rate=config.weight_decay or None, weight_decay_mask=_decays
-        )
+        optimizer = optax.adafactor(schedule, weight_decay_rate=config.weight_decay or None, weight_decay_mask=_decays)
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     return optax.chain(clip, optimizer)
 
