@@ -42,7 +42,9 @@ def test_it_is_committed_as_executed(path):
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     for cell in cells:
-        assert shows_something(cell) == asks_to_show(cell.source), cell.source
+        assert shows_something(cell) == asks_to_show(cell.source), (
+            f"{cell.source}\n(python notebooks/refresh.py executes it anew)"
+        )
     for output in outputs(notebook):
         assert output.output_type != "error"
         assert output.get("name") != "stderr", output.text
