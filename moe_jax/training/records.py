@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.configuration import ConfigError
+from moe_jax.files import write_whole
 
 
 def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
@@ -30,14 +31,7 @@ def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
             )
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(identity, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    beside.replace(path)
+    write_whole(path, json.dumps(identity, indent=2) + "\n")
 
 
 class StepLog:
@@ -50,7 +44,7 @@ class StepLog:
 
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in read_lines(path) if line["step"] <= step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
 
     def append(self, line: dict[str, Any]) -> None:
