@@ -29,7 +29,12 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     if config.name == "adamw":
         optimizer = optax.adamw(schedule, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=_decays)
     else:
-        optimizer = optax.adafactor(schedule, weight_decay_rate=config.weight_decay or None, weight_decay_mask=_decays)
+        # Optax adds this decay after the learning rate, unlike AdamW's: the schedule is for us to multiply with.
+        optimizer = optax.adafactor(
+            schedule,
+            weight_decay_rate=(lambda step: config.weight_decay * schedule(step)) if config.weight_decay else None,
+            weight_decay_mask=_decays,
+        )
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     return optax.chain(clip, optimizer)
 

@@ -17,7 +17,7 @@ def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
     """Makes `workdir` this run's, or checks that it already is.
 
     Raises:
-      ConfigError: it is another run's, or a file.
+      ConfigError: it is another run's, a file, or cannot be made; or it holds metrics or checkpoints of no known run.
     """
     path = workdir / "run.json"
     if workdir.exists() and not workdir.is_dir():
@@ -30,8 +30,17 @@ def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
                 "accepted: an empty directory, or one of the same run to resume it"
             )
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(identity, indent=2) + "\n")
+    for name in ("metrics.jsonl", "timing.jsonl", "checkpoints"):
+        if (workdir / name).exists():
+            raise ConfigError(
+                f"workdir is {str(workdir)!r}, which has {name} but no run.json to say of which run; "
+                "accepted: an empty directory, or one of the same run to resume it"
+            )
+    try:
+        write_whole(path, json.dumps(identity, indent=2) + "\n")
+    except OSError as error:
+        accepted = "accepted: a directory, there or to be made, that can be written to"
+        raise ConfigError(f"workdir is {str(workdir)!r}: {error.strerror}; {accepted}") from error
 
 
 class StepLog:
@@ -52,9 +61,13 @@ class StepLog:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Puts all lines on disk."""
         os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Puts all lines on disk, and no more."""
+        self.flush()
         self._file.close()
 
 
