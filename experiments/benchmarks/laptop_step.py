@@ -133,9 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = median_seconds(works, options.repeats)
     rates = {name: works[name].flops / seconds[name] / 1e9 for name in works}
     best = max(rates[name] for name in products)
-    print(
-        f"{host()['cpu']}, {host()['cores']} cores, {platform.machine()}; jax {versions()['jax']}; {tokens} tokens a step"
-    )
+    machine = f"{host()['cpu']}, {host()['cores']} cores, {platform.machine()}"
+    print(f"{machine}; jax {versions()['jax']}; {tokens} tokens a step")
     print(f"{'':<14} {'ms':>8} {'GFLOP/s':>8} {'of matmul':>9} {'of ' + options.models[0]:>9}")
     for name in works:
         share, ratio = rates[name] / best, seconds[name] / seconds[options.models[0]]
