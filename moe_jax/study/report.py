@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from moe_jax.study.files import replace_file
+from moe_jax.files import write_whole
 from moe_jax.study.plots import plot_expert_load, plot_losses
 from moe_jax.study.results import Row
 from moe_jax.study.summary import ModelSummary, require_baseline, summarize
@@ -81,7 +81,7 @@ def write_report(
         ]
     sections += ["## Provenance", _provenance(rows, command)]
     path = directory / "README.md"
-    replace_file(path, ("\n\n".join(sections) + "\n").encode())
+    write_whole(path, "\n\n".join(sections) + "\n")
     return path
 
 
@@ -125,4 +125,4 @@ def _distinct(values: Iterable[str]) -> str:
 def _write_figure(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=130)
-    replace_file(path, content.getvalue())
+    write_whole(path, content.getvalue())

@@ -1,5 +1,6 @@
 """The training loop: a configuration and a directory in, metrics, checkpoints and a result out."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -45,7 +46,7 @@ class RunResult:
 def train(config: TrainConfig, workdir: Path, progress: bool = True) -> RunResult:
     """Trains from the beginning or, where `workdir` has a checkpoint of the same run, from there on.
 
-    A resumed run's `metrics.jsonl` is that of a run never stopped, to the bit.
+    A resumed run's `metrics.jsonl` is that of a run never stopped, to the bit. A finished run is read, not run again.
 
     Args:
       config: the run.
@@ -58,17 +59,17 @@ def train(config: TrainConfig, workdir: Path, progress: bool = True) -> RunResul
     data = load_text(config.data)
     validation = data.validation_batches(config.eval_batches)
     claim_workdir(workdir, {"config": to_dict(config), "corpus": {"name": data.corpus_name, "digest": data.digest}})
-    session = _Session(config, workdir, data, validation)
-    try:
-        session.run(progress)
-    finally:
-        session.close()
+    with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+        if checkpoints.latest_step() != config.steps:
+            with contextlib.closing(_Session(config, workdir, data, validation, checkpoints)) as session:
+                session.run(progress)
+        clock = checkpoints.position()["clock"]
     return RunResult(
         curve=read_curve(config, workdir),
         corpus_name=data.corpus_name,
         corpus_digest=data.digest,
-        seconds=session.seconds,
-        compile_seconds=session.compile_seconds,
+        seconds=clock["seconds"],
+        compile_seconds=clock["compile_seconds"],
     )
 
 
@@ -89,7 +90,9 @@ def read_curve(config: TrainConfig, workdir: Path) -> list[dict[str, Any]]:
 class _Session:
     """One process's part of a run, from its last checkpoint to the end."""
 
-    def __init__(self, config: TrainConfig, workdir: Path, data: TextData, validation: list[Batch]) -> None:
+    def __init__(
+        self, config: TrainConfig, workdir: Path, data: TextData, validation: list[Batch], checkpoints: Checkpoints
+    ) -> None:
         self.config = config
         self.validation = validation
         self.bytes_per_token = data.validation_bytes_per_token
@@ -98,12 +101,12 @@ class _Session:
         self.state = init_state(config, optimizer)
         self.batches = data.train_batches(config.seed)
         self.seconds = 0.0
-        self.checkpoints = Checkpoints(workdir / "checkpoints")
+        self.checkpoints = checkpoints
         self.resumed = self.checkpoints.latest_step() is not None
         if self.resumed:
             self.state, position = self.checkpoints.restore(self.state)
             self.batches.set_state(position["data"])
-            self.seconds = position["seconds"]
+            self.seconds = position["clock"]["seconds"]
         self.step = int(self.state.step)
         started = time.perf_counter()
         self.train_step, self.eval_step = compile_steps(config, optimizer, schedule, self.state, validation[0])
@@ -112,7 +115,8 @@ class _Session:
         last = self.step if self.resumed else -1
         self.metrics = StepLog(workdir / "metrics.jsonl", last)
         self.timing = StepLog(workdir / "timing.jsonl", last)
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=self.step)
+        # TensorBoard forgets this step and later ones: a killed process logged them, and they are logged again.
+        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=last + 1)
 
     def run(self, progress: bool) -> None:
         """Steps until the configured number is done."""
@@ -150,8 +154,10 @@ class _Session:
 
     def evaluate(self) -> None:
         """Records the validation loss, and how long training took to get there."""
-        self.record("validation", evaluate(self.eval_step, self.state, self.validation, self.bytes_per_token))
+        numbers = evaluate(self.eval_step, self.state, self.validation, self.bytes_per_token)
+        # The clock first, so that whoever reads a run that goes on finds it for every validation loss.
         self.timing.append({"step": self.step, "seconds": round(self.seconds, 4)})
+        self.record("validation", numbers)
 
     def record(self, split: str, numbers: dict[str, Any]) -> None:
         """Writes metrics to the log and, the scalars among them, to TensorBoard."""
@@ -161,16 +167,16 @@ class _Session:
                 self.board.add_scalar(f"{split}/{name}", value, self.step)
 
     def save(self) -> None:
-        """Checkpoints the state, the clock and the place in the data."""
-        position = {"data": self.batches.get_state(), "seconds": self.seconds}
-        self.checkpoints.save(self.step, self.state, position)
+        """Checkpoints the state, the clock and the place in the data, after the metrics that led there."""
+        for log in (self.metrics, self.timing, self.board):
+            log.flush()
+        clock = {"seconds": self.seconds, "compile_seconds": self.compile_seconds}
+        self.checkpoints.save(self.step, self.state, {"data": self.batches.get_state(), "clock": clock})
 
     def close(self) -> None:
-        """Puts all on disk."""
-        self.checkpoints.close()
-        self.metrics.close()
-        self.timing.close()
-        self.board.close()
+        """Puts the metrics on disk."""
+        for log in (self.metrics, self.timing, self.board):
+            log.close()
 
 
 def compile_steps(

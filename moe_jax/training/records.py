@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.configuration import ConfigError
+from moe_jax.files import write_whole
 
 
 def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
     """Makes `workdir` this run's, or checks that it already is.
 
     Raises:
-      ConfigError: it is another run's, or a file.
+      ConfigError: it is another run's, a file, or cannot be made; or it holds metrics or checkpoints of no known run.
     """
     path = workdir / "run.json"
     if workdir.exists() and not workdir.is_dir():
@@ -29,15 +30,17 @@ def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
                 "accepted: an empty directory, or one of the same run to resume it"
             )
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(identity, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    beside.replace(path)
+    for name in ("metrics.jsonl", "timing.jsonl", "checkpoints"):
+        if (workdir / name).exists():
+            raise ConfigError(
+                f"workdir is {str(workdir)!r}, which has {name} but no run.json to say of which run; "
+                "accepted: an empty directory, or one of the same run to resume it"
+            )
+    try:
+        write_whole(path, json.dumps(identity, indent=2) + "\n")
+    except OSError as error:
+        accepted = "accepted: a directory, there or to be made, that can be written to"
+        raise ConfigError(f"workdir is {str(workdir)!r}: {error.strerror}; {accepted}") from error
 
 
 class StepLog:
@@ -50,7 +53,7 @@ class StepLog:
 
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in read_lines(path) if line["step"] <= step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
 
     def append(self, line: dict[str, Any]) -> None:
@@ -58,9 +61,13 @@ class StepLog:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Puts all lines on disk."""
         os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Puts all lines on disk, and no more."""
+        self.flush()
         self._file.close()
 
 

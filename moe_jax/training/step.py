@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -14,7 +15,7 @@ from moe_jax.routing.router import METRICS, RNG
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.state import TrainState
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Array | np.ndarray]
 Metrics = dict[str, Any]
 
 

@@ -5,7 +5,6 @@ import pytest
 from fake_results import fake_row, fake_rows
 
 from moe_jax.configuration import ConfigError
-from moe_jax.study.files import replace_file
 from moe_jax.study.results import append_row, curve_frame, final_loss, read_rows, require_comparable
 
 
@@ -66,10 +65,3 @@ def test_one_name_is_one_configuration():
 def test_a_seed_counts_once():
     with pytest.raises(ConfigError, match="seed is 0 in two rows of 'dense'"):
         require_comparable([fake_row("dense"), fake_row("dense")])
-
-
-def test_replace_file_leaves_nothing_beside(tmp_path):
-    replace_file(tmp_path / "a" / "file", b"old")
-    replace_file(tmp_path / "a" / "file", b"new")
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
-    assert (tmp_path / "a" / "file").read_bytes() == b"new"
