@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Int, Key
 
 from moe_jax.models.parameters import init_params
 from moe_jax.training.config import TrainConfig
@@ -14,19 +13,21 @@ from moe_jax.training.config import TrainConfig
 
 @struct.dataclass
 class TrainState:
-    """Attributes:
-    step: optimizer steps done.
-    params: the model's parameters, float32.
-    opt_state: the optimizer's.
-    router_state: what routers remember that is not a parameter; {} where they remember nothing.
-    rng: the key that each step's draws are folded from.
+    """The fields' types are not annotated: jax puts descriptions of arrays, placements and more in their place.
+
+    Attributes:
+      step: optimizer steps done, an int32 scalar.
+      params: the model's parameters, float32.
+      opt_state: the optimizer's.
+      router_state: what routers remember that is not a parameter; {} where they remember nothing.
+      rng: the key that each step's draws are folded from.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
-    opt_state: optax.OptState
+    opt_state: Any
     router_state: Any
-    rng: Key[Array, ""]
+    rng: Any
 
 
 def init_state(config: TrainConfig, optimizer: optax.GradientTransformation) -> TrainState:
