@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jaxtyping import Array, Int, Key
 
 from moe_jax.models.parameters import init_params
 from moe_jax.training.config import TrainConfig
@@ -13,21 +14,24 @@ from moe_jax.training.config import TrainConfig
 
 @struct.dataclass
 class TrainState:
-    """The fields' types are not annotated: jax puts descriptions of arrays, placements and more in their place.
+    """The value a step takes and returns.
 
     Attributes:
-      step: optimizer steps done, an int32 scalar.
+      step: optimizer steps done.
       params: the model's parameters, float32.
       opt_state: the optimizer's.
       router_state: what routers remember that is not a parameter; {} where they remember nothing.
       rng: the key that each step's draws are folded from.
     """
 
-    step: Any
+    # Read by jaxtyping: tree maps rebuild the value with other things than arrays, so its fields are not enforced.
+    __no_type_check__ = True
+
+    step: Int[Array, ""]
     params: Any
-    opt_state: Any
+    opt_state: optax.OptState
     router_state: Any
-    rng: Any
+    rng: Key[Array, ""]
 
 
 def init_state(config: TrainConfig, optimizer: optax.GradientTransformation) -> TrainState:

@@ -7,18 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_runs import B, S, random_batch, tiny_config
+from tiny_runs import B, S, quick_jit, random_batch, tiny_config
 
+from moe_jax.layers.norms import RMSNorm
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.parameters import unstack_layers
-from moe_jax.routing.router import METRICS, Router
+from moe_jax.routing.router import METRICS, RNG, Router
 from moe_jax.training.optimizer import make_optimizer, make_schedule
 from moe_jax.training.state import init_state
-from moe_jax.training.step import make_eval_step, make_train_step, routing_metrics
+from moe_jax.training.step import auxiliary_loss, make_eval_step, make_train_step, routing_by_layer, routing_metrics
 
 DENSE = {"model.moe_layers": (), "model.moe": None, "model.positions": "t5", "optimizer.clip_norm": None}
 SPARSE = {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.router_options": {}, "model.num_layers": 2}
 SPARSE |= {"model.moe_layers": (0, 1), "optimizer.clip_norm": None}
+STEERED = SPARSE | {"model.moe.balance_coefficient": 0.5, "model.moe.z_coefficient": 0.25}
 
 
 PREPARED = {}
@@ -31,7 +33,7 @@ def prepare(sets):
         optimizer = make_optimizer(config.optimizer, config.steps)
         step = make_train_step(config, optimizer, make_schedule(config.optimizer, config.steps))
         state = init_state(config, optimizer)
-        PREPARED[repr(sets)] = config, jax.jit(step), jax.jit(make_eval_step(config)), state
+        PREPARED[repr(sets)] = config, quick_jit(step), quick_jit(make_eval_step(config)), state
     return PREPARED[repr(sets)]
 
 
@@ -66,32 +68,25 @@ def dense_loss(params, batch):
     logits = norm(x, "final_norm") @ params["head"]["kernel"]
     scores = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(scores, batch["targets"][..., None], axis=-1)[..., 0]
-    return -jnp.sum(jnp.where(batch["loss_mask"], chosen, 0.0)) / int(batch["loss_mask"].sum())
+    return -jnp.sum(jnp.where(batch["loss_mask"], chosen, 0.0)) / jnp.sum(batch["loss_mask"], dtype=jnp.float32)
 
 
-def test_loss_and_gradient_are_those_of_an_independent_computation():
-    _, step, _, state = prepare(DENSE)
+def test_loss_and_gradients_are_those_of_an_independent_computation():
+    config = tiny_config(sets=DENSE)
+    gradients_themselves = optax.GradientTransformation(lambda params: (), lambda gradients, *_: (gradients, ()))
+    state = init_state(config, gradients_themselves)
+    step = quick_jit(make_train_step(config, gradients_themselves, lambda step: 0.0))
     batch = random_batch()
     batch["loss_mask"][1, 3:] = False
-    loss, gradient = jax.value_and_grad(dense_loss)(state.params, batch)
-    _, metrics = step(state, batch)
-    norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(gradient)))
+    after, metrics = step(state, batch)
+    loss, expected = quick_jit(jax.value_and_grad(dense_loss))(state.params, batch)
+    norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(expected)))
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
     assert metrics["total_loss"] == metrics["loss"]
-
-
-def test_every_gradient_is_that_of_an_independent_computation():
-    config, _, _, state = prepare(DENSE)
-    identity = optax.GradientTransformation(lambda params: (), lambda gradients, state, params: (gradients, state))
-    step = make_train_step(config, identity, lambda step: 0.0)
-    batch = random_batch()
-    batch["loss_mask"][1, 3:] = False
-    gradient = jax.grad(dense_loss)(state.params, batch)
-    after, _ = jax.jit(step)(dataclasses.replace(state, opt_state=()), batch)
-    moved = jax.tree.map(jnp.subtract, after.params, state.params)
-    for ours, theirs in zip(jax.tree.leaves(moved), jax.tree.leaves(gradient), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+    ours = jax.tree.map(jnp.subtract, after.params, state.params)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
 
 
 def test_a_step_is_a_pure_function():
@@ -113,7 +108,7 @@ def test_each_step_draws_anew_and_the_key_stays():
 
 
 def test_padding_has_no_share_in_loss_gradient_or_routing():
-    _, step, evaluation, state = prepare(SPARSE)
+    _, step, evaluation, state = prepare(STEERED)
     batch = random_batch()
     padded = {name: np.concatenate([value, np.zeros((2, S), value.dtype)]) for name, value in batch.items()}
     padded["tokens"][B:] = 7
@@ -130,24 +125,33 @@ def test_padding_has_no_share_in_loss_gradient_or_routing():
     np.testing.assert_allclose(one["loss_sum"], other["loss_sum"], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("balance", "z"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.25), (0.5, 0.25)])
-def test_the_total_adds_each_loss_of_the_routers_with_its_coefficient(balance, z):
-    _, step, _, state = prepare(SPARSE | {"model.moe.balance_coefficient": balance, "model.moe.z_coefficient": z})
+def test_the_total_adds_each_loss_of_the_routers_with_its_coefficient():
+    _, step, _, state = prepare(STEERED)
     _, metrics = step(state, random_batch())
     assert metrics["balance_loss"] >= 0.9
     assert metrics["z_loss"] > 1.0
-    expected = metrics["loss"] + balance * metrics["balance_loss"] + z * metrics["z_loss"]
+    expected = metrics["loss"] + 0.5 * metrics["balance_loss"] + 0.25 * metrics["z_loss"]
     assert float(metrics["total_loss"]) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_a_coefficient_reaches_the_gradient_of_the_router():
-    plain, steered = (
-        prepare(SPARSE | {"model.moe.balance_coefficient": balance, "model.moe.z_coefficient": z})[1:]
-        for balance, z in [(0.0, 0.0), (0.5, 0.25)]
-    )
-    (step, _, state), (other_step, _, _) = plain, steered
-    norms = [float(s(state, random_batch())[1]["gradient_norm"]) for s in (step, other_step)]
-    assert norms[0] != pytest.approx(norms[1], rel=1e-3)
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        ({"model.moe.balance_coefficient": 0.0}, 0.0),
+        ({"model.moe.balance_coefficient": 0.5}, 1.5),
+        ({"model.moe.balance_coefficient": 0.0, "model.moe.z_coefficient": 0.25}, 1.75),
+        ({"model.moe.balance_coefficient": 0.5, "model.moe.z_coefficient": 0.25}, 3.25),
+        ({"model.moe_layers": ()}, 0.0),
+    ],
+)
+def test_each_coefficient_weighs_its_loss_and_no_other(sets, expected):
+    metrics = {"balance_loss": jnp.float32(3.0), "z_loss": jnp.float32(7.0)}
+    assert float(auxiliary_loss(metrics, tiny_config(sets=sets).model)) == expected
+
+
+def test_the_coefficients_reach_the_gradient():
+    norms = [prepare(sets)[1](prepare(sets)[3], random_batch())[1]["gradient_norm"] for sets in (SPARSE, STEERED)]
+    assert float(norms[0]) != pytest.approx(float(norms[1]), rel=1e-3)
 
 
 def test_metrics_are_means_over_layers_and_load_is_of_each():
@@ -166,27 +170,42 @@ def test_metrics_are_means_over_layers_and_load_is_of_each():
 
 
 def test_scanned_layers_report_what_unrolled_ones_do():
-    unrolled_sets = SPARSE | {"model.num_layers": 4, "model.moe_layers": (1, 3)}
-    _, step, _, state = prepare(unrolled_sets)
-    config, scanned_step, _, scanned = prepare(unrolled_sets | {"model.scan_layers": True})
+    _, step, _, state = prepare(STEERED)
+    config, scanned_step, _, scanned = prepare(STEERED | {"model.scan_layers": True})
     assert_same(unstack_layers(scanned.params, config.model), state.params)
     (_, metrics), (_, scanned_metrics) = step(state, random_batch()), scanned_step(scanned, random_batch())
-    assert list(metrics["load"]) == list(scanned_metrics["load"]) == ["layer_1", "layer_3"]
-    assert metrics["load"]["layer_1"].tolist() != metrics["load"]["layer_3"].tolist()
+    assert list(metrics["load"]) == list(scanned_metrics["load"]) == ["layer_0", "layer_1"]
+    assert metrics["load"]["layer_0"].tolist() != metrics["load"]["layer_1"].tolist()
     for one, other in zip(jax.tree.leaves(metrics), jax.tree.leaves(scanned_metrics), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-6)
 
 
+def test_scanned_layers_are_told_apart_by_repeat_and_block():
+    sets = SPARSE | {"model.num_layers": 6, "model.moe_layers": (1, 2, 4, 5), "model.scan_layers": True}
+    blocks = {f"block_{i}": {"moe": {"router": {"load": jnp.array([[i], [3 + i]])}}} for i in (1, 2)}
+    by_layer = routing_by_layer({"layers": blocks}, tiny_config(sets=sets).model)
+    assert {name: layer["load"].tolist() for name, layer in by_layer.items()} == {
+        f"layer_{i}": [i] for i in (1, 2, 4, 5)
+    }
+
+
 def test_in_bfloat16_parameters_optimizer_and_router_stay_float32():
-    config, step, _, state = prepare(SPARSE | {"model.dtype": "bfloat16"})
-    after, metrics = step(state, random_batch())
+    sets = SPARSE | {"model.dtype": "bfloat16", "model.num_layers": 1, "model.moe_layers": (0,)}
+    config, step, _, state = prepare(sets)
+    after, metrics = jax.eval_shape(step, state, random_batch())
     for tree in (after.params, after.opt_state, metrics):
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} <= {"float32", "int32"}
-    _, collections = Decoder(config.model).apply(
-        {"params": state.params},
-        *(jnp.asarray(random_batch()[name]) for name in ("tokens", "positions", "segment_ids")),
-        capture_intermediates=lambda module, _: isinstance(module, Router),
-        mutable=["intermediates", METRICS],
+    arrays = [jnp.asarray(random_batch()[name]) for name in ("tokens", "positions", "segment_ids")]
+    _, collections = jax.eval_shape(
+        lambda params: Decoder(config.model).apply(
+            {"params": params},
+            *arrays,
+            rngs={RNG: jax.random.key(0)},
+            capture_intermediates=lambda module, _: isinstance(module, Router | RMSNorm),
+            mutable=["intermediates", METRICS],
+        ),
+        state.params,
     )
-    weights = [leaf for leaf in jax.tree.leaves(collections) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    assert {str(leaf.dtype) for leaf in weights} == {"float32"}
+    layer = collections["intermediates"]["layer_0"]
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(layer["moe"]["router"])} == {"float32", "int32", "bool"}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(layer["feed_forward_norm"])} == {"bfloat16"}
