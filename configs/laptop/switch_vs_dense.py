@@ -35,6 +35,7 @@ def get_config(model: str = "switch-16") -> ConfigDict:
     config.model.num_heads = 2
     config.model.ffn_dim = 768
     config.model.ffn = "relu"
+    config.model.positions = "t5"
     if model != "dense":
         config.model.moe_layers = (1, 3)
         config.model.moe = ConfigDict()
