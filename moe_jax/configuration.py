@@ -89,7 +89,7 @@ def override(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str,
             node = node[parent]
         try:
             node[last] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             node[last] = text
     return result
 

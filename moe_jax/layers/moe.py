@@ -3,12 +3,14 @@
 B batch, S sequence, D model width, E experts, F expert width.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from moe_jax.configuration import require
 from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.run import EXECUTIONS
 from moe_jax.layers.initialization import kernel_init
@@ -40,7 +42,7 @@ class MoE(nn.Module):
     kind: str
     expert_dim: int
     execution: str
-    router_options: dict[str, Any]
+    router_options: Mapping[str, Any]
     init_scale: float
     dtype: jnp.dtype
 
@@ -57,7 +59,10 @@ class MoE(nn.Module):
             for name, shape in kind.shapes(x.shape[-1], self.expert_dim).items()
         }
         group_size = self.group_size or x.shape[1]
-        tokens = x.reshape(-1, group_size, x.shape[-1])
+        count = token_valid.size
+        require(count % group_size == 0, "model.moe.group_size", group_size, f"a divisor of {count} tokens")
+        # Padding may hold anything, even NaN, which a weight of 0 would pass on.
+        tokens = jnp.where(token_valid[..., None], x, jnp.zeros((), x.dtype)).reshape(-1, group_size, x.shape[-1])
         router = ROUTERS[self.router](
             num_experts=self.num_experts,
             k=self.k,

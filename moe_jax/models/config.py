@@ -1,6 +1,7 @@
 """The shape of a decoder. A dense model is the sparse model with `moe_layers=()`."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from moe_jax.configuration import ConfigError, require, require_name
@@ -49,7 +50,7 @@ class MoEConfig:
         require(1 <= self.k <= self.num_experts, where + "k", self.k, f"1 to num_experts ({self.num_experts})")
         for name in ("capacity_factor", "eval_capacity_factor"):
             value = getattr(self, name)
-            require(value is None or value > 0, where + name, value, "a positive number, or None")
+            require(value is None or 0 < value < math.inf, where + name, value, "a positive number, finite, or None")
         for name in ("group_size", "expert_dim"):
             value = getattr(self, name)
             require(value is None or value >= 1, where + name, value, "an integer of at least 1, or None")
@@ -106,6 +107,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "ffn_dim"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "an integer of at least 1")
+        for name in ("num_kv_heads", "head_dim"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"model.{name}", value, "an integer of at least 1, or None")
         require_name(self.ffn, FFN_KINDS, "model.ffn")
         if self.head_dim is None:
             require(
@@ -119,6 +123,7 @@ class ModelConfig:
         )
         if self.positions == "rope":
             require(self.head_width % 2 == 0, "model.head_dim", self.head_width, "an even number, with rope")
+        require(self.rope_theta > 0, "model.rope_theta", self.rope_theta, "a positive number")
         require(self.init_scale > 0, "model.init_scale", self.init_scale, "a positive number")
         require(
             list(self.moe_layers) == sorted(set(self.moe_layers))

@@ -1,0 +1,158 @@
+"""Every way of running experts equals the reference under every router, in value and in every gradient.
+
+Compilation costs more than all else here, so routing and execution compile apart, for few shapes, and the chain rule
+joins them.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_jax.experts.ffn import FFN_KINDS
+from moe_jax.experts.oracle import oracle
+from moe_jax.experts.run import EXECUTIONS
+from tests.comparison import assert_close, assert_each_close
+from tests.routing.decisions import DECISIONS, decide
+
+FAST = sorted(set(EXECUTIONS) - {"oracle"})
+# G, S, D, F, E; capacity factor; what an expert computes.
+SMALL, LARGE = (3, 5, 6, 8, 3), (2, 8, 4, 6, 4)
+CASES = [(SMALL, None, "swiglu"), (LARGE, 1.0, "geglu")]
+
+
+def draw(shape, kind, seed=0):
+    """Input, router kernel, expert weights and cotangent, of variance 1 / fan-in."""
+    groups, tokens, model_dim, expert_dim, experts = shape
+    rng = np.random.default_rng(seed)
+
+    def normal(*size, fan_in=1):
+        return jnp.asarray(rng.normal(size=size) * fan_in**-0.5, jnp.float32)
+
+    weights = {
+        "gate": normal(experts, model_dim, expert_dim, fan_in=model_dim),
+        "up": normal(experts, model_dim, expert_dim, fan_in=model_dim),
+        "down": normal(experts, expert_dim, model_dim, fan_in=expert_dim),
+    }
+    weights = {name: weights[name] for name in FFN_KINDS[kind].shapes(1, 1)}
+    x = normal(groups, tokens, model_dim)
+    return x, normal(model_dim, experts, fan_in=model_dim), weights, normal(groups, tokens, model_dim)
+
+
+@functools.partial(jax.jit, static_argnames=("execution", "kind"))
+def execute(execution, kind, x, assignment, weights, cotangent):
+    """Output, and gradients of the input, of each assignment's weight, and of the experts' weights."""
+
+    def apply(x, weight, weights):
+        return EXECUTIONS[execution](x, assignment.replace(weight=weight), weights, FFN_KINDS[kind])
+
+    y, vjp = jax.vjp(apply, x, assignment.weight, weights)
+    return y, *vjp(cotangent)
+
+
+@functools.partial(jax.jit, static_argnames=("router", "capacity_factor"))
+def route(router, capacity_factor, x, kernel, favour, valid):
+    """The assignment; `router_gradients` says what its weights' gradients make of it."""
+    logits = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + favour[None, None]
+    return decide(router, logits, valid, capacity_factor, 2)
+
+
+@functools.partial(jax.jit, static_argnames=("router", "capacity_factor"))
+def router_gradients(router, capacity_factor, x, kernel, favour, valid, cotangent):
+    """Gradients of the input and of the kernel, by way of the assignment's weights."""
+    _, vjp = jax.vjp(lambda x, kernel: route(router, capacity_factor, x, kernel, favour, valid).weight, x, kernel)
+    return vjp(cotangent)
+
+
+def assert_equals_oracle(execution, router, case, favour, valid, seed=0):
+    """Compares with the reference; returns the output and the gradients of the experts' weights."""
+    shape, capacity_factor, kind = case
+    x, kernel, weights, cotangent = draw(shape, kind, seed)
+    routing = router, capacity_factor, x, kernel, favour, valid
+    assignment = route(*routing)
+    results = []
+    for name in (execution, "oracle"):
+        y, x_gradient, weight_gradient, gradients = execute(name, kind, x, assignment, weights, cotangent)
+        x_by_router, kernel_gradient = router_gradients(*routing, weight_gradient)
+        results.append((y, x_gradient + x_by_router, kernel_gradient, gradients))
+    actual, expected = results
+    for one, other, what in zip(actual[:3], expected[:3], ("output", "input", "kernel"), strict=True):
+        assert_close(one, other, what=what)
+    for name, gradient in expected[3].items():
+        assert_each_close(actual[3][name], gradient, what=name)
+    return actual[0], actual[3]
+
+
+@pytest.mark.parametrize("execution", FAST)
+@pytest.mark.parametrize("router", DECISIONS)
+@settings(max_examples=15)
+@given(data=st.data())
+def test_execution_equals_oracle(router, execution, data):
+    case = data.draw(st.sampled_from(CASES), "case")
+    groups, tokens, *_, experts = case[0]
+    bits = data.draw(st.lists(st.integers(0, 9), min_size=groups * tokens, max_size=groups * tokens), "validity")
+    valid = jnp.asarray(bits).reshape(groups, tokens) < data.draw(st.sampled_from([0, 7, 10]), "share valid")
+    favour = data.draw(st.sampled_from([0.0, 3.0, 50.0]), "skew") * jax.nn.one_hot(0, experts)
+    assert_equals_oracle(execution, router, case, favour, valid, data.draw(st.integers(0, 99), "seed"))
+
+
+@pytest.mark.parametrize("execution", FAST)
+@pytest.mark.parametrize("kind", FFN_KINDS)
+def test_every_token_on_one_expert(execution, kind):
+    """Without a capacity nothing is dropped under any skew; experts without a token get exactly no gradient."""
+    favour = 100.0 * jax.nn.one_hot(2, 3)
+    y, gradients = assert_equals_oracle(execution, "switch", (SMALL, None, kind), favour, jnp.ones((3, 5), bool))
+    assert (np.abs(np.asarray(y)).max(axis=-1) > 0).all()
+    for gradient in gradients.values():
+        assert (gradient[:2] == 0).all()
+        assert (gradient[2] != 0).any()
+
+
+@pytest.mark.parametrize("execution", FAST)
+@pytest.mark.parametrize("router", DECISIONS)
+def test_no_valid_token(router, execution):
+    valid = jnp.zeros((2, 8), bool)
+    y, gradients = assert_equals_oracle(execution, router, CASES[1], jnp.zeros(4), valid)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves((y, gradients)))
+
+
+@pytest.mark.parametrize("execution", FAST)
+def test_capacity_that_binds(execution):
+    """All tokens ask for one expert with two seats in each group: the first two of each are run."""
+    y, _ = assert_equals_oracle(execution, "switch", CASES[1], 100.0 * jax.nn.one_hot(1, 4), jnp.ones((2, 8), bool))
+    assert ((np.abs(np.asarray(y)).max(axis=-1) > 0) == (np.arange(8) < 2)[None]).all()
+
+
+def test_oracle_is_the_definition():
+    """The reference against NumPy loops over assignments, at float64's accuracy."""
+    x, kernel, weights, _ = draw(LARGE, "swiglu")
+    assignment = decide("gshard_all", x @ kernel, jnp.arange(16).reshape(2, 8) != 3, 1.0)
+    expected = np.zeros(x.shape)
+    x64, (gate, up, down) = np.asarray(x, np.float64), (np.asarray(weights[n], np.float64) for n in weights)
+    assert 0 < assignment.kept.sum() < assignment.kept.size
+    for g, a in np.ndindex(*assignment.token.shape):
+        token, e = int(assignment.token[g, a]), int(assignment.expert[g, a])
+        gated = x64[g, token] @ gate[e]
+        hidden = gated / (1 + np.exp(-gated)) * (x64[g, token] @ up[e])
+        expected[g, token] += bool(assignment.kept[g, a]) * float(assignment.weight[g, a]) * (hidden @ down[e])
+    assert_close(oracle(x, assignment, weights, FFN_KINDS["swiglu"]), expected, 1e-6)
+
+
+@pytest.mark.parametrize("execution", FAST)
+@pytest.mark.parametrize("router", ["gshard_all", "expert_choice"])
+def test_bfloat16_experts_stay_near_the_oracle(router, execution):
+    """In bfloat16 the output has that type and float32's value to its precision, and strict promotion holds."""
+    x, kernel, weights, cotangent = draw(LARGE, "swiglu")
+    half = {name: w.astype(jnp.bfloat16) for name, w in weights.items()}
+    assignment = decide(router, x @ kernel, jnp.ones((2, 8), bool), 1.0)
+
+    y, *gradients = execute(
+        execution, "swiglu", x.astype(jnp.bfloat16), assignment, half, cotangent.astype(jnp.bfloat16)
+    )
+    assert y.dtype == gradients[0].dtype == jnp.bfloat16
+    assert gradients[1].dtype == jnp.float32
+    assert_close(y, oracle(x, assignment, weights, FFN_KINDS["swiglu"]), 3e-2)

@@ -1,0 +1,90 @@
+"""Attention, positions and norms against torch and transformers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from moe_jax.layers.attention import attend, causal_mask
+from moe_jax.layers.norms import RMSNorm
+from moe_jax.layers.positions import RelativeBias, relative_bucket, rotate
+from tests.comparison import assert_close
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("biased", [False, True])
+def test_attend_equals_torch(kv_heads, biased):
+    """Values and gradients, with documents packed, grouped heads and a bias."""
+    rng = np.random.default_rng(kv_heads)
+    query, *key_value = (rng.normal(size=(2, 7, heads, 6)).astype(np.float32) for heads in (4, kv_heads, kv_heads))
+    bias = rng.normal(size=(1, 4, 7, 7)).astype(np.float32) * biased
+    cotangent = rng.normal(size=query.shape).astype(np.float32)
+    mask = causal_mask(jnp.asarray([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 0, 0]], jnp.int32))
+
+    tensors = [torch.tensor(x, requires_grad=True) for x in (query, *key_value, bias)]
+    permuted = [t.permute(0, 2, 1, 3) for t in tensors[:3]]
+    mask_torch = torch.tensor(np.where(mask, 0.0, -np.inf), dtype=torch.float32) + tensors[3]
+    expected = torch.nn.functional.scaled_dot_product_attention(*permuted, attn_mask=mask_torch, enable_gqa=True)
+    expected = expected.permute(0, 2, 1, 3)
+    expected.backward(torch.tensor(cotangent))
+
+    inputs = [jnp.asarray(x) for x in (query, *key_value, bias)]
+    actual, vjp = jax.vjp(lambda q, k, v, b: attend(q, k, v, mask, b if biased else None), *inputs)
+    assert_close(actual, expected.detach())
+    for gradient, tensor in list(zip(vjp(jnp.asarray(cotangent)), tensors, strict=True))[: 3 + biased]:
+        assert_close(gradient, tensor.grad)
+
+
+def test_causal_mask_equals_a_loop():
+    segments = np.asarray([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
+    mask = causal_mask(jnp.asarray(segments, jnp.int32))
+    for b, q, k in np.ndindex(2, 6, 6):
+        assert mask[b, 0, q, k] == (k <= q and segments[b, q] == segments[b, k])
+
+
+@pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (16, 64), (8, 20)])
+def test_relative_buckets_equal_those_of_t5(buckets, farthest):
+    """A distance on the edge of a bucket may round either way, by one bucket; the default has no such distance."""
+    distances = np.arange(-20, 400)
+    expected = T5Attention._relative_position_bucket(
+        torch.tensor(-distances), bidirectional=False, num_buckets=buckets, max_distance=farthest
+    )
+    np.testing.assert_array_equal(relative_bucket(jnp.asarray(distances), buckets, farthest), expected.numpy())
+
+
+def test_relative_bias_reads_its_table_by_distance():
+    module = RelativeBias(num_heads=3)
+    table = jnp.arange(96.0).reshape(32, 3)
+    bias = module.apply({"params": {"table": table}}, 40)
+    assert bias.shape == (1, 3, 40, 40)
+    assert bias[0, 1, 7, 4] == table[3, 1]
+    assert bias[0, 2, 4, 7] == table[0, 2]
+    assert bias[0, 0, 39, 0] == table[int(relative_bucket(jnp.asarray(39))), 0]
+
+
+def test_rotation_turns_pairs_by_position_and_keeps_relative_angles():
+    """Query and key products depend on the distance alone, and each pair turns by position * theta^(-2i/N)."""
+    query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+
+    def turned(x, position):
+        return np.asarray(rotate(x, jnp.full((1, 1), position, jnp.int32), 100.0)).reshape(-1)
+
+    products = [turned(query, position + 5) @ turned(key, position) for position in (0, 3, 200)]
+    np.testing.assert_allclose(products, products[0], rtol=1e-4)
+    for i in range(4):
+        pair = complex(query[0, 0, 0, i], query[0, 0, 0, i + 4]) * np.exp(1j * 3 * 100.0 ** (-i / 4))
+        np.testing.assert_allclose(turned(query, 3)[[i, i + 4]], [pair.real, pair.imag], rtol=1e-5)
+
+
+def test_rms_norm_equals_torch():
+    rng = np.random.default_rng(0)
+    x, scale = rng.normal(size=(2, 3, 8)).astype(np.float32), rng.normal(size=8).astype(np.float32)
+    norm = torch.nn.RMSNorm(8, eps=1e-6)
+    norm.weight.data = torch.tensor(scale)
+    params = {"params": {"scale": jnp.asarray(scale)}}
+    for dtype, tolerance in ((jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)):
+        y = RMSNorm(jnp.dtype(dtype)).apply(params, jnp.asarray(x, dtype))
+        assert y.dtype == dtype
+        assert_close(y, norm(torch.tensor(x)).detach(), tolerance)

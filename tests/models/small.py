@@ -1,0 +1,50 @@
+"""Small models and batches that the tests of models share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe_jax.configuration import build
+from moe_jax.models.config import ModelConfig
+from moe_jax.models.decoder import Decoder
+
+VOCAB = 31
+
+
+def config(moe=None, **fields):
+    """Two layers of width 16; with `moe`, a mixture of 4 experts where `moe_layers` says, else in the second layer."""
+    values = {"vocab_size": VOCAB, "num_layers": 2, "model_dim": 16, "num_heads": 4, "ffn_dim": 24, "ffn": "swiglu"}
+    if moe is not None:
+        values |= {"moe": {"num_experts": 4} | moe, "moe_layers": (1,)}
+    return build(ModelConfig, values | fields)
+
+
+def batch(rows=2, length=12, seed=0):
+    """Tokens, positions and segment ids of whole documents."""
+    tokens = jnp.asarray(np.random.default_rng(seed).integers(0, VOCAB, size=(rows, length)), jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
+    return tokens, positions, jnp.ones_like(tokens)
+
+
+# Compiled once per configuration, which holds a dictionary and cannot be a key itself.
+_COMPILED = {}
+
+
+def logits(config, params, inputs, training=False):
+    """The model's logits, compiled."""
+    key = repr(config), training
+    if key not in _COMPILED:
+        _COMPILED[key] = jax.jit(Decoder(config, training).apply)
+    return _COMPILED[key]({"params": params}, *inputs, rngs={"routing": jax.random.key(5)})
+
+
+def loss(config, params, inputs):
+    """Mean cross-entropy of the next tokens, plus the routers' losses."""
+    model = Decoder(config, training=True)
+    output, sown = model.apply({"params": params}, *inputs, rngs={"routing": jax.random.key(5)}, mutable=["routing"])
+    log_probabilities = jax.nn.log_softmax(output[:, :-1])
+    picked = jnp.take_along_axis(log_probabilities, inputs[0][:, 1:, None], axis=-1)
+    balance = [
+        x for path, x in jax.tree_util.tree_leaves_with_path(sown) if "balance_loss" in jax.tree_util.keystr(path)
+    ]
+    return -picked.mean() + sum((0.01 * x.sum() for x in balance), start=jnp.float32(0.0))

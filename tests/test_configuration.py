@@ -1,0 +1,231 @@
+"""What a configuration refuses: one line that names the field, its value and what is accepted."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+
+from moe_jax.configuration import ConfigError, build, override, to_dict
+from moe_jax.models.config import ModelConfig
+from moe_jax.training.config import TrainConfig
+
+GOOD = {
+    "name": "small",
+    "model": {
+        "vocab_size": 257,
+        "num_layers": 4,
+        "model_dim": 16,
+        "num_heads": 4,
+        "ffn_dim": 32,
+        "moe_layers": (1, 3),
+        "moe": {"num_experts": 4},
+    },
+    "data": {"sequence_length": 32, "batch_size": 4},
+    "optimizer": {"warmup_steps": 10},
+    "steps": 100,
+}
+
+
+def changed(changes):
+    """`GOOD` with dotted fields changed; `...` leaves a field out."""
+    values = copy.deepcopy(GOOD)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        node = values
+        for parent in parents:
+            node = node[parent]
+        if value is ...:
+            del node[last]
+        else:
+            node[last] = value
+    return values
+
+
+# What is changed; how the message starts; what else it says.
+REFUSED = [
+    # Names, types, and what is missing.
+    ({"model.num_layer": 3}, "model.num_layer is not a field; accepted: vocab_size, num_layers", "mean 'num_layers'?"),
+    ({"sede": 3}, "sede is not a field; accepted: name, model", "did you mean 'seed'?"),
+    ({"model.moe.experts": 3}, "model.moe.experts is not a field; accepted: num_experts", "mean 'num_experts'?"),
+    ({"name": ...}, "name is missing; accepted: a value of type str", ""),
+    ({"model.vocab_size": ...}, "model.vocab_size is missing; accepted: a value of type int", ""),
+    ({"model.moe.num_experts": ...}, "model.moe.num_experts is missing; accepted: a value of type int", ""),
+    ({"model": ...}, "model is missing; accepted: a value of type ModelConfig", ""),
+    ({"model": 3}, "model is 3; accepted: a mapping of ModelConfig's fields", ""),
+    ({"steps": "many"}, "steps is 'many'; accepted: int", ""),
+    ({"steps": 10.0}, "steps is 10.0; accepted: int", ""),
+    ({"steps": True}, "steps is True; accepted: int", ""),
+    ({"steps": None}, "steps is None; accepted: int", ""),
+    ({"model.tie_embeddings": 1}, "model.tie_embeddings is 1; accepted: bool", ""),
+    ({"model.moe.capacity_factor": "1"}, "model.moe.capacity_factor is '1'; accepted: float", ""),
+    ({"model.moe_layers": 1}, "model.moe_layers is 1; accepted: tuple[int, ...]", ""),
+    ({"model.moe_layers": (1, 2.5)}, "model.moe_layers[1] is 2.5; accepted: int", ""),
+    ({"model.positions": "alibi"}, "model.positions is 'alibi'; accepted: 'rope', 't5'", ""),
+    ({"model.dtype": "float16"}, "model.dtype is 'float16'; accepted: 'float32', 'bfloat16'", ""),
+    ({"optimizer.name": "sgd"}, "optimizer.name is 'sgd'; accepted: 'adamw', 'adafactor'", ""),
+    ({"model.ffn": "swigly"}, "model.ffn is 'swigly'; accepted: geglu, gelu, relu, swiglu", "did you mean 'swiglu'?"),
+    # The mixture.
+    ({"model.moe.num_experts": 0}, "model.moe.num_experts is 0; accepted: an integer of at least 1", ""),
+    ({"model.moe.router": "swich"}, "model.moe.router is 'swich'; accepted: expert_choice, gshard", "mean 'switch'?"),
+    ({"model.moe.execution": "pad"}, "model.moe.execution is 'pad'; accepted: dropless, one_hot", "mean 'padded'?"),
+    ({"model.moe.k": 5}, "model.moe.k is 5; accepted: 1 to num_experts (4)", ""),
+    ({"model.moe.k": 0}, "model.moe.k is 0; accepted: 1 to num_experts (4)", ""),
+    ({"model.moe.k": 2}, "model.moe.k is 2; accepted: 1, with router 'switch'", ""),
+    ({"model.moe.router": "gshard"}, "model.moe.k is 1; accepted: 2, with router 'gshard'", ""),
+    (
+        {"model.moe.capacity_factor": 0},
+        "model.moe.capacity_factor is 0.0; accepted: a positive number, finite, or None",
+        "",
+    ),
+    ({"model.moe.capacity_factor": -1.0}, "model.moe.capacity_factor is -1.0; accepted: a positive number", ""),
+    ({"model.moe.capacity_factor": math.inf}, "model.moe.capacity_factor is inf; accepted: a positive number", ""),
+    ({"model.moe.capacity_factor": math.nan}, "model.moe.capacity_factor is nan; accepted: a positive number", ""),
+    ({"model.moe.eval_capacity_factor": 0.0}, "model.moe.eval_capacity_factor is 0.0; accepted: a positive", ""),
+    ({"model.moe.group_size": 0}, "model.moe.group_size is 0; accepted: an integer of at least 1, or None", ""),
+    ({"model.moe.group_size": 48}, "model.moe.group_size is 48; accepted: a divisor of 128 tokens a step", ""),
+    ({"model.moe.expert_dim": 0}, "model.moe.expert_dim is 0; accepted: an integer of at least 1, or None", ""),
+    ({"model.moe.balance_coefficient": -0.1}, "model.moe.balance_coefficient is -0.1; accepted: a number of at", ""),
+    (
+        {"model.moe.router": "uniform_random"},
+        "model.moe.balance_coefficient is 0.01; accepted: 0: router 'uniform_random' has no balance_loss",
+        "",
+    ),
+    (
+        {"model.moe.router": "uniform_random", "model.moe.balance_coefficient": 0.0, "model.moe.z_coefficient": 0.1},
+        "model.moe.z_coefficient is 0.1; accepted: 0: router 'uniform_random' has no z_loss",
+        "",
+    ),
+    (
+        {"model.moe.router_options": {"second_policy": "all"}},
+        "model.moe.router_options.second_policy is not a field; accepted: none",
+        "",
+    ),
+    (
+        {"model.moe.router": "gshard", "model.moe.k": 2, "model.moe.router_options": {"second_polcy": "all"}},
+        "model.moe.router_options.second_polcy is not a field; accepted: second_policy, second_threshold",
+        "did you mean 'second_policy'?",
+    ),
+    (
+        {"model.moe.router": "gshard", "model.moe.k": 2, "model.moe.router_options": {"second_policy": "some"}},
+        "model.moe.router_options.second_policy is 'some'; accepted: 'all', 'none', 'threshold', 'random'",
+        "",
+    ),
+    (
+        {"model.moe.router": "expert_choice", "model.moe.balance_coefficient": 0.0},
+        "model.moe.router is 'expert_choice', with which a token's experts depend on later tokens",
+        "model.moe.allow_noncausal_router=True",
+    ),
+    # The model.
+    ({"model.moe": None}, "model.moe is None; accepted: a mixture's fields, because moe_layers is not empty", ""),
+    ({"model.moe_layers": (1, 4)}, "model.moe_layers is (1, 4); accepted: increasing layer indices below", "(4)"),
+    ({"model.moe_layers": (-1,)}, "model.moe_layers is (-1,); accepted: increasing layer indices below", "(4)"),
+    ({"model.moe_layers": (3, 1)}, "model.moe_layers is (3, 1); accepted: increasing layer indices below", "(4)"),
+    ({"model.moe_layers": (1, 1)}, "model.moe_layers is (1, 1); accepted: increasing layer indices below", "(4)"),
+    ({"model.num_heads": 3}, "model.num_heads is 3; accepted: a divisor of model_dim (16), or set head_dim", ""),
+    ({"model.num_heads": 0}, "model.num_heads is 0; accepted: an integer of at least 1", ""),
+    ({"model.num_kv_heads": 3}, "model.num_kv_heads is 3; accepted: a divisor of 4", ""),
+    ({"model.num_kv_heads": 0}, "model.num_kv_heads is 0; accepted: an integer of at least 1, or None", ""),
+    ({"model.num_kv_heads": -2}, "model.num_kv_heads is -2; accepted: an integer of at least 1, or None", ""),
+    ({"model.head_dim": 5}, "model.head_dim is 5; accepted: an even number, with rope", ""),
+    ({"model.head_dim": 0}, "model.head_dim is 0; accepted: an integer of at least 1, or None", ""),
+    ({"model.head_dim": -2}, "model.head_dim is -2; accepted: an integer of at least 1, or None", ""),
+    ({"model.rope_theta": 0.0}, "model.rope_theta is 0.0; accepted: a positive number", ""),
+    ({"model.init_scale": 0.0}, "model.init_scale is 0.0; accepted: a positive number", ""),
+    # The run.
+    ({"model.vocab_size": 300}, "model.vocab_size is 300; accepted: 257, the vocabulary of data.tokenizer='bytes'", ""),
+    ({"optimizer.warmup_steps": 100}, "optimizer.warmup_steps is 100; accepted: fewer than steps (100)", ""),
+    ({"optimizer.warmup_steps": 0}, "optimizer.warmup_steps is 0; accepted: an integer of at least 1", ""),
+    ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate is 0.0; accepted: a positive number", ""),
+    ({"optimizer.beta2": 1.0}, "optimizer.beta2 is 1.0; accepted: at least 0 and below 1", ""),
+    ({"optimizer.clip_norm": 0.0}, "optimizer.clip_norm is 0.0; accepted: positive, or None", ""),
+    ({"steps": 0}, "steps is 0; accepted: an integer of at least 1", ""),
+    ({"seed": -1}, "seed is -1; accepted: an integer of at least 0", ""),
+    ({"data.tokenizer": "words"}, "data.tokenizer is 'words'; accepted: bytes, bpe:SIZE", ""),
+    ({"data.tokenizer": "bpe:100"}, "data.tokenizer is 'bpe:100'; accepted: a SIZE of at least 257", ""),
+    ({"data.corpus": "books"}, "data.corpus is 'books'; accepted: python_source, ", "tfds:NAME"),
+    ({"data.validation_fraction": 1.0}, "data.validation_fraction is 1.0; accepted: between 0 and 1", ""),
+]
+
+
+@pytest.mark.parametrize(("changes", "start", "rest"), REFUSED, ids=[start.split(";")[0] for _, start, _ in REFUSED])
+def test_refused(changes, start, rest):
+    with pytest.raises(ConfigError) as error:
+        TrainConfig.from_dict(changed(changes))
+    message = str(error.value)
+    assert message.startswith(start)
+    assert rest in message
+    assert "accepted: " in message
+    assert "\n" not in message
+
+
+ACCEPTED = [
+    {},
+    {"model.moe_layers": ()},
+    {"model.moe_layers": [], "model.moe": None},
+    {"model.moe.capacity_factor": None},
+    {"model.moe.capacity_factor": 2},
+    {"model.moe.group_size": 64},
+    {"model.num_heads": 3, "model.head_dim": 4},
+    {"model.positions": "t5", "model.head_dim": 5},
+    {"model.num_kv_heads": 2},
+    {"model.moe.router": "gshard", "model.moe.k": 2, "model.moe.router_options": {"second_threshold": 0.5}},
+    {"model.moe.router": "expert_choice", "model.moe.balance_coefficient": 0, "model.moe.allow_noncausal_router": True},
+    {"model.moe.router": "expert_choice", "model.moe.balance_coefficient": 0, "model.moe_layers": ()},
+    {"data.tokenizer": "bpe:512", "model.vocab_size": 512},
+]
+
+
+@pytest.mark.parametrize("changes", ACCEPTED, ids=lambda changes: ",".join(changes) or "good")
+def test_accepted_and_back(changes):
+    """The inverse through JSON's types gives the same configuration."""
+    config = TrainConfig.from_dict(changed(changes))
+    assert TrainConfig.from_dict(to_dict(config)) == config
+
+
+def test_values_are_converted_to_the_types_of_fields():
+    config = TrainConfig.from_dict(changed({"model.moe_layers": [1, 3], "model.moe.capacity_factor": 2}))
+    assert config.model.moe_layers == (1, 3)
+    assert isinstance(config.model.moe.capacity_factor, float)
+    assert build(ModelConfig, dataclasses.asdict(config.model)) == config.model
+
+
+@pytest.mark.parametrize(
+    ("assignment", "path", "value"),
+    [
+        ("steps=3", ("steps",), 3),
+        ("optimizer.learning_rate=1e-3", ("optimizer", "learning_rate"), 1e-3),
+        ("model.moe_layers=(1, 3)", ("model", "moe_layers"), (1, 3)),
+        ("model.moe_layers=()", ("model", "moe_layers"), ()),
+        ("model.moe.capacity_factor=None", ("model", "moe", "capacity_factor"), None),
+        ("model.moe.router=gshard", ("model", "moe", "router"), "gshard"),
+        ("model.moe.router_options.second_policy=all", ("model", "moe", "router_options", "second_policy"), "all"),
+        ("data.corpus=text_files:/a=b/*.txt", ("data", "corpus"), "text_files:/a=b/*.txt"),
+        ("data.tokenizer=bpe:512", ("data", "tokenizer"), "bpe:512"),
+        ("name=", ("name",), ""),
+        ("name={[]: 1}", ("name",), "{[]: 1}"),
+        ("model.scan_layers=True", ("model", "scan_layers"), True),
+    ],
+)
+def test_override(assignment, path, value):
+    before = copy.deepcopy(GOOD)
+    result = override(GOOD, [assignment])
+    for name in path:
+        result = result[name]
+    assert result == value
+    assert type(result) is type(value)
+    assert before == GOOD
+
+
+@pytest.mark.parametrize("assignment", ["steps", "=3", ""])
+def test_override_without_a_key_or_a_value_is_refused(assignment):
+    with pytest.raises(ConfigError, match=f"^--set is '{assignment}'; accepted: key=value, for example"):
+        override(GOOD, [assignment])
+
+
+def test_overrides_apply_in_order_and_misspelt_keys_reach_the_check():
+    assert override(GOOD, ["steps=3", "steps=4"])["steps"] == 4
+    with pytest.raises(ConfigError, match=r"^model\.mo is not a field; accepted: .* did you mean 'moe'\?"):
+        TrainConfig.from_dict(override(GOOD, ["model.mo.k=1"]))
+    with pytest.raises(ConfigError, match=r"^steps is \{'k': 1\}; accepted: int"):
+        TrainConfig.from_dict(override(GOOD, ["steps.k=1"]))
