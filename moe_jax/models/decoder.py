@@ -105,10 +105,21 @@ class Decoder(nn.Module):
     def __call__(
         self,
         tokens: Int[Array, "B S"],
-        positions: Int[Array, "B S"],
-        segment_ids: Int[Array, "B S"],
+        positions: Int[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
     ) -> Float[Array, "B S V"]:
-        """Float32 logits of each next token; segment 0 is padding, which nothing routes and nothing should score."""
+        """Float32 logits of each next token.
+
+        Args:
+          tokens: the text.
+          positions: of each token in its document; None if each sequence is one document.
+          segment_ids: number of each token's document, 0 for padding, which nothing routes and nothing should score;
+            None likewise.
+        """
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         embed = nn.Embed(
             config.vocab_size,
