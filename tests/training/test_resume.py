@@ -14,7 +14,10 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tiny_runs import (
+
+from moe_jax.configuration import ConfigError
+from moe_jax.training import loop
+from tests.training.tiny_runs import (
     CACHE_OPTIONS,
     keep_compiled,
     lines_of,
@@ -24,9 +27,6 @@ from tiny_runs import (
     write_config,
     write_corpus,
 )
-
-from moe_jax.configuration import ConfigError
-from moe_jax.training import loop
 
 STEPS = 60
 SETS = {"steps": STEPS, "eval_every": 15, "checkpoint_every": 5}
