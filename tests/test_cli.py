@@ -78,7 +78,7 @@ def test_help_explains_the_argument(capsys):
         (
             "config.py",
             ["model.moe.capacity_factor=0"],
-            ["model.moe.capacity_factor is 0.0", "positive number, or None"],
+            ["model.moe.capacity_factor is 0.0", "a positive number"],
         ),
         ("config.py", ["model.moe.router=gshard", "model.moe.k=5"], ["model.moe.k is 5", "num_experts (4)"]),
         (

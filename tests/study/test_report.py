@@ -2,13 +2,13 @@ import re
 
 import matplotlib.image
 import pytest
-from fake_results import fake_row, fake_rows
 
 from moe_jax.configuration import ConfigError
 from moe_jax.study.plots import plot_expert_load, plot_losses
 from moe_jax.study.report import headline, write_report
 from moe_jax.study.results import final_loss
 from moe_jax.study.tables import format_table
+from tests.study.fake_results import fake_row, fake_rows
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

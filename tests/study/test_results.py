@@ -2,10 +2,10 @@ import json
 
 import pandas as pd
 import pytest
-from fake_results import fake_row, fake_rows
 
 from moe_jax.configuration import ConfigError
 from moe_jax.study.results import append_row, curve_frame, final_loss, read_rows, require_comparable
+from tests.study.fake_results import fake_row, fake_rows
 
 
 def test_rows_come_back_as_they_were_appended(tmp_path):

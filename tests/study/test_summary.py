@@ -1,9 +1,9 @@
 import pytest
-from fake_results import SPEED, fake_row, fake_rows
 
 from moe_jax.configuration import ConfigError
 from moe_jax.study.results import final_loss
 from moe_jax.study.summary import require_baseline, summarize
+from tests.study.fake_results import SPEED, fake_row, fake_rows
 
 
 def by_name(rows, baseline="dense"):

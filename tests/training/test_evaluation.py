@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import B, S, quick_jit, random_batch, tiny_config
 
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import TrainState, init_state
 from moe_jax.training.step import apply_model, make_eval_step
+from tests.training.tiny_runs import B, S, quick_jit, random_batch, tiny_config
 
 
 def test_it_is_a_mean_over_tokens_of_batches_that_differ():

@@ -8,12 +8,16 @@ import shutil
 import signal
 import struct
 import time
+import types
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tiny_runs import (
+
+from moe_jax.configuration import ConfigError
+from moe_jax.training import loop
+from tests.training.tiny_runs import (
     CACHE_OPTIONS,
     keep_compiled,
     lines_of,
@@ -23,9 +27,6 @@ from tiny_runs import (
     write_config,
     write_corpus,
 )
-
-from moe_jax.configuration import ConfigError
-from moe_jax.training import loop
 
 STEPS = 60
 SETS = {"steps": STEPS, "eval_every": 15, "checkpoint_every": 5}
@@ -196,6 +197,7 @@ def test_lines_after_the_checkpoint_and_half_a_line_are_written_again(run, tmp_p
     (workdir / "metrics.jsonl").write_bytes(whole[: len(written) + 1000])
     train(workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == whole
+    assert_tensorboard_shows_the_metrics(workdir)
 
 
 def test_a_finished_run_gives_its_result_again_without_compiling(run, tmp_path, monkeypatch):
@@ -213,24 +215,37 @@ def test_a_finished_run_gives_its_result_again_without_compiling(run, tmp_path, 
     assert result.seconds == pytest.approx(result.curve[-1]["seconds"], abs=1e-4)
 
 
-def test_seconds_are_of_training_alone(run, tmp_path, monkeypatch):
+def test_seconds_are_of_training_alone_over_all_its_sessions(run, tmp_path, monkeypatch):
     _, _, train = run
+    now = [0.0]
 
-    def slowly(function):
+    def takes(seconds, function):
         def slow(*arguments):
-            time.sleep(0.2)
+            now[0] += seconds
             return function(*arguments)
 
         return slow
 
-    monkeypatch.setattr(loop, "compile_steps", slowly(loop.compile_steps))
-    monkeypatch.setattr(loop, "evaluate", slowly(loop.evaluate))
-    monkeypatch.setattr(loop.Checkpoints, "save", slowly(loop.Checkpoints.save))
-    started = time.perf_counter()
+    def compile_slowly(*arguments):
+        train_step, eval_step = compile_steps(*arguments)
+        return takes(1.0, train_step), takes(100.0, eval_step)
+
+    def save_slowly(self, step, *arguments):
+        save(self, step, *arguments)
+        if step == 20 and not interrupted:
+            interrupted.append(step)
+            raise Interrupted
+
+    compile_steps, save, interrupted = loop.compile_steps, loop.Checkpoints.save, []
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(loop, "compile_steps", takes(1e6, compile_slowly))
+    monkeypatch.setattr(loop.Checkpoints, "save", takes(1e4, save_slowly))
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run")
     result = train(tmp_path / "run")
-    # Five evaluations, twelve checkpoints and a compilation of at least a fifth of a second each.
-    assert result.seconds < time.perf_counter() - started - 18 * 0.2
-    assert result.compile_seconds >= 0.2
+    assert interrupted == [20]
+    assert [point["seconds"] for point in result.curve] == [0, 15, 30, 45, 60]
+    assert (result.seconds, result.compile_seconds) == (60, 1e6)
 
 
 def read_scalars(folder):
@@ -250,17 +265,21 @@ def read_scalars(folder):
     return scalars
 
 
-def test_tensorboard_shows_each_scalar_of_each_step_once(run, tmp_path):
-    _, undisturbed, _ = run
-    shown = read_scalars(undisturbed / "tensorboard")
+def assert_tensorboard_shows_the_metrics(workdir):
+    shown = read_scalars(workdir / "tensorboard")
     expected = {
         (f"{line['split']}/{name}", line["step"]): value
-        for line in lines_of(undisturbed / "metrics.jsonl")
+        for line in lines_of(workdir / "metrics.jsonl")
         for name, value in line.items()
         if isinstance(value, float)
     }
     assert shown.keys() == expected.keys()
     assert all(shown[key] == pytest.approx(expected[key], rel=1e-6) for key in expected)
+
+
+def test_tensorboard_shows_each_scalar_of_each_step_once(world):
+    folder, _ = world
+    assert_tensorboard_shows_the_metrics(folder / "undisturbed")
 
 
 def test_another_run_s_directory_is_refused_and_left_alone(run, tmp_path):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_runs import B, S, quick_jit, random_batch, tiny_config
 
 from moe_jax.layers.norms import RMSNorm
 from moe_jax.models.decoder import Decoder
@@ -16,6 +15,7 @@ from moe_jax.routing.router import METRICS, RNG, Router
 from moe_jax.training.optimizer import make_optimizer, make_schedule
 from moe_jax.training.state import init_state
 from moe_jax.training.step import auxiliary_loss, make_eval_step, make_train_step, routing_by_layer, routing_metrics
+from tests.training.tiny_runs import B, S, quick_jit, random_batch, tiny_config
 
 DENSE = {"model.moe_layers": (), "model.moe": None, "model.positions": "t5", "optimizer.clip_norm": None}
 SPARSE = {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.router_options": {}, "model.num_layers": 2}
