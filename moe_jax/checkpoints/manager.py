@@ -16,7 +16,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int = 1) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        # What a killed process left half written is never read; it would only fill the disk.
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
@@ -34,6 +35,12 @@ class Checkpoints:
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore())
         restored = self._manager.restore(self.latest_step(), args=arguments)
         return restored.state, restored.position
+
+    def position(self) -> dict[str, Any]:
+        """What was saved as `position` with the newest checkpoint, once it is written."""
+        self._manager.wait_until_finished()
+        arguments = ocp.args.Composite(position=ocp.args.JsonRestore())
+        return self._manager.restore(self.latest_step(), args=arguments).position
 
     def close(self) -> None:
         """Waits until all is written."""

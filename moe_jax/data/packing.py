@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Integer, Shaped
 from tqdm import tqdm
 
-from moe_jax.data.cache import cache_directory, write_beside
+from moe_jax.data.cache import cache_directory
 from moe_jax.data.corpora import Corpus
 from moe_jax.data.documents import Split
 from moe_jax.data.tokenization import SCHEME, Tokenizer
+from moe_jax.files import write_beside
 
 Example = dict[str, Shaped[np.ndarray, "S"]]
 

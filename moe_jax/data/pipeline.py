@@ -106,7 +106,7 @@ class TextData:
         available = len(self.validation) // self.batch_size
         require(
             1 <= count <= available,
-            "training.eval_batches",
+            "eval_batches",
             count,
             f"1 to {available}, as {self.corpus_name} has {len(self.validation)} sequences to validate on",
         )

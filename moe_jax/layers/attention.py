@@ -58,7 +58,6 @@ class Attention(nn.Module):
       num_heads: H.
       num_kv_heads: key and value heads; each serves num_heads / num_kv_heads query heads.
       head_dim: N.
-      rope_theta: base of the rotary frequencies; None leaves positions to `bias`.
       init_scale: see `kernel_init`.
       dtype: compute type; the softmax is float32.
     """
@@ -66,7 +65,6 @@ class Attention(nn.Module):
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rope_theta: float | None
     init_scale: float
     dtype: jnp.dtype
 
@@ -74,15 +72,15 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        positions: Int[Array, "B S"],
+        angles: tuple[Float[Array, "B S 1 M"], Float[Array, "B S 1 M"]] | None,
         mask: Bool[Array, "B 1 S S"],
         bias: Float[Array, "1 H S S"] | None,
     ) -> Float[Array, "B S D"]:
         query = self._heads(x, self.num_heads, "query")
         key = self._heads(x, self.num_kv_heads, "key")
         value = self._heads(x, self.num_kv_heads, "value")
-        if self.rope_theta is not None:
-            query, key = (rotate(heads, positions, self.rope_theta) for heads in (query, key))
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
         mixed = attend(query, key, value, mask, bias)
         return self._project(mixed.reshape(*x.shape[:2], -1), x.shape[-1], "output")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.configuration import require
@@ -22,12 +23,12 @@ class MoE(nn.Module):
 
     Attributes:
       num_experts: E.
+      expert_dim: F.
       router: a name in ROUTERS.
       k: experts per token.
       capacity_factor: seats relative to even load; None drops nothing.
       group_size: tokens that share one capacity; None makes each sequence a group.
       kind: what an expert computes, a name in FFN_KINDS.
-      expert_dim: F.
       execution: a name in EXECUTIONS.
       router_options: further fields of the router's module.
       init_scale: see `kernel_init`.
@@ -35,19 +36,24 @@ class MoE(nn.Module):
     """
 
     num_experts: int
-    router: str
-    k: int
-    capacity_factor: float | None
-    group_size: int | None
-    kind: str
     expert_dim: int
-    execution: str
-    router_options: Mapping[str, Any]
-    init_scale: float
-    dtype: jnp.dtype
+    router: str = "switch"
+    k: int = 1
+    capacity_factor: float | None = 1.25
+    group_size: int | None = None
+    kind: str = "relu"
+    execution: str = "padded"
+    router_options: Mapping[str, Any] = FrozenDict()
+    init_scale: float = 1.0
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], token_valid: Bool[Array, "B S"]) -> Float[Array, "B S D"]:
+    def __call__(
+        self, x: Float[Array, "B S D"], token_valid: Bool[Array, "B S"] | None = None
+    ) -> Float[Array, "B S D"]:
+        """Runs tokens `x`; `token_valid` is false for padding, which gets zeros, and None where there is none."""
+        if token_valid is None:
+            token_valid = jnp.ones(x.shape[:2], bool)
         kind = FFN_KINDS[self.kind]
         weights = {
             name: self.param(
@@ -70,7 +76,6 @@ class MoE(nn.Module):
             name="router",
             **self.router_options,
         )
-        # The router sees the tokens before they are cast to the compute type.
         assignment = router(tokens, token_valid.reshape(tokens.shape[:2]))
         y = EXECUTIONS[self.execution](tokens.astype(self.dtype), assignment, weights, kind)
         return y.reshape(x.shape)

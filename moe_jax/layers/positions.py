@@ -1,4 +1,4 @@
-"""Positions: rotary embeddings and T5's relative bias. B batch, S sequence, H heads, N width of one head."""
+"""Positions: rotary embeddings and T5's relative bias. B batch, S sequence, H heads, N width of a head."""
 
 import math
 
@@ -7,20 +7,33 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def rotate(x: Float[Array, "B S H N"], positions: Int[Array, "B S"], theta: float) -> Float[Array, "B S H N"]:
-    """Rotary position embedding (Su et al. 2021, equation 34), first half of the head's width against the second.
+def rotary_angles(
+    positions: Int[Array, "B S"], width: int, theta: float
+) -> tuple[Float[Array, "B S 1 M"], Float[Array, "B S 1 M"]]:
+    """Cosine and sine of each position times each of the width / 2 = M frequencies, float32, once for all layers.
+
+    Args:
+      positions: position of each token in its document.
+      width: N.
+      theta: base of the frequencies.
+    """
+    half = width // 2
+    frequencies = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "B S H N"], angles: tuple[Float[Array, "B S 1 M"], Float[Array, "B S 1 M"]]
+) -> Float[Array, "B S H N"]:
+    """Rotary position embedding (Su et al. 2021, equation 34), the head's first half against its second.
 
     Args:
       x: queries or keys.
-      positions: position of each token in its document.
-      theta: base of the frequencies.
+      angles: of `rotary_angles`.
     """
-    half = x.shape[-1] // 2
-    frequencies = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
-    cos = jnp.cos(angles)[:, :, None].astype(x.dtype)
-    sin = jnp.sin(angles)[:, :, None].astype(x.dtype)
-    first, second = x[..., :half], x[..., half:]
+    cos, sin = (table.astype(x.dtype) for table in angles)
+    first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 

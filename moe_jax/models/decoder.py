@@ -12,7 +12,7 @@ from moe_jax.layers.feed_forward import FeedForward
 from moe_jax.layers.initialization import kernel_init
 from moe_jax.layers.moe import MoE
 from moe_jax.layers.norms import RMSNorm
-from moe_jax.layers.positions import RelativeBias
+from moe_jax.layers.positions import RelativeBias, rotary_angles
 from moe_jax.models.config import ModelConfig
 from moe_jax.routing.assignment import ROUTING_DECISION
 from moe_jax.routing.router import METRICS, RNG
@@ -35,7 +35,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        positions: Int[Array, "B S"],
+        angles: tuple[Float[Array, "B S 1 M"], Float[Array, "B S 1 M"]] | None,
         mask: Bool[Array, "B 1 S S"],
         bias: Float[Array, "1 H S S"] | None,
         token_valid: Bool[Array, "B S"],
@@ -45,12 +45,11 @@ class Block(nn.Module):
             num_heads=config.num_heads,
             num_kv_heads=config.kv_heads,
             head_dim=config.head_width,
-            rope_theta=config.rope_theta if config.positions == "rope" else None,
             init_scale=config.init_scale,
             dtype=dtype,
             name="attention",
         )
-        x = x + attention(RMSNorm(dtype, name="attention_norm")(x), positions, mask, bias)
+        x = x + attention(RMSNorm(dtype, name="attention_norm")(x), angles, mask, bias)
         normed = RMSNorm(dtype, name="feed_forward_norm")(x)
         if self.sparse:
             return x + self._moe()(normed, token_valid)
@@ -106,10 +105,21 @@ class Decoder(nn.Module):
     def __call__(
         self,
         tokens: Int[Array, "B S"],
-        positions: Int[Array, "B S"],
-        segment_ids: Int[Array, "B S"],
+        positions: Int[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
     ) -> Float[Array, "B S V"]:
-        """Float32 logits of each next token; segment 0 is padding, which nothing routes and nothing should score."""
+        """Float32 logits of each next token.
+
+        Args:
+          tokens: the text.
+          positions: of each token in its document; None if each sequence is one document.
+          segment_ids: number of each token's document, 0 for padding, which nothing routes and nothing should score;
+            None likewise.
+        """
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         embed = nn.Embed(
             config.vocab_size,
@@ -118,10 +128,12 @@ class Decoder(nn.Module):
             embedding_init=nn.initializers.normal(config.model_dim**-0.5),
             name="embedding",
         )
-        bias = None
-        if config.positions == "t5":
+        angles = bias = None
+        if config.positions == "rope":
+            angles = rotary_angles(positions, config.head_width, config.rope_theta)
+        else:
             bias = RelativeBias(config.num_heads, name="relative_bias")(tokens.shape[1])
-        shared = (positions, causal_mask(segment_ids), bias, segment_ids != 0)
+        shared = (angles, causal_mask(segment_ids), bias, segment_ids != 0)
         x = RMSNorm(dtype, name="final_norm")(self._layers(embed(tokens), shared))
         if config.tie_embeddings:
             logits = embed.attend(x)

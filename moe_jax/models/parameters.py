@@ -19,8 +19,9 @@ def init_params(config: ModelConfig, rng: Key[Array, ""]) -> Params:
     With `scan_layers` they are the unrolled model's, stacked, so that scanning changes no number.
     """
     unrolled = dataclasses.replace(config, scan_layers=False, remat=False)
-    one = jnp.ones((1, unrolled.moe.group_size or 1 if unrolled.moe else 1), jnp.int32)
-    variables = Decoder(unrolled).init({"params": rng, "routing": rng}, one, one, one)
+    one = jax.ShapeDtypeStruct((1, unrolled.moe.group_size or 1 if unrolled.moe else 1), jnp.int32)
+    # Lazily: parameters are drawn, but nothing is computed with them.
+    variables = Decoder(unrolled).lazy_init({"params": rng, "routing": rng}, one, mutable=["params"])
     params = variables["params"]
     return stack_layers(params, config) if config.scan_layers else params
 

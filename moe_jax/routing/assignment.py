@@ -35,6 +35,9 @@ class Assignment:
       choices: K when the assignments are choice-major, token[k * S + s] = s; None in any other order (static).
     """
 
+    # Read by jaxtyping: tree maps rebuild the value with other things than arrays, so its fields are not enforced.
+    __no_type_check__ = True
+
     token: Int[Array, "G A"]
     expert: Int[Array, "G A"]
     weight: Float[Array, "G A"]

@@ -21,7 +21,8 @@ class OptimizerConfig:
       warmup_steps: steps of linear warm-up from 0.
       final_fraction: end of the cosine schedule, relative to the peak.
       beta1, beta2: AdamW's moment decays.
-      weight_decay: decoupled decay of the matrices (never of norms' scales).
+      weight_decay: decoupled decay of the matrices (never of norms' scales): a step takes learning rate times
+        weight_decay off each number.
       clip_norm: global gradient norm above which gradients are scaled down; None never.
     """
 
@@ -74,7 +75,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "eval_every", "eval_batches", "log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "an integer of at least 1")
-        require(self.seed >= 0, "seed", self.seed, "an integer of at least 0")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "an integer of at least 0 and below 2**32")
         require(
             self.model.vocab_size == self.data.vocab_size,
             "model.vocab_size",

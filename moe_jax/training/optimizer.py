@@ -1,5 +1,7 @@
 """Optimizers and schedules, all of them optax's."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,30 +16,44 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     warmup = config.warmup_steps
     if config.schedule == "cosine":
         end = config.learning_rate * config.final_fraction
-        return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps, end)
+        return _promoting(optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps, end))
 
     def inverse_sqrt(step: Any) -> Any:
         # Counted from the end of the warm-up, as join_schedules does.
         return config.learning_rate * jnp.sqrt(warmup / (warmup + step))
 
-    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), inverse_sqrt], [warmup])
+    warm_up = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    return _promoting(optax.join_schedules([warm_up, inverse_sqrt], [warmup]))
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Gradient clipping, then AdamW or Adafactor (factored second moments, no momentum: Shazeer and Stern 2018)."""
     schedule = make_schedule(config, steps)
     if config.name == "adamw":
-        optimizer = optax.adamw(
-            schedule, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=_decays
-        )
+        optimizer = optax.adamw(schedule, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=_decays)
     else:
+        # Optax adds this decay after the learning rate, unlike AdamW's: the schedule is for us to multiply with.
         optimizer = optax.adafactor(
-            schedule, weight_decay_rate=config.weight_decay or None, weight_decay_mask=_decays
+            schedule,
+            weight_decay_rate=(lambda step: config.weight_decay * schedule(step)) if config.weight_decay else None,
+            weight_decay_mask=_decays,
         )
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-    return optax.chain(clip, optimizer)
+    init, update = optax.chain(clip, optimizer)
+    return optax.GradientTransformationExtraArgs(_promoting(init), _promoting(update))
 
 
 def _decays(params: Any) -> Any:
     """True for matrices, false for norms' scales, whether or not layers are stacked for a scan."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+
+
+def _promoting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets optax mix integers with floats inside, as it does, where jax is told to be strict about that."""
+
+    @functools.wraps(function)
+    def promoting(*arguments: Any, **options: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*arguments, **options)
+
+    return promoting

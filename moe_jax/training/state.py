@@ -14,13 +14,18 @@ from moe_jax.training.config import TrainConfig
 
 @struct.dataclass
 class TrainState:
-    """Attributes:
-    step: optimizer steps done.
-    params: the model's parameters, float32.
-    opt_state: the optimizer's.
-    router_state: what routers remember that is not a parameter; {} where they remember nothing.
-    rng: the key that each step's draws are folded from.
+    """The value a step takes and returns.
+
+    Attributes:
+      step: optimizer steps done.
+      params: the model's parameters, float32.
+      opt_state: the optimizer's.
+      router_state: what routers remember that is not a parameter; {} where they remember nothing.
+      rng: the key that each step's draws are folded from.
     """
+
+    # Read by jaxtyping: tree maps rebuild the value with other things than arrays, so its fields are not enforced.
+    __no_type_check__ = True
 
     step: Int[Array, ""]
     params: Any

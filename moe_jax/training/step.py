@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -14,14 +15,14 @@ from moe_jax.routing.router import METRICS, RNG
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.state import TrainState
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Array | np.ndarray]
 Metrics = dict[str, Any]
 
 
 def make_train_step(
     config: TrainConfig, optimizer: optax.GradientTransformation, schedule: optax.Schedule
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step as a pure function; its metrics are `routing_metrics` and loss, total_loss, gradient_norm, learning_rate.
+    """The step as a pure function; metrics: `routing_metrics`, loss, total_loss, gradient_norm, learning_rate.
 
     `loss` is the mean cross-entropy in nats per token; `total_loss` adds the routers' losses with their coefficients.
     """
@@ -40,7 +41,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics |= {
             "total_loss": total,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": schedule(state.step),
         }
         params = optax.apply_updates(state.params, updates)
@@ -78,9 +79,7 @@ def apply_model(
     return logits, collections.get(METRICS, {}), collections.get("router_state", {})
 
 
-def mean_loss(
-    logits: Float[Array, "B S V"], targets: Int[Array, "B S"], mask: Bool[Array, "B S"]
-) -> Float[Array, ""]:
+def mean_loss(logits: Float[Array, "B S V"], targets: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> Float[Array, ""]:
     """Cross-entropy in nats per target token; 0 if there is none."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return jnp.sum(jnp.where(mask, losses, 0.0)) / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_jax.data import documents as docs
-from moe_jax.data.cache import cache_directory, write_beside
+from moe_jax.data.cache import cache_directory
 
 
 def test_the_share_of_documents_that_validate_is_the_fraction_asked_for():
@@ -46,25 +45,3 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert cache_directory() == tmp_path
     monkeypatch.delenv("MOE_JAX_CACHE")
     assert cache_directory() == Path.home() / ".cache" / "moe_jax"
-
-
-def test_a_file_whose_writing_fails_leaves_nothing(tmp_path):
-    def write_half():
-        with write_beside(tmp_path / "file") as beside:
-            beside.write_text("half")
-            raise RuntimeError("interrupted")
-
-    with pytest.raises(RuntimeError, match="interrupted"):
-        write_half()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_another_process_finished_first_is_kept(tmp_path):
-    target = tmp_path / "folder"
-    with write_beside(target) as beside:
-        beside.mkdir()
-        target.mkdir()
-        (beside / "mine").touch()
-        (target / "theirs").touch()
-    assert [path.name for path in target.iterdir()] == ["theirs"]
-    assert list(tmp_path.iterdir()) == [target]

@@ -136,9 +136,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(data):
 
 @pytest.mark.parametrize("count", [0, 10_000])
 def test_more_validation_batches_than_there_are_is_refused(data, count):
-    with pytest.raises(
-        ConfigError, match=rf"training.eval_batches is {count}; accepted: 1 to {len(data.validation) // B}"
-    ):
+    with pytest.raises(ConfigError, match=rf"eval_batches is {count}; accepted: 1 to {len(data.validation) // B}"):
         data.validation_batches(count)
 
 

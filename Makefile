@@ -1,0 +1,33 @@
+# make test        venv, install, lint, format check, the whole suite
+# make reproduce   venv, install, the main experiment on real text with one seed, its report
+# PYTHON=python3.12 make test   with another interpreter, 3.11 or later
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RESULTS := runs/switch_vs_dense
+
+.PHONY: test reproduce lint clean
+
+test: $(VENV)/installed-test lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+reproduce: $(VENV)/installed
+	$(BIN)/python -m experiments.switch_vs_dense --preset laptop --seeds 1 --output $(RESULTS)
+
+$(VENV)/installed: setup.py
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: PYTHON=python3.12 make ...") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed setup.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis

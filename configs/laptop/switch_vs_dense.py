@@ -1,0 +1,59 @@
+"""Dense against Switch at equal FLOPs per token, for two CPU cores.
+
+Command:   python -m moe_jax train configs/laptop/switch_vs_dense.py:switch-16 --workdir runs/switch-16
+           (or :dense, or :switch-E for any number of experts E); all of them: python -m experiments.switch_vs_dense
+Hardware:  two cores of a laptop or a small server, 2 GB of memory.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(model: str = "switch-16") -> ConfigDict:
+    """`dense`, or `switch-E`, which differs in one thing: every other feed-forward layer has E experts of its size."""
+    config = ConfigDict()
+    config.name = model
+    config.steps = 700
+    config.eval_every = 50
+    config.eval_batches = 16
+    config.checkpoint_every = 350
+
+    config.data = ConfigDict()
+    config.data.corpus = "python_source"
+    config.data.tokenizer = "bpe:1024"
+    config.data.sequence_length = 128
+    config.data.batch_size = 16
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_steps = 70
+
+    config.model = ConfigDict()
+    config.model.vocab_size = 1024
+    config.model.num_layers = 4
+    config.model.model_dim = 192
+    config.model.num_heads = 2
+    config.model.ffn_dim = 768
+    config.model.ffn = "relu"
+    config.model.positions = "t5"
+    if model != "dense":
+        config.model.moe_layers = (1, 3)
+        config.model.moe = ConfigDict()
+        config.model.moe.num_experts = int(model.removeprefix("switch-"))
+        config.model.moe.router = "switch"
+        config.model.moe.capacity_factor = 1.25
+        config.model.moe.eval_capacity_factor = 2.0
+        config.model.moe.group_size = 2048
+    return config
+
+
+def get_quick_config(model: str = "switch-16") -> ConfigDict:
+    """The same, much smaller and shorter, for a look at how things work; its losses mean little."""
+    config = get_config(model)
+    config.steps = 150
+    config.eval_every = 25
+    config.eval_batches = 4
+    config.optimizer.warmup_steps = 15
+    config.model.model_dim = 128
+    config.model.ffn_dim = 512
+    return config

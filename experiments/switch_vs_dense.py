@@ -1,0 +1,88 @@
+"""Dense against Switch at equal FLOPs per token, on real text: who reaches which loss when.
+
+The headline comparison of Fedus et al. 2021 (section 3.1): the same decoder with dense feed-forward layers, and with
+every other one a Switch layer of 4, 16 and 64 experts, on the same data with the same seeds.
+
+    python -m experiments.switch_vs_dense                      # one model after the other, about 11 minutes a seed
+    python -m experiments.switch_vs_dense --preset quick       # for a look, under 2 minutes
+    python -m experiments.switch_vs_dense --preset gpu         # larger, bfloat16, on one GPU
+
+Interrupted, the same command goes on where it stopped. Each seed fixes the order of the data and the start of all that
+the models share, so models are compared pair by pair.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs.gpu import switch_vs_dense as gpu
+from configs.laptop import switch_vs_dense as laptop
+from moe_jax.configuration import ConfigError
+from moe_jax.study.report import headline, write_report
+from moe_jax.study.results import Row
+from moe_jax.study.sweep import run_sweep
+from moe_jax.study.tables import format_table
+from moe_jax.training.config import TrainConfig
+from moe_jax.training.loop import train
+
+TITLE = "Dense against Switch at equal FLOPs per token"
+
+
+class Preset(NamedTuple):
+    """Configurations by model name, which models, and how many seeds."""
+
+    get_config: Callable[[str], ConfigDict]
+    models: tuple[str, ...]
+    seeds: int
+
+
+PRESETS = {
+    "quick": Preset(laptop.get_quick_config, ("dense", "switch-16"), 1),
+    "laptop": Preset(laptop.get_config, ("dense", "switch-4", "switch-16", "switch-64"), 3),
+    "gpu": Preset(gpu.get_config, ("dense", "switch-4", "switch-16", "switch-64"), 3),
+}
+
+
+def sweep(preset: Preset, seeds: int) -> list[TrainConfig]:
+    """Each model with each seed, seeds from 0."""
+    return [
+        TrainConfig.from_dict(preset.get_config(model).to_dict() | {"seed": seed})
+        for seed in range(seeds)
+        for model in preset.models
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the study and returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="laptop")
+    parser.add_argument("--seeds", type=int, help="number of seeds, from 0; default: the preset's")
+    parser.add_argument("--output", type=Path, help="results, runs and report; default: runs/switch_vs_dense-PRESET")
+    options = parser.parse_args(arguments)
+    preset = PRESETS[options.preset]
+    seeds = preset.seeds if options.seeds is None else options.seeds
+    if seeds < 1:
+        parser.error(f"--seeds is {seeds}; accepted: an integer of at least 1")
+    output = options.output or Path("runs") / f"switch_vs_dense-{options.preset}"
+    command = f"python -m experiments.switch_vs_dense --preset {options.preset} --seeds {seeds}"
+    configs = sweep(preset, seeds)
+
+    def show(rows: list[Row]) -> None:
+        print(f"\n{len(rows)} of {len(configs)} runs\n{format_table(rows)}\n", flush=True)
+
+    try:
+        rows = run_sweep(configs, output / "results.jsonl", output / "runs", train, show)
+        report = write_report(rows, output, title=TITLE, command=command)
+    except ConfigError as error:
+        print(f"switch_vs_dense: {error}", file=sys.stderr)
+        return 2
+    print(f"{headline(rows)}\n\nReport: {report}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Floating-point operations per token, from the configuration alone.
+
+Conventions: a multiply and an add are two operations; only matrix products count (norms, softmax, rotary positions,
+activations and gathers do not); attention counts the full S x S products that are computed, masked half included; the
+backward pass costs twice the forward pass; rematerialisation is not counted.
+
+D model width, H heads, S sequence, V vocabulary, E experts, K choices per token, C capacity.
+"""
+
+import dataclasses
+
+from moe_jax.accounting.parameters import attention_parameters, network_parameters
+from moe_jax.models.config import ModelConfig, MoEConfig
+from moe_jax.routing import ROUTERS
+from moe_jax.routing.capacity import capacity_per_expert
+
+
+@dataclasses.dataclass(frozen=True)
+class FlopCount:
+    """Forward operations per token by component, over all layers.
+
+    Attributes:
+      attention_projections: query, key, value and output.
+      attention_scores: scores and the weighted sum of values.
+      router: logits.
+      ffn: feed-forward networks; in sparse layers the K experts that a token asks for.
+      output: logits over the vocabulary.
+      ffn_executed: `ffn` as it is carried out, with the experts' empty seats, without dropped tokens, and with the
+        products that move tokens to their seats and back where these are matrix products.
+    """
+
+    attention_projections: int
+    attention_scores: int
+    router: int
+    ffn: int
+    output: int
+    ffn_executed: float
+
+    @property
+    def forward(self) -> int:
+        """One forward pass; active compute only."""
+        return self.attention_projections + self.attention_scores + self.router + self.ffn + self.output
+
+    @property
+    def training(self) -> int:
+        """One forward and backward pass; active compute only."""
+        return 3 * self.forward
+
+    @property
+    def executed(self) -> float:
+        """One forward pass as it is carried out."""
+        return self.forward - self.ffn + self.ffn_executed
+
+
+def flops_per_token(config: ModelConfig, sequence_length: int) -> FlopCount:
+    """Counts the operations of a decoder of `config` per token of sequences of `sequence_length`."""
+    layers, sparse = config.num_layers, len(config.moe_layers)
+    dense_ffn = (layers - sparse) * 2 * network_parameters(config, config.ffn_dim)
+    router, active, executed = _sparse_layer(config, sequence_length) if sparse else (0, 0, 0.0)
+    return FlopCount(
+        attention_projections=layers * 2 * attention_parameters(config),
+        attention_scores=layers * 4 * sequence_length * config.num_heads * config.head_width,
+        router=sparse * router,
+        ffn=dense_ffn + sparse * active,
+        output=2 * config.model_dim * config.vocab_size,
+        ffn_executed=float(dense_ffn + sparse * executed),
+    )
+
+
+def _sparse_layer(config: ModelConfig, sequence_length: int) -> tuple[int, int, float]:
+    """Of one sparse layer: the router, the K experts of a token, and the experts as they are carried out."""
+    moe = config.moe
+    expert = 2 * network_parameters(config, config.expert_dim)
+    router = 2 * config.model_dim * moe.num_experts if ROUTERS[moe.router].has_parameters else 0
+    return router, moe.k * expert, _executed(moe, config.model_dim, expert, moe.group_size or sequence_length)
+
+
+def _executed(moe: MoEConfig, model_dim: int, expert: int, group: int) -> float:
+    """What a sparse layer costs one token of a `group` of tokens in training, where one expert costs it `expert`."""
+    seats = moe.num_experts * capacity_per_expert(moe.capacity_factor, group, moe.k, moe.num_experts)
+    # The masks [S, E, C] multiply every token to and from every seat.
+    executed = {
+        "padded": seats / group * expert,
+        "one_hot": seats / group * expert + 4 * seats * model_dim,
+        "dropless": moe.k * expert,
+        "oracle": moe.num_experts * expert,
+    }
+    return float(executed[moe.execution])

@@ -1,0 +1,116 @@
+"""The command line: `python -m moe_jax`, or `moe-jax`."""
+
+import argparse
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moe_jax.configuration import ConfigError, override
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0, or 2 after one line on what is wrong with the input."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except ConfigError as error:
+        print(f"moe-jax {options.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def load_config(location: str) -> dict[str, Any]:
+    """What `get_config` of a Python file returns, an ml_collections ConfigDict, as nested dictionaries.
+
+    Args:
+      location: `PATH`, whose get_config() is called, or `PATH:ARGUMENT`, whose get_config(ARGUMENT) is.
+
+    Raises:
+      ConfigError: there is no such Python file, it defines no `get_config`, or `get_config` does not take ARGUMENT: it
+        raises ValueError or KeyError.
+    """
+    path, colon, argument = location.partition(":")
+    get_config = _module(location, Path(path)).get("get_config")
+    if get_config is None:
+        raise ConfigError(f"CONFIG is {location!r}, without get_config; accepted: a file that defines get_config()")
+    arguments = [argument] if colon else []
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"CONFIG is {location!r}, but the file has get_config{inspect.signature(get_config)}; accepted: "
+            "PATH:ARGUMENT where it takes an argument, else PATH"
+        ) from error
+    try:
+        config = get_config(*arguments)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"CONFIG is {location!r}, for which get_config raises {error!r}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"CONFIG is {location!r}, which gives a {type(config).__name__}; accepted: a ConfigDict")
+    return config.to_dict()
+
+
+def _module(location: str, path: Path) -> dict[str, Any]:
+    """Runs a Python file and returns its names. It is not imported: that leaves, and may read stale, compiled files."""
+    if not path.is_file():
+        raise ConfigError(f"CONFIG is {location!r}, not a file; accepted: a Python file that defines get_config()")
+    names: dict[str, Any] = {"__name__": path.stem, "__file__": str(path.absolute())}
+    try:
+        code = compile(path.read_bytes(), str(path), "exec")
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"CONFIG is {location!r}; accepted: a Python file; {error}") from error
+    exec(code, names)
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moe-jax",
+        description="Train and study sparse Mixture-of-Experts transformers.",
+        epilog="example:\n  moe-jax train configs/laptop/switch_vs_dense.py:switch-16 --workdir runs/switch-16",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="train one model",
+        description="Trains the model of a configuration file; in a directory that holds part of the same run, goes on "
+        "where its last checkpoint stands.",
+        epilog="example:\n  moe-jax train configs/laptop/switch_vs_dense.py:switch-16 --workdir runs/switch-16 \\\n"
+        "    --set steps=200 --set model.moe.num_experts=8",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument(
+        "config",
+        metavar="CONFIG",
+        help="PATH of a Python file that defines get_config(), or PATH:ARGUMENT for its get_config(ARGUMENT)",
+    )
+    train.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="metrics and checkpoints go here")
+    train.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="override a field, e.g. optimizer.learning_rate=1e-3",
+    )
+    train.set_defaults(run=_train)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> None:
+    # Imported here so that --help and a bad file name answer at once.
+    from moe_jax.training.config import TrainConfig
+    from moe_jax.training.loop import train
+
+    config = TrainConfig.from_dict(override(load_config(options.config), options.set))
+    result = train(config, options.workdir)
+    last = result.curve[-1]
+    print(
+        f"{config.name}: validation loss {last['validation_loss']:.4f} nats/token, "
+        f"{last['bits_per_byte']:.4f} bits/byte after {last['step']} steps, {last['tokens']:,} tokens and "
+        f"{result.seconds:.0f} s of training; corpus {result.corpus_name}, digest {result.corpus_digest[:12]}"
+    )

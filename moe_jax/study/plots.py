@@ -1,0 +1,112 @@
+"""The figures of a study: loss against what it cost, and how evenly the experts were used."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from moe_jax.study.results import Row, curve_frame, final_loss
+from moe_jax.study.statistics import reached_at
+from moe_jax.study.summary import COSTS, experts_of, group_by_name
+
+EARLY = 0.15
+"""Share of a run whose losses may leave the plot: they fall so fast that they would flatten all that follows."""
+
+
+def plot_losses(rows: Sequence[Row], baseline: str) -> Figure:
+    """Validation loss over steps, training FLOPs and seconds.
+
+    A line is the mean over seeds and its band their range; a dot marks where a mean first reaches the baseline's final
+    loss, which is the dotted line.
+    """
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    panels = figure.subplots(1, len(COSTS), sharey=True)
+    groups = group_by_name(rows)
+    colours = _colours(groups)
+    target = float(np.mean([final_loss(row) for row in groups[baseline]]))
+    for axes, (cost, label) in zip(panels, COSTS.items(), strict=True):
+        axes.axhline(target, color="black", linestyle=":", linewidth=1.2, label=f"final loss of {baseline}")
+        for name, group in groups.items():
+            _plot_curve(axes, group, cost, target, name, colours[name])
+        axes.set_xlabel(label)
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("validation loss (nats per token)")
+    panels[0].set_ylim(*_loss_limits(rows))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
+    return figure
+
+
+def plot_expert_load(rows: Sequence[Row]) -> Figure | None:
+    """Each expert's load over training, relative to an even share; None without sparse models.
+
+    One panel per sparse model: its last sparse layer, in the run of the lowest seed. Experts of different layers or
+    seeds have nothing in common but their index, so their average would hide the imbalance.
+    """
+    runs = [group[0] for group in group_by_name(rows).values() if experts_of(group[0])]
+    if not runs:
+        return None
+    figure = Figure(figsize=(1.4 + 3.9 * len(runs), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(runs), squeeze=False)[0]
+    for axes, row in zip(panels, runs, strict=True):
+        layer = _last_layer(row)
+        load = _relative_load(row, layer)
+        steps = [point["step"] for point in row["curve"]]
+        mesh = axes.pcolormesh(steps, np.arange(len(load)), load, cmap="RdBu_r", vmin=0, vmax=2, shading="nearest")
+        axes.set_title(f"{row['name']}, {layer.replace('_', ' ')}, seed {row['seed']}")
+        axes.set_xlabel("steps")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    panels[0].set_ylabel("expert")
+    label = "load / even share"
+    figure.colorbar(mesh, ax=panels, extend="max", ticks=[0, 0.5, 1, 1.5, 2], label=label, fraction=0.03, pad=0.01)
+    return figure
+
+
+def _plot_curve(axes: Axes, rows: Sequence[Row], cost: str, target: float, name: str, colour: str) -> None:
+    """Draws one model: mean, range over seeds, and the dot where the mean reaches `target`."""
+    points = curve_frame(rows).groupby("step")
+    x, losses = points[cost].mean(), points["validation_loss"]
+    mean = losses.mean()
+    axes.fill_between(x, losses.min(), losses.max(), color=colour, alpha=0.2, linewidth=0)
+    axes.plot(x, mean, color=colour, linewidth=1.8, label=name)
+    reached = reached_at(x.to_numpy(), mean.to_numpy(), target)
+    if reached is not None:
+        axes.plot(reached, target, "o", color=colour, markersize=6, markeredgecolor="white")
+
+
+def _colours(groups: dict[str, list[Row]]) -> dict[str, str]:
+    """Greys for dense models; for sparse ones viridis, safe for the colour-blind, darker with more experts."""
+    dense = [name for name, group in groups.items() if not experts_of(group[0])]
+    sparse = [name for name in groups if name not in dense]
+    greys = {name: str(level) for name, level in zip(dense, np.linspace(0.45, 0.75, len(dense)), strict=True)}
+    viridis = colormaps["viridis"](np.linspace(0.8, 0.0, len(sparse)))
+    return greys | {name: to_hex(colour) for name, colour in zip(sparse, viridis, strict=True)}
+
+
+def _loss_limits(rows: Sequence[Row]) -> tuple[float, float]:
+    """Limits of the loss axis that show all but each run's early fall, and ignore diverged evaluations."""
+    late = [
+        point["validation_loss"]
+        for row in rows
+        for point in row["curve"]
+        if point["step"] >= EARLY * row["curve"][-1]["step"] and math.isfinite(point["validation_loss"])
+    ]
+    low, high = (min(late), max(late)) if late else (0.0, 1.0)
+    margin = 0.05 * (high - low) or 0.05
+    return low - margin, high + margin
+
+
+def _last_layer(row: Row) -> str:
+    """The name of the run's last sparse layer, by the number that ends it (`layer_10` comes after `layer_9`)."""
+    return max(row["curve"][-1]["load"], key=lambda name: int(name.rpartition("_")[2]))
+
+
+def _relative_load(row: Row, layer: str) -> Float[np.ndarray, "E points"]:
+    """Loads divided by their mean over experts, at every evaluation."""
+    load = np.array([point["load"][layer] for point in row["curve"]]).T
+    return load / load.mean(axis=0)

@@ -1,0 +1,108 @@
+"""The results table: one line of JSON per finished run in `results.jsonl`.
+
+A row has the fields
+  name, seed, config    which run: the model's name, the seed, and the full nested configuration (both within it too)
+  corpus                {"name", "digest"} of the text it was trained and validated on
+  git_revision, host, versions, finished    see `moe_jax.study.provenance`; `finished` is an ISO time
+  seconds, compile_seconds                  of training without compilation, and of compilation
+  parameters            {"total", "active"}
+  flops_per_token       training FLOPs per token, forward and backward
+  curve                 one entry per evaluation, in order of steps: {"step", "tokens", "seconds", "validation_loss",
+                        "bits_per_byte", "routing": {metric: number}, "load": {layer: [a number per expert]}};
+                        `routing` and `load` are {} for a dense model; a layer's name ends in its index (`layer_3`).
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from moe_jax.configuration import ConfigError
+
+Row = dict[str, Any]
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Appends `row` and waits until it is on disk; half a line that a kill left at the end is removed first."""
+    line = json.dumps(row).encode() + b"\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows in the order they were appended; half a line at the end is ignored, and no file is no rows.
+
+    Raises:
+      ConfigError: a line that is not JSON, which no kill leaves behind.
+    """
+    if not path.exists():
+        return []
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def require_comparable(rows: Sequence[Row]) -> None:
+    """Raises ConfigError unless the rows can stand in one table.
+
+    They must share one corpus, and the rows of one name must differ in their seeds and in nothing else.
+    """
+    corpora = {row["corpus"]["digest"]: row["corpus"]["name"] for row in rows}
+    if len(corpora) > 1:
+        found = " and ".join(f"{name!r} with digest {digest}" for digest, name in corpora.items())
+        raise ConfigError(f"corpus is {found}; accepted: rows of one corpus, because losses on two do not compare")
+    first: dict[str, Row] = {}
+    seen: set[tuple[str, int]] = set()
+    for row in rows:
+        name, seed = row["name"], row["seed"]
+        if _without_seed(first.setdefault(name, row)["config"]) != _without_seed(row["config"]):
+            raise ConfigError(f"name is {name!r} in rows of two configurations; accepted: one configuration per name")
+        if (name, seed) in seen:
+            raise ConfigError(f"seed is {seed} in two rows of {name!r}; accepted: one row per name and seed")
+        seen.add((name, seed))
+
+
+def final_loss(row: Row) -> float:
+    """Validation loss after the last step, in nats per token."""
+    return row["curve"][-1]["validation_loss"]
+
+
+def curve_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """One line per evaluation, to plot and to group.
+
+    Columns: name, seed, step, tokens, flops (training FLOPs spent so far), seconds, validation_loss, bits_per_byte, and
+    one per routing metric, NaN where a model has none.
+    """
+    return pd.DataFrame(
+        {
+            "name": row["name"],
+            "seed": row["seed"],
+            "step": point["step"],
+            "tokens": point["tokens"],
+            "flops": point["tokens"] * row["flops_per_token"],
+            "seconds": point["seconds"],
+            "validation_loss": point["validation_loss"],
+            "bits_per_byte": point["bits_per_byte"],
+            **point["routing"],
+        }
+        for row in rows
+        for point in row["curve"]
+    )
+
+
+def _parse(line: bytes, where: str) -> Row:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where} is {line[:60]!r}; accepted: one JSON object per line") from error
+
+
+def _without_seed(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "seed"}

@@ -1,0 +1,87 @@
+"""A sweep: a list of configurations to train, and the table of results it fills."""
+
+import datetime
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_jax.accounting.flops import flops_per_token
+from moe_jax.accounting.parameters import count_parameters
+from moe_jax.configuration import to_dict
+from moe_jax.study import provenance
+from moe_jax.study.results import Row, append_row, read_rows
+from moe_jax.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from moe_jax.training.loop import RunResult
+
+Train = Callable[[TrainConfig, Path], "RunResult"]
+
+
+def run_sweep(
+    configs: Sequence[TrainConfig],
+    results: Path,
+    workdir: Path,
+    train: Train,
+    on_row: Callable[[list[Row]], None] = lambda rows: None,
+) -> list[Row]:
+    """Trains what is not yet in `results`, one seed of every model before the next seed.
+
+    A run is its full configuration: changing any field makes it another run. A row is appended when its run ended, so
+    a sweep that is killed and started again trains only what is missing, and the run it was killed in goes on from
+    that run's last checkpoint.
+
+    Args:
+      configs: the runs, in the order that the models are to be trained within a seed.
+      results: the table, `results.jsonl`; rows of other runs in it stay and are not returned.
+      workdir: gets one folder of checkpoints and logs per run.
+      train: trains one configuration in a folder, going on from the checkpoint it finds there.
+      on_row: called with this sweep's rows so far, after each run that is trained.
+
+    Returns:
+      The rows of `configs`, seed by seed.
+    """
+    finished = {_identity(row["config"]): row for row in read_rows(results)}
+    rows: list[Row] = []
+    for config in sorted(configs, key=lambda config: config.seed):
+        identity = _identity(to_dict(config))
+        if identity in finished:
+            rows.append(finished[identity])
+            continue
+        row = _run(config, run_directory(config, workdir), train)
+        append_row(results, row)
+        rows.append(row)
+        on_row(list(rows))
+    return rows
+
+
+def run_directory(config: TrainConfig, workdir: Path) -> Path:
+    """The folder of one run, for example `workdir/switch-16-seed0-1a2b3c4d`, different for different configurations."""
+    return workdir / f"{config.name}-seed{config.seed}-{_identity(to_dict(config))[:8]}"
+
+
+def _run(config: TrainConfig, directory: Path, train: Train) -> Row:
+    """Trains `config` and makes its row, with the revision of the code as it was when training started."""
+    origin = {"git_revision": provenance.git_revision(), "host": provenance.host(), "versions": provenance.versions()}
+    result = train(config, directory)
+    parameters = count_parameters(config.model)
+    return {
+        "name": config.name,
+        "seed": config.seed,
+        "config": to_dict(config),
+        "corpus": {"name": result.corpus_name, "digest": result.corpus_digest},
+        **origin,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": result.seconds,
+        "compile_seconds": result.compile_seconds,
+        "parameters": {"total": parameters.total, "active": parameters.active},
+        "flops_per_token": flops_per_token(config.model, config.data.sequence_length).training,
+        "curve": list(result.curve),
+    }
+
+
+def _identity(config: dict[str, Any]) -> str:
+    """A digest of a nested configuration, the same for the same fields in any order."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

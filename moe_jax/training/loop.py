@@ -1,0 +1,192 @@
+"""The training loop: a configuration and a directory in, metrics, checkpoints and a result out."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from moe_jax.checkpoints.manager import Checkpoints
+from moe_jax.configuration import to_dict
+from moe_jax.data.pipeline import TextData, load_text
+from moe_jax.training.config import TrainConfig
+from moe_jax.training.evaluation import evaluate
+from moe_jax.training.optimizer import make_optimizer, make_schedule
+from moe_jax.training.records import StepLog, claim_workdir, read_lines
+from moe_jax.training.state import TrainState, init_state
+from moe_jax.training.step import Batch, Metrics, make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+      curve: one entry for each evaluation: step, tokens, seconds (of training alone), validation_loss (nats per token),
+        bits_per_byte, routing ({metric: number}) and load ({"layer_i": [share of each expert]}), both {} if dense.
+      corpus_name: what it was trained on.
+      corpus_digest: and exactly which.
+      seconds: of training, without compilation, evaluation and checkpoints.
+      compile_seconds: of compiling the training and the evaluation step, in the session that finished the run.
+    """
+
+    curve: list[dict[str, Any]]
+    corpus_name: str
+    corpus_digest: str
+    seconds: float
+    compile_seconds: float
+
+
+def train(config: TrainConfig, workdir: Path, progress: bool = True) -> RunResult:
+    """Trains from the beginning or, where `workdir` has a checkpoint of the same run, from there on.
+
+    A resumed run's `metrics.jsonl` is that of a run never stopped, to the bit. A finished run is read, not run again.
+
+    Args:
+      config: the run.
+      workdir: gets run.json, metrics.jsonl, timing.jsonl, tensorboard/ and checkpoints/.
+      progress: whether to show a progress bar.
+
+    Raises:
+      ConfigError: the corpus cannot be read or is too small, or `workdir` holds another run; nothing is written then.
+    """
+    data = load_text(config.data)
+    validation = data.validation_batches(config.eval_batches)
+    claim_workdir(workdir, {"config": to_dict(config), "corpus": {"name": data.corpus_name, "digest": data.digest}})
+    with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+        if checkpoints.latest_step() != config.steps:
+            with contextlib.closing(_Session(config, workdir, data, validation, checkpoints)) as session:
+                session.run(progress)
+        clock = checkpoints.position()["clock"]
+    return RunResult(
+        curve=read_curve(config, workdir),
+        corpus_name=data.corpus_name,
+        corpus_digest=data.digest,
+        seconds=clock["seconds"],
+        compile_seconds=clock["compile_seconds"],
+    )
+
+
+def read_curve(config: TrainConfig, workdir: Path) -> list[dict[str, Any]]:
+    """A run's evaluations so far; see `RunResult.curve`."""
+    seconds = {line["step"]: line["seconds"] for line in read_lines(workdir / "timing.jsonl")}
+    tokens_per_step = config.data.batch_size * config.data.sequence_length
+    curve = []
+    for line in read_lines(workdir / "metrics.jsonl"):
+        if line.pop("split") == "validation":
+            step = line.pop("step")
+            point = {"step": step, "tokens": step * tokens_per_step, "seconds": seconds[step]}
+            point |= {"validation_loss": line.pop("loss"), "bits_per_byte": line.pop("bits_per_byte")}
+            curve.append(point | {"load": line.pop("load", {}), "routing": line})
+    return curve
+
+
+class _Session:
+    """One process's part of a run, from its last checkpoint to the end."""
+
+    def __init__(
+        self, config: TrainConfig, workdir: Path, data: TextData, validation: list[Batch], checkpoints: Checkpoints
+    ) -> None:
+        self.config = config
+        self.validation = validation
+        self.bytes_per_token = data.validation_bytes_per_token
+        optimizer = make_optimizer(config.optimizer, config.steps)
+        schedule = make_schedule(config.optimizer, config.steps)
+        self.state = init_state(config, optimizer)
+        self.batches = data.train_batches(config.seed)
+        self.seconds = 0.0
+        self.checkpoints = checkpoints
+        self.resumed = self.checkpoints.latest_step() is not None
+        if self.resumed:
+            self.state, position = self.checkpoints.restore(self.state)
+            self.batches.set_state(position["data"])
+            self.seconds = position["clock"]["seconds"]
+        self.step = int(self.state.step)
+        started = time.perf_counter()
+        self.train_step, self.eval_step = compile_steps(config, optimizer, schedule, self.state, validation[0])
+        self.compile_seconds = time.perf_counter() - started
+        # Without a checkpoint nothing is kept, not even what was measured before the first step.
+        last = self.step if self.resumed else -1
+        self.metrics = StepLog(workdir / "metrics.jsonl", last)
+        self.timing = StepLog(workdir / "timing.jsonl", last)
+        # TensorBoard forgets this step and later ones: a killed process logged them, and they are logged again.
+        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=last + 1)
+
+    def run(self, progress: bool) -> None:
+        """Steps until the configured number is done."""
+        config = self.config
+        tokens = config.data.batch_size * config.data.sequence_length
+        bar = tqdm(total=config.steps, initial=self.step, desc=config.name, unit="step", disable=not progress)
+        with bar:
+            if not self.resumed:
+                self.evaluate()
+            started = time.perf_counter()
+            while self.step < config.steps:
+                self.step += 1
+                self.state, metrics = self.train_step(self.state, next(self.batches))
+                last = self.step == config.steps
+                evaluates = last or self.step % config.eval_every == 0
+                saves = last or self.step % config.checkpoint_every == 0
+                if self.step % config.log_every == 0 or last:
+                    loss = self.log_training(metrics)
+                    bar.set_postfix_str(f"loss {loss:.3f}, {tokens * (bar.format_dict['rate'] or 0):,.0f} tokens/s")
+                bar.update()
+                if evaluates or saves:
+                    jax.block_until_ready(self.state)
+                    self.seconds += time.perf_counter() - started
+                    if evaluates:
+                        self.evaluate()
+                    if saves:
+                        self.save()
+                    started = time.perf_counter()
+
+    def log_training(self, metrics: Metrics) -> float:
+        """Records a step's metrics and returns its loss."""
+        numbers = _numbers(metrics)
+        self.record("train", numbers)
+        return numbers["loss"]
+
+    def evaluate(self) -> None:
+        """Records the validation loss, and how long training took to get there."""
+        numbers = evaluate(self.eval_step, self.state, self.validation, self.bytes_per_token)
+        # The clock first, so that whoever reads a run that goes on finds it for every validation loss.
+        self.timing.append({"step": self.step, "seconds": round(self.seconds, 4)})
+        self.record("validation", numbers)
+
+    def record(self, split: str, numbers: dict[str, Any]) -> None:
+        """Writes metrics to the log and, the scalars among them, to TensorBoard."""
+        self.metrics.append({"step": self.step, "split": split} | numbers)
+        for name, value in numbers.items():
+            if isinstance(value, float):
+                self.board.add_scalar(f"{split}/{name}", value, self.step)
+
+    def save(self) -> None:
+        """Checkpoints the state, the clock and the place in the data, after the metrics that led there."""
+        for log in (self.metrics, self.timing, self.board):
+            log.flush()
+        clock = {"seconds": self.seconds, "compile_seconds": self.compile_seconds}
+        self.checkpoints.save(self.step, self.state, {"data": self.batches.get_state(), "clock": clock})
+
+    def close(self) -> None:
+        """Puts the metrics on disk."""
+        for log in (self.metrics, self.timing, self.board):
+            log.close()
+
+
+def compile_steps(
+    config: TrainConfig, optimizer: Any, schedule: Any, state: TrainState, batch: Batch
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The training step, which consumes its state, and the evaluation step, compiled before they are timed."""
+    train_step = jax.jit(make_train_step(config, optimizer, schedule), donate_argnums=0)
+    eval_step = jax.jit(make_eval_step(config))
+    return train_step.lower(state, batch).compile(), eval_step.lower(state, batch).compile()
+
+
+def _numbers(metrics: Metrics) -> dict[str, Any]:
+    return jax.tree.map(lambda x: np.asarray(x, np.float64).tolist(), jax.device_get(metrics))

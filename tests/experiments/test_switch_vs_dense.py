@@ -1,0 +1,102 @@
+"""The main experiment: what it compares, and that it runs from its command line to its report."""
+
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import switch_vs_dense
+from experiments.switch_vs_dense import PRESETS, Preset, main, sweep
+from moe_jax.accounting.flops import flops_per_token
+from moe_jax.accounting.parameters import count_parameters
+from moe_jax.configuration import to_dict
+from moe_jax.study.results import read_rows
+from moe_jax.training.config import TrainConfig
+
+
+def models(preset: str) -> dict[str, TrainConfig]:
+    return {config.name: config for config in sweep(PRESETS[preset], seeds=1)}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_models_differ_only_in_their_mixture(preset: str) -> None:
+    configs = models(preset)
+    dense = to_dict(configs.pop("dense"))
+    assert dense["model"]["moe_layers"] == []
+    for name, config in configs.items():
+        sparse = to_dict(config)
+        assert sparse["model"]["moe"]["num_experts"] == int(name.removeprefix("switch-"))
+        sparse["model"] |= {"moe_layers": [], "moe": None}
+        assert sparse | {"name": "dense"} == dense
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_token_costs_the_same_but_for_the_router(preset: str) -> None:
+    configs = models(preset)
+    dense = configs.pop("dense")
+    length = dense.data.sequence_length
+    base = flops_per_token(dense.model, length)
+    for config in configs.values():
+        sparse = flops_per_token(config.model, length)
+        assert sparse.forward - sparse.router == base.forward
+        assert sparse.forward < 1.02 * base.forward
+        assert count_parameters(config.model).total > count_parameters(dense.model).total
+
+
+def test_a_seed_of_every_model_ends_before_the_next_seed_begins() -> None:
+    assert sorted({config.seed for config in sweep(PRESETS["laptop"], 3)}) == [0, 1, 2]
+    assert len(sweep(PRESETS["laptop"], 3)) == 12
+
+
+def tiny(text: Path) -> Preset:
+    def get_config(model: str) -> ConfigDict:
+        config = PRESETS["laptop"].get_config(model)
+        config.steps, config.eval_every, config.eval_batches = 4, 2, 1
+        config.optimizer.warmup_steps = 1
+        config.data.corpus = f"text_files:{text}"
+        config.data.tokenizer = "bytes"
+        config.data.sequence_length, config.data.batch_size = 16, 4
+        config.model.vocab_size, config.model.model_dim, config.model.ffn_dim = 257, 16, 32
+        if model != "dense":
+            config.model.moe.group_size = 64
+        return config
+
+    return Preset(get_config, ("dense", "switch-4"), 2)
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"Line {i} of a text that is long enough to train on.\n" for i in range(400)))
+    monkeypatch.setenv("MOE_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(switch_vs_dense.PRESETS, "quick", tiny(text))
+    return tmp_path / "output"
+
+
+def test_runs_from_the_command_line_to_the_report(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--preset", "quick", "--output", str(output)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "4 of 4 runs" in printed
+    assert "The baseline, dense, ended with a validation loss of" in printed
+    assert [(row["name"], row["seed"]) for row in read_rows(output / "results.jsonl")] == [
+        ("dense", 0),
+        ("switch-4", 0),
+        ("dense", 1),
+        ("switch-4", 1),
+    ]
+    report = (output / "README.md").read_text()
+    assert "python -m experiments.switch_vs_dense --preset quick --seeds 2" in report
+    assert (output / "loss.png").stat().st_size > 10_000
+    assert (output / "load.png").stat().st_size > 10_000
+    before = (output / "results.jsonl").read_bytes()
+    assert main(arguments) == 0
+    assert (output / "results.jsonl").read_bytes() == before
+
+
+def test_seeds_below_one_are_refused(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--preset", "quick", "--seeds", "0", "--output", str(output)])
+    assert stopped.value.code == 2
+    assert "--seeds is 0; accepted: an integer of at least 1" in capsys.readouterr().err
+    assert not output.exists()

@@ -1,0 +1,55 @@
+"""Rows of runs that never happened but look as if: losses fall by a power law, faster with more experts."""
+
+import numpy as np
+
+SPEED = {"dense": 1.0, "switch-4": 1.5, "switch-16": 2.2, "switch-64": 3.0}
+"""Steps of the dense model per step of the model, to one loss."""
+
+
+def fake_row(name: str, seed: int = 0, steps: int = 1000, points: int = 21, digest: str = "5eed") -> dict:
+    experts = int(name.partition("-")[2] or 0)
+    return {
+        "name": name,
+        "seed": seed,
+        "config": fake_config(experts, seed),
+        "corpus": {"name": "python_source", "digest": digest},
+        "git_revision": "abc1234",
+        "host": {"cpu": "Imaginary 9000", "cores": 2, "platform": "cpu", "device": "cpu", "devices": 1},
+        "versions": {"python": "3.11.0", "jax": "0.10.2", "flax": "0.12.8", "optax": "0.2.8", "moe_jax": "0.1.0"},
+        "finished": "2026-01-01T00:00:00+00:00",
+        "seconds": steps * _step_seconds(experts),
+        "compile_seconds": 4.5,
+        "parameters": {"total": 1_800_000 + 524_288 * experts, "active": 1_800_000},
+        "flops_per_token": 12_000_000,
+        "curve": [
+            _point(name, experts, seed, step) for step in np.linspace(0, steps, points).round().astype(int).tolist()
+        ],
+    }
+
+
+def fake_rows(seeds: int = 3, **options) -> list[dict]:
+    return [fake_row(name, seed, **options) for seed in range(seeds) for name in SPEED]
+
+
+def fake_config(experts: int, seed: int) -> dict:
+    moe = {"num_experts": experts} if experts else None
+    return {"seed": seed, "model": {"moe_layers": [1, 3] if experts else [], "moe": moe}}
+
+
+def _step_seconds(experts: int) -> float:
+    return 0.2 * (1 + 0.1 * experts**0.5)
+
+
+def _point(name: str, experts: int, seed: int, step: int) -> dict:
+    random = np.random.default_rng([seed, experts, step])
+    loss = 1.1 + 4.4 / (1 + 0.02 * SPEED[name] * step) ** 0.5 + 0.01 * seed + 0.004 * random.standard_normal()
+    load = {f"layer_{layer}": random.dirichlet(np.full(experts, 2.0 + step / 20)).tolist() for layer in (1, 3)}
+    return {
+        "step": step,
+        "tokens": step * 4096,
+        "seconds": step * _step_seconds(experts),
+        "validation_loss": float(loss),
+        "bits_per_byte": float(loss / np.log(2)),
+        "routing": {"fraction_dropped": 0.02, "load_max_over_mean": max(load["layer_3"]) * experts} if experts else {},
+        "load": load if experts else {},
+    }

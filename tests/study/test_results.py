@@ -1,0 +1,67 @@
+import json
+
+import pandas as pd
+import pytest
+
+from moe_jax.configuration import ConfigError
+from moe_jax.study.results import append_row, curve_frame, final_loss, read_rows, require_comparable
+from tests.study.fake_results import fake_row, fake_rows
+
+
+def test_rows_come_back_as_they_were_appended(tmp_path):
+    rows, path = fake_rows(1), tmp_path / "deep" / "results.jsonl"
+    for row in rows:
+        append_row(path, row)
+    assert read_rows(path) == rows
+
+
+def test_no_file_is_no_rows(tmp_path):
+    assert read_rows(tmp_path / "results.jsonl") == []
+
+
+@pytest.mark.parametrize("kept", [1, 100, -1])
+def test_half_a_line_is_ignored_and_removed_by_the_next_append(tmp_path, kept):
+    path = tmp_path / "results.jsonl"
+    first, second, third = (fake_row("dense", seed) for seed in range(3))
+    append_row(path, first)
+    with path.open("ab") as file:
+        file.write((json.dumps(second) + "\n").encode()[:kept])
+    assert read_rows(path) == [first]
+    append_row(path, third)
+    assert read_rows(path) == [first, third]
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"name": "dense"}\nnot json\n')
+    with pytest.raises(ConfigError, match=r"results\.jsonl:2 is b'not json'"):
+        read_rows(path)
+
+
+def test_curve_frame_has_a_line_per_evaluation():
+    rows = [fake_row("dense", points=6), fake_row("switch-4", points=6)]
+    frame = curve_frame(rows)
+    assert len(frame) == 12
+    last = frame[frame.name == "switch-4"].iloc[-1]
+    assert last.step == 1000
+    assert last.flops == 1000 * 4096 * rows[1]["flops_per_token"]
+    assert last.validation_loss == final_loss(rows[1])
+    assert last.fraction_dropped == 0.02
+    assert pd.isna(frame[frame.name == "dense"].fraction_dropped).all()
+
+
+def test_rows_of_two_corpora_do_not_compare():
+    with pytest.raises(ConfigError, match=r"'python_source' with digest aaaa and 'python_source' with digest bbbb"):
+        require_comparable([fake_row("dense", digest="aaaa"), fake_row("switch-4", digest="bbbb")])
+
+
+def test_one_name_is_one_configuration():
+    other = fake_row("dense", seed=1)
+    other["config"]["steps"] = 7
+    with pytest.raises(ConfigError, match="name is 'dense' in rows of two configurations"):
+        require_comparable([fake_row("dense"), other])
+
+
+def test_a_seed_counts_once():
+    with pytest.raises(ConfigError, match="seed is 0 in two rows of 'dense'"):
+        require_comparable([fake_row("dense"), fake_row("dense")])

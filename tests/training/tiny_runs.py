@@ -1,0 +1,118 @@
+"""A run so small that it takes seconds: its corpus, its configuration and its batches."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from moe_jax.configuration import override
+from moe_jax.training.config import TrainConfig
+
+B, S, V = 4, 16, 257
+
+# Compiles in half the time, for what runs a few times only.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def write_corpus(folder: Path) -> Path:
+    """Forty files of text with something to learn in it."""
+    folder.mkdir()
+    for i in range(40):
+        lines = (f"{hashlib.sha256(bytes([i, j])).hexdigest()[:12]} word{j % 7}\n" for j in range(30))
+        (folder / f"{i:02}.txt").write_text("".join(lines))
+    return folder
+
+
+def tiny_values(corpus: Path | None = None, sets: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Nested values of a sparse run whose router draws, with `sets` by dotted name."""
+    values = {
+        "name": "tiny",
+        "steps": 24,
+        "eval_every": 8,
+        "eval_batches": 2,
+        "log_every": 1,
+        "checkpoint_every": 4,
+        "data": {
+            "corpus": f"text_files:{corpus}/*.txt",
+            "sequence_length": S,
+            "batch_size": B,
+            "validation_fraction": 0.2,
+        },
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 4},
+        "model": {
+            "vocab_size": V,
+            "num_layers": 1,
+            "model_dim": 8,
+            "num_heads": 1,
+            "ffn_dim": 16,
+            "moe_layers": (0,),
+            "moe": {
+                "num_experts": 4,
+                "router": "gshard",
+                "k": 2,
+                "router_options": {"second_policy": "random", "second_threshold": 0.5},
+            },
+        },
+    }
+    return override(values, [f"{key}={value!r}" for key, value in (sets or {}).items()])
+
+
+def tiny_config(corpus: Path | None = None, sets: Mapping[str, Any] | None = None) -> TrainConfig:
+    return TrainConfig.from_dict(tiny_values(corpus, sets))
+
+
+def write_config(path: Path, values: Mapping[str, Any]) -> Path:
+    """A configuration file whose get_config() gives `values`."""
+    path.write_text(
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({values!r})\n"
+    )
+    return path
+
+
+def random_batch(seed: int = 0, rows: int = B) -> dict[str, np.ndarray]:
+    """Two documents in each sequence, as the pipeline packs them."""
+    rng = np.random.default_rng(seed)
+    place = np.tile(np.arange(S, dtype=np.int32), (rows, 1))
+    cut = S // 2
+    return {
+        "tokens": rng.integers(0, V, (rows, S), dtype=np.int32),
+        "targets": rng.integers(0, V, (rows, S), dtype=np.int32),
+        "segment_ids": 1 + (place >= cut).astype(np.int32),
+        "positions": place % cut,
+        "loss_mask": np.ones((rows, S), bool),
+    }
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+CACHE_OPTIONS = {
+    "jax_compilation_cache_dir": None,
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+
+def keep_compiled(folder: Path) -> None:
+    """Lets jax find in `folder` what another process of this test compiled."""
+    for name, value in (CACHE_OPTIONS | {"jax_compilation_cache_dir": str(folder)}).items():
+        jax.config.update(name, value)
+
+
+def train_in_process(folder: Path, workdir: Path) -> None:
+    """What a process that is to be killed does: the command line on `folder`/config.py, its output in a file."""
+    os.environ["MOE_JAX_CACHE"] = str(folder / "cache")
+    keep_compiled(folder / "compiled")
+    log = os.open(f"{workdir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    from moe_jax.cli import main
+
+    raise SystemExit(main(["train", str(folder / "config.py"), "--workdir", str(workdir)]))
