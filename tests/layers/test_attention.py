@@ -9,7 +9,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from moe_jax.layers.attention import attend, causal_mask
 from moe_jax.layers.norms import RMSNorm
-from moe_jax.layers.positions import RelativeBias, relative_bucket, rotate
+from moe_jax.layers.positions import RelativeBias, relative_bucket, rotary_angles, rotate
 from tests.comparison import assert_close
 
 
@@ -69,7 +69,8 @@ def test_rotation_turns_pairs_by_position_and_keeps_relative_angles():
     query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
 
     def turned(x, position):
-        return np.asarray(rotate(x, jnp.full((1, 1), position, jnp.int32), 100.0)).reshape(-1)
+        angles = rotary_angles(jnp.full((1, 1), position, jnp.int32), 8, 100.0)
+        return np.asarray(rotate(x, angles)).reshape(-1)
 
     products = [turned(query, position + 5) @ turned(key, position) for position in (0, 3, 200)]
     np.testing.assert_allclose(products, products[0], rtol=1e-4)

@@ -39,8 +39,10 @@ def test_switch_equals_its_pseudo_code(problem, capacity):
     assert_close(switch(*problem, capacity).combine_weights(), expected, 1e-6)
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5])
-@pytest.mark.parametrize("policy", ["all", "none", "threshold", "random"])
+@pytest.mark.parametrize(
+    ("policy", "threshold"),
+    [("all", 0.2), ("none", 0.2), *((policy, t) for policy in ("threshold", "random") for t in (0.0, 0.2, 0.5))],
+)
 @given(problems(), CAPACITIES, st.integers(0, 99))
 def test_gshard_equals_its_pseudo_code(policy, threshold, problem, capacity, seed):
     rng = jax.random.key(seed)
