@@ -30,7 +30,7 @@ def assignment_metrics(assignment: Assignment, token_valid: Bool[Array, "G S"]) 
         "load_max_over_mean": load.max() * experts,
         "load_cv": load.std() * experts,
         "dead_experts": jnp.mean(asked == 0, dtype=jnp.float32),
-        "fraction_dropped": 1.0 - jnp.where(requested.sum() > 0, kept.sum() / jnp.maximum(requested.sum(), 1.0), 1.0),
+        "fraction_dropped": (requested.sum() - kept.sum()) / jnp.maximum(requested.sum(), 1.0),
         "tokens_unrouted": masked_mean((~runs).astype(jnp.float32), token_valid),
         "seats_filled": kept.sum() / (assignment.num_groups * experts * assignment.capacity),
     }

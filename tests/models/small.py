@@ -7,6 +7,7 @@ import numpy as np
 from moe_jax.configuration import build
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.decoder import Decoder
+from moe_jax.models.parameters import init_params
 
 VOCAB = 31
 
@@ -26,8 +27,9 @@ def batch(rows=2, length=12, seed=0):
     return tokens, positions, jnp.ones_like(tokens)
 
 
-# Compiled once per configuration, which holds a dictionary and cannot be a key itself.
+# Once per configuration, by its text: it holds a dictionary and cannot be a key itself.
 _COMPILED = {}
+_STARTS = {}
 
 
 def logits(config, params, inputs, training=False):
@@ -36,6 +38,14 @@ def logits(config, params, inputs, training=False):
     if key not in _COMPILED:
         _COMPILED[key] = jax.jit(Decoder(config, training).apply)
     return _COMPILED[key]({"params": params}, *inputs, rngs={"routing": jax.random.key(5)})
+
+
+def start(config):
+    """Starting parameters, drawn once per configuration."""
+    key = repr(config)
+    if key not in _STARTS:
+        _STARTS[key] = init_params(config, jax.random.key(0))
+    return _STARTS[key]
 
 
 def loss(config, params, inputs):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from moe_jax.configuration import to_dict
-from moe_jax.models.parameters import init_params
 from tests.comparison import assert_close
 from tests.models import small
 
@@ -25,7 +24,7 @@ MODELS = {
 def build(name, **fields):
     moe, more = MODELS[name]
     config = small.config(moe, **more, **fields)
-    return config, sharpen(init_params(config, jax.random.key(0)))
+    return config, sharpen(small.start(config))
 
 
 def sharpen(params):
@@ -57,7 +56,7 @@ def test_packed_documents_are_as_documents_alone(name):
 def test_a_later_token_never_changes_an_earlier_logit(name):
     if name == "binding":
         config = small.config({"router": "switch", "capacity_factor": 0.5})
-        params = sharpen(init_params(config, jax.random.key(0)))
+        params = sharpen(small.start(config))
     else:
         config, params = build(name)
     tokens, positions, segments = small.batch()
@@ -71,7 +70,7 @@ def test_a_later_token_never_changes_an_earlier_logit(name):
 def test_a_binding_capacity_drops_and_evaluation_may_have_its_own():
     moe = {"router": "switch", "capacity_factor": 0.5}
     config = small.config(moe | {"eval_capacity_factor": 4.0})
-    params = sharpen(init_params(config, jax.random.key(0)))
+    params = sharpen(small.start(config))
     tight, free = (small.config(moe | {"capacity_factor": factor}) for factor in (0.5, None))
     inputs = small.batch()
     evaluated, trained = (small.logits(config, params, inputs, training) for training in (False, True))
@@ -83,7 +82,7 @@ def test_a_binding_capacity_drops_and_evaluation_may_have_its_own():
 def test_padding_changes_nothing_of_the_rest():
     """In the model whose capacity binds too: padding behind the tokens takes no seat."""
     config = small.config({"router": "switch", "capacity_factor": 0.5, "group_size": 12})
-    params = sharpen(init_params(config, jax.random.key(0)))
+    params = sharpen(small.start(config))
     tokens, positions, segments = small.batch()
     segments = segments.at[:, 9:].set(0)
     other = tokens.at[:, 9:].set(3)
@@ -97,7 +96,7 @@ def test_padding_changes_nothing_of_the_rest():
 def test_bfloat16_stays_near_float32(name):
     config, params = build(name)
     half = dataclasses.replace(config, dtype="bfloat16")
-    assert {p.dtype for p in jax.tree.leaves(init_params(half, jax.random.key(0)))} == {jnp.dtype("float32")}
+    assert {p.dtype for p in jax.tree.leaves(small.start(half))} == {jnp.dtype("float32")}
     inputs = small.batch()
     exact, rounded = small.logits(config, params, inputs), small.logits(half, params, inputs)
     assert rounded.dtype == jnp.float32

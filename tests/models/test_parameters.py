@@ -1,12 +1,14 @@
 """Starting parameters, and models that scan over layers or recompute them: the same model."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_jax.models.decoder import Decoder
 from moe_jax.models.parameters import init_params, stack_layers, unstack_layers
 from tests.comparison import assert_close, assert_trees_close
 from tests.models import small
@@ -38,7 +40,7 @@ def test_scan_and_remat_change_no_number(name):
     """Together for every model, and each alone for one."""
     config = CONFIGS[name]
     alone = [(True, False), (False, True)] if name == "every second layer" else []
-    params = init_params(config, KEY)
+    params = small.start(config)
     loss, gradients = loss_and_gradients(config, params)
     for scan, remat in [*alone, (True, True)]:
         other = dataclasses.replace(config, scan_layers=scan, remat=remat)
@@ -51,11 +53,8 @@ def test_scan_and_remat_change_no_number(name):
 def test_scanned_layers_draw_different_experts():
     """The routers' stream is split over a scan: two layers of one period do not repeat each other's draws."""
     config = small.config({"router": "uniform_random", "balance_coefficient": 0.0}, moe_layers=(0, 1), scan_layers=True)
-    from moe_jax.models.decoder import Decoder
-
-    _, sown = Decoder(config).apply(
-        {"params": init_params(config, KEY)}, *small.batch(), rngs={"routing": KEY}, mutable=["routing"]
-    )
+    apply = jax.jit(functools.partial(Decoder(config).apply, mutable=["routing"]))
+    _, sown = apply({"params": small.start(config)}, *small.batch(), rngs={"routing": KEY})
     (load,) = [x for path, x in jax.tree_util.tree_leaves_with_path(sown) if "'load'" in jax.tree_util.keystr(path)]
     assert load.shape == (2, 4)
     assert (load[0] != load[1]).any()
@@ -113,8 +112,8 @@ def test_models_share_the_start_of_what_they_share():
 
 def test_starting_scales():
     """Variance init_scale / fan-in per expert: the axis of experts is no fan-in."""
-    config = small.config(SWITCH | {"num_experts": 16}, model_dim=64, ffn_dim=128, init_scale=0.1, ffn="relu")
-    params = init_params(config, KEY)
+    config = small.config(SWITCH | {"num_experts": 8}, model_dim=64, ffn_dim=128, init_scale=0.1, ffn="relu")
+    params = small.start(config)
     moe = params["layer_1"]["moe"]
     for weights, fan_in in (
         (moe["experts_up"], 64),

@@ -57,9 +57,7 @@ def test_expert_choice_equals_its_pseudo_code(problem, capacity):
     assert_close(expert_choice(*problem, capacity).combine_weights(), expected, 1e-6)
 
 
-def test_gshard_takes_the_options_of_its_policies():
-    with pytest.raises(ConfigError, match="second_policy is 'sampling'; accepted: all, none, random, threshold"):
-        gshard.__wrapped__(jnp.zeros((1, 2, 2)), jnp.ones((1, 2), bool), 2, "sampling")
+def test_gshard_without_a_key_for_its_draws_is_refused():
     with pytest.raises(ConfigError, match="rng is None; accepted: a key"):
         gshard(jnp.zeros((1, 2, 2)), jnp.ones((1, 2), bool), 2, "random")
 
