@@ -137,7 +137,12 @@ REFUSED = [
     ({"optimizer.warmup_steps": 100}, "optimizer.warmup_steps is 100; accepted: fewer than steps (100)", ""),
     ({"optimizer.warmup_steps": 0}, "optimizer.warmup_steps is 0; accepted: an integer of at least 1", ""),
     ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate is 0.0; accepted: a positive number", ""),
-    ({"optimizer.beta2": 1.0}, "optimizer.beta2 is 1.0; accepted: at least 0 and below 1", ""),
+    ({"optimizer.beta2": 1.0}, "optimizer.beta2 is 1.0; accepted: at least 0 and below 1, or None", ""),
+    (
+        {"optimizer.name": "adafactor", "optimizer.beta1": 0.9},
+        "optimizer.beta1 is 0.9; accepted: None, with adafactor",
+        "",
+    ),
     ({"optimizer.clip_norm": 0.0}, "optimizer.clip_norm is 0.0; accepted: positive, or None", ""),
     ({"steps": 0}, "steps is 0; accepted: an integer of at least 1", ""),
     ({"seed": -1}, "seed is -1; accepted: an integer of at least 0", ""),

@@ -20,7 +20,7 @@ class OptimizerConfig:
         sqrt(warmup_steps / step).
       warmup_steps: steps of linear warm-up from 0.
       final_fraction: end of the cosine schedule, relative to the peak.
-      beta1, beta2: AdamW's moment decays.
+      beta1, beta2: AdamW's moment decays; None takes 0.9 and 0.99. Adafactor has neither.
       weight_decay: decoupled decay of the matrices (never of norms' scales): a step takes learning rate times
         weight_decay off each number.
       clip_norm: global gradient norm above which gradients are scaled down; None never.
@@ -31,8 +31,8 @@ class OptimizerConfig:
     schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
     warmup_steps: int = 100
     final_fraction: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.99
+    beta1: float | None = None
+    beta2: float | None = None
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
 
@@ -42,7 +42,9 @@ class OptimizerConfig:
         require(self.warmup_steps >= 1, where + "warmup_steps", self.warmup_steps, "an integer of at least 1")
         require(0 <= self.final_fraction <= 1, where + "final_fraction", self.final_fraction, "between 0 and 1")
         for name in ("beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, where + name, getattr(self, name), "at least 0 and below 1")
+            value = getattr(self, name)
+            require(value is None or 0 <= value < 1, where + name, value, "at least 0 and below 1, or None")
+            require(value is None or self.name == "adamw", where + name, value, "None, with adafactor")
         require(self.weight_decay >= 0, where + "weight_decay", self.weight_decay, "a number of at least 0")
         require(self.clip_norm is None or self.clip_norm > 0, where + "clip_norm", self.clip_norm, "positive, or None")
 

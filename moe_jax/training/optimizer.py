@@ -30,7 +30,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """Gradient clipping, then AdamW or Adafactor (factored second moments, no momentum: Shazeer and Stern 2018)."""
     schedule = make_schedule(config, steps)
     if config.name == "adamw":
-        optimizer = optax.adamw(schedule, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=_decays)
+        beta1 = 0.9 if config.beta1 is None else config.beta1
+        beta2 = 0.99 if config.beta2 is None else config.beta2
+        optimizer = optax.adamw(schedule, beta1, beta2, weight_decay=config.weight_decay, mask=_decays)
     else:
         # Optax adds this decay after the learning rate, unlike AdamW's: the schedule is for us to multiply with.
         optimizer = optax.adafactor(
