@@ -12,10 +12,10 @@ def get_config(model: str = "switch-16") -> ConfigDict:
     """`dense`, or `switch-E`, which differs in one thing: every other feed-forward layer has E experts of its size."""
     config = ConfigDict()
     config.name = model
-    config.steps = 700
+    config.steps = 400
     config.eval_every = 50
     config.eval_batches = 16
-    config.checkpoint_every = 350
+    config.checkpoint_every = 200
 
     config.data = ConfigDict()
     config.data.corpus = "python_source"
@@ -26,7 +26,7 @@ def get_config(model: str = "switch-16") -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_steps = 70
+    config.optimizer.warmup_steps = 40
 
     config.model = ConfigDict()
     config.model.vocab_size = 1024
