@@ -39,6 +39,7 @@ TEST = [
     "beartype>=0.20,<0.24",
     "hypothesis>=6.130,<7",
     "pytest>=8.3,<10",
+    "pytest-xdist>=3.6,<4",
     "ruff>=0.17,<0.18",
     "torch==2.13.0",
     "transformers>=5.18,<6",
