@@ -10,7 +10,7 @@ RESULTS := runs/switch_vs_dense
 .PHONY: test reproduce lint clean
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

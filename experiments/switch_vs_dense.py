@@ -3,7 +3,7 @@
 The headline comparison of Fedus et al. 2021 (section 3.1): the same decoder with dense feed-forward layers, and with
 every other one a Switch layer of 4, 16 and 64 experts, on the same data with the same seeds.
 
-    python -m experiments.switch_vs_dense                      # one model after the other, about 11 minutes a seed
+    python -m experiments.switch_vs_dense                      # three seeds, about 11 minutes each
     python -m experiments.switch_vs_dense --preset quick       # for a look, under 2 minutes
     python -m experiments.switch_vs_dense --preset gpu         # larger, bfloat16, on one GPU
 
