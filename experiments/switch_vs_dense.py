@@ -4,7 +4,7 @@ The headline comparison of Fedus et al. 2021 (section 3.1): the same decoder wit
 every other one a Switch layer of 4, 16 and 64 experts, on the same data with the same seeds.
 
     python -m experiments.switch_vs_dense                      # three seeds, about 11 minutes each
-    python -m experiments.switch_vs_dense --preset quick       # for a look, under 2 minutes
+    python -m experiments.switch_vs_dense --preset quick       # for a look, under 2 minutes once the text is prepared
     python -m experiments.switch_vs_dense --preset gpu         # larger, bfloat16, on one GPU
 
 Interrupted, the same command goes on where it stopped. Each seed fixes the order of the data and the start of all that
@@ -48,7 +48,7 @@ PRESETS = {
 
 
 def sweep(preset: Preset, seeds: int) -> list[TrainConfig]:
-    """Each model with each seed, seeds from 0."""
+    """Each model with each seed from 0, all models of a seed before the next seed."""
     return [
         TrainConfig.from_dict(preset.get_config(model).to_dict() | {"seed": seed})
         for seed in range(seeds)

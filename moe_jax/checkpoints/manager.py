@@ -8,16 +8,15 @@ import orbax.checkpoint as ocp
 
 
 class Checkpoints:
-    """The newest checkpoints of one run, each complete or absent.
+    """The newest checkpoint of one run, complete or absent.
 
     Args:
-      directory: where they lie; made if need be.
-      keep: how many of the newest stay.
+      directory: where it lies; made if need be. An older one goes when a newer one is complete.
     """
 
-    def __init__(self, directory: Path, keep: int = 1) -> None:
+    def __init__(self, directory: Path) -> None:
         # What a killed process left half written is never read; it would only fill the disk.
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:

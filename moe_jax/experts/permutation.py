@@ -18,7 +18,7 @@ def take_rows(x: Float[Array, "N D"], index: Int[Array, " M"]) -> Float[Array, "
 
 @jax.custom_vjp
 def permute_rows(x: Float[Array, "N D"], index: Int[Array, " M"], inverse: Int[Array, "N R"]) -> Float[Array, "M D"]:
-    """`take_rows` whose gradient is a gather too, because a scatter-add of rows is slow on every platform.
+    """`take_rows` whose gradient is a gather too, where indexing would give a scatter-add of rows.
 
     Args:
       x: rows.

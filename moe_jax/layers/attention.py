@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.layers.initialization import kernel_init
-from moe_jax.layers.positions import rotate
+from moe_jax.layers.positions import RotaryAngles, rotate
 
 
 def causal_mask(segment_ids: Int[Array, "B S"]) -> Bool[Array, "B 1 S S"]:
@@ -29,8 +29,7 @@ def attend(
 ) -> Float[Array, "B S H N"]:
     """Scaled dot-product attention, softmax in float32 (Vaswani et al. 2017, equation 1).
 
-    Written out because `jax.nn.dot_product_attention` takes twice as long on a CPU, and its gradient in bfloat16 fails
-    under strict dtype promotion.
+    Written out because the gradient of `jax.nn.dot_product_attention` in bfloat16 fails under strict dtype promotion.
 
     Args:
       query, key, value: heads; with K key-value heads, query head h meets key-value head h * K // H.
@@ -72,7 +71,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        angles: tuple[Float[Array, "B S 1 M"], Float[Array, "B S 1 M"]] | None,
+        angles: RotaryAngles | None,
         mask: Bool[Array, "B 1 S S"],
         bias: Float[Array, "1 H S S"] | None,
     ) -> Float[Array, "B S D"]:

@@ -6,10 +6,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+# Cosine and sine, M = N / 2 frequencies.
+RotaryAngles = tuple[Float[Array, "B S 1 M"], Float[Array, "B S 1 M"]]
 
-def rotary_angles(
-    positions: Int[Array, "B S"], width: int, theta: float
-) -> tuple[Float[Array, "B S 1 M"], Float[Array, "B S 1 M"]]:
+
+def rotary_angles(positions: Int[Array, "B S"], width: int, theta: float) -> RotaryAngles:
     """Cosine and sine of each position times each of the width / 2 = M frequencies, float32, once for all layers.
 
     Args:
@@ -23,9 +24,7 @@ def rotary_angles(
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(
-    x: Float[Array, "B S H N"], angles: tuple[Float[Array, "B S 1 M"], Float[Array, "B S 1 M"]]
-) -> Float[Array, "B S H N"]:
+def rotate(x: Float[Array, "B S H N"], angles: RotaryAngles) -> Float[Array, "B S H N"]:
     """Rotary position embedding (Su et al. 2021, equation 34), the head's first half against its second.
 
     Args:

@@ -12,7 +12,7 @@ from moe_jax.layers.feed_forward import FeedForward
 from moe_jax.layers.initialization import kernel_init
 from moe_jax.layers.moe import MoE
 from moe_jax.layers.norms import RMSNorm
-from moe_jax.layers.positions import RelativeBias, rotary_angles
+from moe_jax.layers.positions import RelativeBias, RotaryAngles, rotary_angles
 from moe_jax.models.config import ModelConfig
 from moe_jax.routing.assignment import ROUTING_DECISION
 from moe_jax.routing.router import METRICS, RNG
@@ -35,7 +35,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        angles: tuple[Float[Array, "B S 1 M"], Float[Array, "B S 1 M"]] | None,
+        angles: RotaryAngles | None,
         mask: Bool[Array, "B 1 S S"],
         bias: Float[Array, "1 H S S"] | None,
         token_valid: Bool[Array, "B S"],
