@@ -22,12 +22,13 @@ from ml_collections import ConfigDict
 from configs.gpu import switch_vs_dense as gpu
 from configs.laptop import switch_vs_dense as laptop
 from moe_jax.configuration import ConfigError
+from moe_jax.host_memory import keep_freed_memory
 from moe_jax.study.report import headline, write_report
 from moe_jax.study.results import Row
 from moe_jax.study.sweep import run_sweep
 from moe_jax.study.tables import format_table
 from moe_jax.training.config import TrainConfig
-from moe_jax.training.loop import train
+from moe_jax.training.loop import DivergenceError, train
 
 TITLE = "Dense against Switch at equal FLOPs per token"
 
@@ -74,12 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def show(rows: list[Row]) -> None:
         print(f"\n{len(rows)} of {len(configs)} runs\n{format_table(rows)}\n", flush=True)
 
+    keep_freed_memory()
     try:
         rows = run_sweep(configs, output / "results.jsonl", output / "runs", train, show)
         report = write_report(rows, output, title=TITLE, command=command)
     except ConfigError as error:
         print(f"switch_vs_dense: {error}", file=sys.stderr)
         return 2
+    except DivergenceError as error:
+        print(f"switch_vs_dense: {error}", file=sys.stderr)
+        return 1
     print(f"{headline(rows)}\n\nReport: {report}")
     return 0
 

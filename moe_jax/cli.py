@@ -10,17 +10,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moe_jax.configuration import ConfigError, override
+from moe_jax.host_memory import keep_freed_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, or 2 after one line on what is wrong with the input."""
+    """Runs one command and returns its exit status.
+
+    0; 1 after one line on how a run failed; 2 after one line on what is wrong with the input.
+    """
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options)
     except ConfigError as error:
         print(f"moe-jax {options.command}: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def load_config(location: str) -> dict[str, Any]:
@@ -101,16 +104,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     # Imported here so that --help and a bad file name answer at once.
     from moe_jax.training.config import TrainConfig
-    from moe_jax.training.loop import train
+    from moe_jax.training.loop import DivergenceError, train
 
+    keep_freed_memory()
     config = TrainConfig.from_dict(override(load_config(options.config), options.set))
-    result = train(config, options.workdir)
+    try:
+        result = train(config, options.workdir)
+    except DivergenceError as error:
+        print(f"moe-jax train: {error}", file=sys.stderr)
+        return 1
     last = result.curve[-1]
     print(
         f"{config.name}: validation loss {last['validation_loss']:.4f} nats/token, "
         f"{last['bits_per_byte']:.4f} bits/byte after {last['step']} steps, {last['tokens']:,} tokens and "
         f"{result.seconds:.0f} s of training; corpus {result.corpus_name}, digest {result.corpus_digest[:12]}"
     )
+    return 0

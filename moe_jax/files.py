@@ -1,9 +1,13 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all, and lines of JSON that are."""
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from moe_jax.configuration import ConfigError
 
 
 @contextlib.contextmanager
@@ -27,3 +31,22 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Writes text, in UTF-8, or bytes to `path`, by way of `write_beside`."""
     with write_beside(path) as beside:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """What each line of a file holds; half a line that a kill left at the end is ignored, and no file is no lines.
+
+    Raises:
+      ConfigError: a line that is not JSON, which no kill leaves behind.
+    """
+    if not path.exists():
+        return []
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _parse(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where} is {line[:60]!r}; accepted: JSON") from error

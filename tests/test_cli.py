@@ -127,6 +127,15 @@ def test_a_workdir_of_another_run_is_one_line_and_left_alone(folder, capsys):
     assert [path.name for path in workdir.iterdir()] == ["run.json"]
 
 
+def test_a_run_that_diverges_is_one_line_after_the_bar(folder, capsys):
+    sets = ["--set", "optimizer.learning_rate=1e30", "--set", "optimizer.clip_norm=None", "--set", "log_every=1"]
+    assert main(["train", str(folder / "config.py:dense"), "--workdir", str(folder / "run"), *sets]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.splitlines()[-1].startswith("moe-jax train: ")
+    assert "training diverged" in output.err
+
+
 @pytest.mark.parametrize(("argument", "name"), [("", "switch"), (":switch", "switch"), (":dense", "dense")])
 def test_an_argument_after_a_colon_goes_to_get_config(folder, argument, name):
     values = load_config(f"{folder}/config.py{argument}")

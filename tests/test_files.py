@@ -1,8 +1,11 @@
 """Files that are there whole or not at all."""
 
+import json
+
 import pytest
 
-from moe_jax.files import write_beside, write_whole
+from moe_jax.configuration import ConfigError
+from moe_jax.files import read_json_lines, write_beside, write_whole
 
 
 @pytest.mark.parametrize(("content", "expected"), [(b"\x00new", b"\x00new"), ("n\u00e9w\n", b"n\xc3\xa9w\n")])
@@ -34,3 +37,17 @@ def test_a_folder_that_another_process_finished_first_is_kept(tmp_path):
         (target / "theirs").touch()
     assert [path.name for path in target.iterdir()] == ["theirs"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_lines_of_json_are_read_but_for_half_a_last_one(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    assert read_json_lines(path) == []
+    path.write_text(json.dumps({"a": "n\u00e9"}) + "\n3\n[1, ")
+    assert read_json_lines(path) == [{"a": "n\u00e9"}, 3]
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"name": "dense"}\nnot json\n')
+    with pytest.raises(ConfigError, match=r"lines\.jsonl:2 is b'not json'; accepted: JSON"):
+        read_json_lines(path)

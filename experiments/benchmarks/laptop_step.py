@@ -27,6 +27,7 @@ from configs.laptop.switch_vs_dense import get_config
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.configuration import override
 from moe_jax.data.pipeline import load_text
+from moe_jax.host_memory import keep_freed_memory
 from moe_jax.study.provenance import host, versions
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import compile_steps
@@ -120,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="override a field of all models"
     )
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     configs = {
         name: TrainConfig.from_dict(override(get_config(name).to_dict(), options.set)) for name in options.models
     }

@@ -4,6 +4,7 @@ Axes: B batch, S sequence, T tokens of a stream.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import grain
@@ -64,11 +65,10 @@ class TextData:
         """T of each split, with the document boundaries."""
         return {"train": len(self.train.stream), "validation": len(self.validation.stream)}
 
-    @property
-    def validation_bytes_per_token(self) -> float:
-        """UTF-8 bytes for each target of the validation stream: bits/byte = nats/token / (ln 2 * this)."""
-        targets = self.validation.stream[1:]
-        return float(self.tokenizer.token_bytes[targets].sum(dtype=np.int64) / len(targets))
+    def bytes_per_target(self, batches: Sequence[Batch]) -> float:
+        """UTF-8 bytes for each target that `batches` score: bits/byte = nats/token / (ln 2 * this)."""
+        targets = np.concatenate([batch["targets"][batch["loss_mask"]] for batch in batches])
+        return float(self.tokenizer.token_bytes[targets].mean(dtype=np.float64))
 
     def train_batches(self, seed: int, process_index: int = 0, process_count: int = 1) -> grain.DatasetIterator:
         """Shuffles the training sequences, anew in each epoch, and gives one process its rows of every batch, forever.

@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from moe_jax.configuration import ConfigError
+from moe_jax.files import read_json_lines
 
 Row = dict[str, Any]
 
@@ -38,15 +39,8 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows in the order they were appended; half a line at the end is ignored, and no file is no rows.
-
-    Raises:
-      ConfigError: a line that is not JSON, which no kill leaves behind.
-    """
-    if not path.exists():
-        return []
-    *lines, _ = path.read_bytes().split(b"\n")
-    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    """The rows in the order they were appended; see `read_json_lines`."""
+    return read_json_lines(path)
 
 
 def require_comparable(rows: Sequence[Row]) -> None:
@@ -95,13 +89,6 @@ def curve_frame(rows: Sequence[Row]) -> pd.DataFrame:
         for row in rows
         for point in row["curve"]
     )
-
-
-def _parse(line: bytes, where: str) -> Row:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where} is {line[:60]!r}; accepted: one JSON object per line") from error
 
 
 def _without_seed(config: dict[str, Any]) -> dict[str, Any]:

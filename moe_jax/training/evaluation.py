@@ -15,7 +15,7 @@ def evaluate(
     eval_step: Callable[[TrainState, Batch], Metrics],
     state: TrainState,
     batches: Sequence[Batch],
-    bytes_per_token: float,
+    bytes_per_target: float,
 ) -> dict[str, Any]:
     """Mean over `batches`, in Python's numbers.
 
@@ -23,7 +23,7 @@ def evaluate(
       eval_step: of `make_eval_step`, compiled.
       state: the training state.
       batches: what to score.
-      bytes_per_token: UTF-8 bytes per target token.
+      bytes_per_target: UTF-8 bytes per target token of `batches`.
 
     Returns:
       loss: nats per target token.
@@ -34,4 +34,4 @@ def evaluate(
     targets = sum(float(result.pop("targets")) for result in results)
     loss = sum(float(result.pop("loss_sum")) for result in results) / targets
     routing = jax.tree.map(lambda *xs: np.mean(np.stack(xs), axis=0, dtype=np.float64).tolist(), *results)
-    return {"loss": loss, "bits_per_byte": loss / math.log(2) / bytes_per_token} | routing
+    return {"loss": loss, "bits_per_byte": loss / math.log(2) / bytes_per_target} | routing

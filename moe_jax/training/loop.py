@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,17 @@ from tqdm import tqdm
 from moe_jax.checkpoints.manager import Checkpoints
 from moe_jax.configuration import to_dict
 from moe_jax.data.pipeline import TextData, load_text
+from moe_jax.files import read_json_lines
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.optimizer import make_optimizer, make_schedule
-from moe_jax.training.records import StepLog, claim_workdir, read_lines
+from moe_jax.training.records import StepLog, claim_workdir
 from moe_jax.training.state import TrainState, init_state
 from moe_jax.training.step import Batch, Metrics, make_eval_step, make_train_step
+
+
+class DivergenceError(ArithmeticError):
+    """Training left the finite numbers, and to go on would only be to wait."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +61,7 @@ def train(config: TrainConfig, workdir: Path, progress: bool = True) -> RunResul
 
     Raises:
       ConfigError: the corpus cannot be read or is too small, or `workdir` holds another run; nothing is written then.
+      DivergenceError: the loss or its gradient is no longer a finite number.
     """
     data = load_text(config.data)
     validation = data.validation_batches(config.eval_batches)
@@ -75,10 +82,10 @@ def train(config: TrainConfig, workdir: Path, progress: bool = True) -> RunResul
 
 def read_curve(config: TrainConfig, workdir: Path) -> list[dict[str, Any]]:
     """A run's evaluations so far; see `RunResult.curve`."""
-    seconds = {line["step"]: line["seconds"] for line in read_lines(workdir / "timing.jsonl")}
+    seconds = {line["step"]: line["seconds"] for line in read_json_lines(workdir / "timing.jsonl")}
     tokens_per_step = config.data.batch_size * config.data.sequence_length
     curve = []
-    for line in read_lines(workdir / "metrics.jsonl"):
+    for line in read_json_lines(workdir / "metrics.jsonl"):
         if line.pop("split") == "validation":
             step = line.pop("step")
             point = {"step": step, "tokens": step * tokens_per_step, "seconds": seconds[step]}
@@ -95,7 +102,7 @@ class _Session:
     ) -> None:
         self.config = config
         self.validation = validation
-        self.bytes_per_token = data.validation_bytes_per_token
+        self.bytes_per_target = data.bytes_per_target(validation)
         optimizer = make_optimizer(config.optimizer, config.steps)
         schedule = make_schedule(config.optimizer, config.steps)
         self.state = init_state(config, optimizer)
@@ -133,7 +140,10 @@ class _Session:
                 last = self.step == config.steps
                 evaluates = last or self.step % config.eval_every == 0
                 saves = last or self.step % config.checkpoint_every == 0
-                if self.step % config.log_every == 0 or last:
+                logs = last or self.step % config.log_every == 0
+                if logs or evaluates or saves:
+                    require_finite(self.step, metrics)
+                if logs:
                     loss = self.log_training(metrics)
                     bar.set_postfix_str(f"loss {loss:.3f}, {tokens * (bar.format_dict['rate'] or 0):,.0f} tokens/s")
                 bar.update()
@@ -154,7 +164,7 @@ class _Session:
 
     def evaluate(self) -> None:
         """Records the validation loss, and how long training took to get there."""
-        numbers = evaluate(self.eval_step, self.state, self.validation, self.bytes_per_token)
+        numbers = evaluate(self.eval_step, self.state, self.validation, self.bytes_per_target)
         # The clock first, so that whoever reads a run that goes on finds it for every validation loss.
         self.timing.append({"step": self.step, "seconds": round(self.seconds, 4)})
         self.record("validation", numbers)
@@ -186,6 +196,17 @@ def compile_steps(
     train_step = jax.jit(make_train_step(config, optimizer, schedule), donate_argnums=0)
     eval_step = jax.jit(make_eval_step(config))
     return train_step.lower(state, batch).compile(), eval_step.lower(state, batch).compile()
+
+
+def require_finite(step: int, metrics: Metrics) -> None:
+    """Raises DivergenceError unless the loss and the gradient of a step are finite."""
+    for name in ("total_loss", "gradient_norm"):
+        value = float(metrics[name])
+        if not math.isfinite(value):
+            raise DivergenceError(
+                f"{name} is {value} at step {step}: training diverged; what helps most often: a lower "
+                "optimizer.learning_rate, more optimizer.warmup_steps, a smaller model.init_scale"
+            )
 
 
 def _numbers(metrics: Metrics) -> dict[str, Any]:

@@ -12,18 +12,21 @@ from moe_jax.training.config import OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up to the peak, then a cosine or an inverse square root, over `steps`."""
-    warmup = config.warmup_steps
+    """Learning rate by number of steps done: linear warm-up, then a cosine or an inverse square root, over `steps`.
+
+    The first step already has its share of the warm-up, and the last one the final rate: no step is made at rate 0.
+    """
+    warmup, peak = config.warmup_steps, config.learning_rate
     if config.schedule == "cosine":
-        end = config.learning_rate * config.final_fraction
-        return _promoting(optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps, end))
+        by_step = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, peak * config.final_fraction)
+    else:
 
-    def inverse_sqrt(step: Any) -> Any:
-        # Counted from the end of the warm-up, as join_schedules does.
-        return config.learning_rate * jnp.sqrt(warmup / (warmup + step))
+        def inverse_sqrt(step: Any) -> Any:
+            # Counted from the end of the warm-up, as join_schedules does.
+            return peak * jnp.sqrt(warmup / (warmup + step))
 
-    warm_up = optax.linear_schedule(0.0, config.learning_rate, warmup)
-    return _promoting(optax.join_schedules([warm_up, inverse_sqrt], [warmup]))
+        by_step = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), inverse_sqrt], [warmup])
+    return _promoting(lambda done: by_step(done + 1))
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.configuration import ConfigError
-from moe_jax.files import write_whole
+from moe_jax.files import read_json_lines, write_whole
 
 
 def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ class StepLog:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line in read_lines(path) if line["step"] <= step]
+        kept = [line for line in read_json_lines(path) if line["step"] <= step]
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
 
@@ -69,13 +69,6 @@ class StepLog:
         """Puts all lines on disk, and no more."""
         self.flush()
         self._file.close()
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a StepLog's file, without one that was cut off; none if there is no file."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _differences(ours: Any, theirs: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -120,13 +120,15 @@ def test_validation_batches_are_fixed_different_and_spread_over_the_stream(data)
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe:280"])
-def test_bytes_per_token_counts_the_bytes_of_the_documents(folder, tokenizer):
+def test_bytes_per_target_counts_the_bytes_of_what_is_scored(folder, tokenizer):
     data = load_text(config_of(folder, tokenizer=tokenizer), folder / "cache")
-    stream = data.validation.stream
-    assert data.tokens == {"train": len(data.train.stream), "validation": len(stream)}
-    text_bytes = len(data.tokenizer.decode(stream).encode())
-    assert data.validation_bytes_per_token == pytest.approx(text_bytes / (len(stream) - 1))
-    assert (data.validation_bytes_per_token < 1) == (tokenizer == "bytes")
+    assert data.tokens == {"train": len(data.train.stream), "validation": len(data.validation.stream)}
+    batches = data.validation_batches(2)
+    batches[1]["loss_mask"][:, :10] = False
+    scored = [row[mask] for batch in batches for row, mask in zip(batch["targets"], batch["loss_mask"], strict=True)]
+    text_bytes = sum(len(data.tokenizer.decode(row).encode()) for row in scored)
+    assert data.bytes_per_target(batches) == pytest.approx(text_bytes / sum(map(len, scored)))
+    assert (data.bytes_per_target(batches) < 1) == (tokenizer == "bytes")
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(data):

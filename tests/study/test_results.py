@@ -31,13 +31,6 @@ def test_half_a_line_is_ignored_and_removed_by_the_next_append(tmp_path, kept):
     assert read_rows(path) == [first, third]
 
 
-def test_a_line_that_is_not_json_is_named(tmp_path):
-    path = tmp_path / "results.jsonl"
-    path.write_text('{"name": "dense"}\nnot json\n')
-    with pytest.raises(ConfigError, match=r"results\.jsonl:2 is b'not json'"):
-        read_rows(path)
-
-
 def test_curve_frame_has_a_line_per_evaluation():
     rows = [fake_row("dense", points=6), fake_row("switch-4", points=6)]
     frame = curve_frame(rows)

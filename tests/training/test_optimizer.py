@@ -21,14 +21,14 @@ INVERSE_SQRT = {"learning_rate": 0.2, "schedule": "inverse_sqrt", "warmup_steps"
 @pytest.mark.parametrize(
     ("fields", "step", "expected"),
     [
-        (COSINE, 0, 0.0),
+        (COSINE, 1, 0.02),
         (COSINE, 5, 0.1),
         (COSINE, 10, 0.2),
         (COSINE, 35, 0.02 + 0.18 * (1 + math.cos(math.pi / 4)) / 2),
         (COSINE, 60, 0.11),
         (COSINE, 110, 0.02),
         (COSINE | {"final_fraction": 0.0}, 110, 0.0),
-        (INVERSE_SQRT, 0, 0.0),
+        (INVERSE_SQRT, 1, 0.0125),
         (INVERSE_SQRT, 4, 0.05),
         (INVERSE_SQRT, 16, 0.2),
         (INVERSE_SQRT, 64, 0.1),
@@ -36,8 +36,9 @@ INVERSE_SQRT = {"learning_rate": 0.2, "schedule": "inverse_sqrt", "warmup_steps"
     ],
 )
 def test_the_learning_rate_is_as_by_hand(fields, step, expected):
+    """Of step 1 when none is done."""
     schedule = make_schedule(OptimizerConfig(**fields), STEPS)
-    assert float(schedule(jnp.int32(step))) == pytest.approx(expected, rel=1e-5, abs=1e-8)
+    assert float(schedule(jnp.int32(step - 1))) == pytest.approx(expected, rel=1e-5, abs=1e-8)
 
 
 def random_trees(count, scale=1.0):

@@ -1,5 +1,6 @@
 """A run that is killed, at whatever moment, ends as if it had not been."""
 
+import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -11,12 +12,17 @@ import time
 import types
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from moe_jax.configuration import ConfigError
+from moe_jax.data.pipeline import load_text
 from moe_jax.training import loop
+from moe_jax.training.evaluation import evaluate
+from moe_jax.training.step import make_eval_step
+from moe_jax.training.trained import load_run
 from tests.training.tiny_runs import (
     CACHE_OPTIONS,
     keep_compiled,
@@ -213,6 +219,53 @@ def test_a_finished_run_gives_its_result_again_without_compiling(run, tmp_path, 
     assert result.curve[-1]["tokens"] == 60 * config.data.batch_size * config.data.sequence_length
     assert result.compile_seconds > 0
     assert result.seconds == pytest.approx(result.curve[-1]["seconds"], abs=1e-4)
+
+
+def test_a_run_is_read_back_as_it_was_saved(run, tmp_path):
+    config, undisturbed, _ = run
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
+    trained = load_run(undisturbed)
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()} == before
+    assert trained.config == config
+    assert int(trained.state.step) == STEPS
+    batches = load_text(config.data).validation_batches(config.eval_batches)
+    numbers = evaluate(jax.jit(make_eval_step(trained.config)), trained.state, batches, 1.0)
+    assert numbers["loss"] == lines_of(undisturbed / "metrics.jsonl")[-1]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("keeps", "says"),
+    [((), "no run.json"), (("run.json",), "no checkpoints"), (("run.json", "checkpoints"), "no checkpoint yet")],
+)
+def test_a_directory_without_a_trained_run_is_refused(run, tmp_path, keeps, says):
+    _, undisturbed, _ = run
+    for name in keeps:
+        (tmp_path / name).mkdir() if name == "checkpoints" else shutil.copy(undisturbed / name, tmp_path)
+    with pytest.raises(ConfigError, match=rf"workdir is .*, which has {says}; accepted: "):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_a_run_that_diverges_ends_and_keeps_the_last_finite_checkpoint(run, tmp_path, monkeypatch, log_every):
+    config, _, _ = run
+    config = dataclasses.replace(config, log_every=log_every)
+
+    def diverging(*arguments):
+        train_step, eval_step = compile_steps(*arguments)
+
+        def step(state, batch):
+            state, metrics = train_step(state, batch)
+            return state, metrics | ({"gradient_norm": np.float32("nan")} if state.step >= 8 else {})
+
+        return step, eval_step
+
+    compile_steps = loop.compile_steps
+    monkeypatch.setattr(loop, "compile_steps", diverging)
+    at = 8 if log_every == 1 else 10
+    with pytest.raises(loop.DivergenceError, match=rf"gradient_norm is nan at step {at}: training diverged"):
+        loop.train(config, tmp_path, progress=False)
+    assert int(load_run(tmp_path).state.step) == 5
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_seconds_are_of_training_alone_over_all_its_sessions(run, tmp_path, monkeypatch):

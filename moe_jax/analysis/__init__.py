@@ -1,0 +1,1 @@
+"""What trained models do: who is routed where."""

@@ -1,0 +1,47 @@
+"""Who is routed where in a model. B batch, S sequence."""
+
+import dataclasses
+import functools
+
+import jax
+from jaxtyping import Array, Int
+
+from moe_jax.models.config import ModelConfig
+from moe_jax.models.decoder import Decoder
+from moe_jax.models.parameters import Params, unstack_layers
+from moe_jax.routing import Router
+from moe_jax.routing.assignment import Assignment
+from moe_jax.routing.router import METRICS, RNG
+
+
+def trace_assignments(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B S"],
+    positions: Int[Array, "B S"] | None = None,
+    segment_ids: Int[Array, "B S"] | None = None,
+) -> dict[str, Assignment]:
+    """What the router of each sparse layer decides on a batch, by the layer's name, `layer_i`.
+
+    The evaluation capacity holds, groups are those of `config.moe.group_size`, and a router that draws draws the same
+    each time.
+
+    Args:
+      config: the model's shape; scanned or recomputed layers give what plain ones do.
+      params: the model's parameters.
+      tokens, positions, segment_ids: see `Decoder`.
+    """
+    if config.scan_layers:
+        params = unstack_layers(params, config)
+    plain = dataclasses.replace(config, scan_layers=False, remat=False)
+    run = functools.partial(
+        Decoder(plain).apply,
+        capture_intermediates=lambda module, method: isinstance(module, Router) and method == "__call__",
+        mutable=["intermediates", METRICS],
+        rngs={RNG: jax.random.key(0)},
+    )
+    _, collections = jax.jit(run)({"params": params}, tokens, positions, segment_ids)
+    return {
+        f"layer_{i}": collections["intermediates"][f"layer_{i}"]["moe"]["router"]["__call__"][0]
+        for i in config.moe_layers
+    }

@@ -1,0 +1,50 @@
+"""A trained run, read back from its directory."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+
+from moe_jax.checkpoints.manager import Checkpoints
+from moe_jax.configuration import ConfigError
+from moe_jax.training.config import TrainConfig
+from moe_jax.training.optimizer import make_optimizer
+from moe_jax.training.state import TrainState, init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A run at its newest checkpoint.
+
+    Attributes:
+      config: as it was trained.
+      state: of that checkpoint; `state.step` says which, `state.params` are the model's parameters.
+    """
+
+    config: TrainConfig
+    state: TrainState
+
+
+def load_run(workdir: Path) -> TrainedRun:
+    """Reads what `train(config, workdir)` left, finished or not; nothing is computed and nothing written.
+
+    Raises:
+      ConfigError: `workdir` holds no run, or one without a checkpoint yet.
+    """
+    identity = workdir / "run.json"
+    accepted = "accepted: a directory that `train` has written a checkpoint to"
+    if not identity.is_file():
+        raise ConfigError(f"workdir is {str(workdir)!r}, which has no run.json; {accepted}")
+    config = TrainConfig.from_dict(json.loads(identity.read_text())["config"])
+    if not (workdir / "checkpoints").is_dir():
+        raise ConfigError(f"workdir is {str(workdir)!r}, which has no checkpoints; {accepted}")
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        if checkpoints.latest_step() is None:
+            raise ConfigError(f"workdir is {str(workdir)!r}, which has no checkpoint yet; {accepted}")
+        optimizer = make_optimizer(config.optimizer, config.steps)
+        state, _ = checkpoints.restore(jax.eval_shape(lambda: init_state(config, optimizer)))
+    finally:
+        checkpoints.close()
+    return TrainedRun(config, state)

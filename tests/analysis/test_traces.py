@@ -1,0 +1,45 @@
+"""The assignments that a model's routers made, as the model made them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from moe_jax.analysis.traces import trace_assignments
+from moe_jax.models.decoder import Decoder
+from moe_jax.models.parameters import stack_layers
+from moe_jax.training.step import routing_by_layer
+from tests.models import small
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Four layers, two of them sparse, in which capacity binds; two documents and padding."""
+    moe = {"router": "gshard", "k": 2, "capacity_factor": 0.5, "router_options": {"second_policy": "all"}}
+    config = small.config(moe, num_layers=4, moe_layers=(1, 3))
+    tokens, positions, segments = small.batch()
+    return config, small.start(config), (tokens, positions, segments.at[0, 5:].set(2).at[1, 9:].set(0))
+
+
+def test_they_are_those_that_the_model_counted(model):
+    config, params, batch = model
+    traced = trace_assignments(config, params, *batch)
+    _, sown = Decoder(config).apply({"params": params}, *batch, mutable=["routing"])
+    counted = routing_by_layer(sown["routing"], config)
+    assert traced.keys() == counted.keys() == {"layer_1", "layer_3"}
+    for layer, assignment in traced.items():
+        requests = np.bincount(np.asarray(assignment.expert)[np.asarray(assignment.requested)], minlength=4)
+        np.testing.assert_allclose(requests / requests.sum(), counted[layer]["load"], rtol=1e-6)
+        dropped = 1 - np.asarray(assignment.kept).sum() / requests.sum()
+        np.testing.assert_allclose(dropped, counted[layer]["fraction_dropped"], rtol=1e-6)
+        assert dropped > 0
+        assert not assignment.dispatch_mask()[1, 9:].any()
+
+
+def test_scanned_layers_are_traced_as_plain_ones(model):
+    config, params, batch = model
+    scanned = dataclasses.replace(config, scan_layers=True, remat=True)
+    plain = trace_assignments(config, params, *batch)
+    traced = trace_assignments(scanned, stack_layers(params, config), *batch)
+    jax.tree.map(np.testing.assert_array_equal, plain, traced)
