@@ -15,10 +15,10 @@ def get_config(model: str = "switch-16") -> ConfigDict:
     """`dense`, or `switch-E`, which differs in one thing: every other feed-forward layer has E experts of its size."""
     config = ConfigDict()
     config.name = model
-    config.steps = 400
+    config.steps = 350
     config.eval_every = 50
     config.eval_batches = 16
-    config.checkpoint_every = 200
+    config.checkpoint_every = 175
 
     config.data = ConfigDict()
     config.data.corpus = "python_source"

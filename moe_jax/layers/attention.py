@@ -38,16 +38,18 @@ def attend(
     """
     batch, length, heads, width = query.shape
     kv_heads = key.shape[2]
-    query = query.reshape(batch, length, kv_heads, heads // kv_heads, width)
-    logits = jnp.einsum("bqkrn,bskn->bkrqs", query, key).astype(jnp.float32) * width**-0.5
+    # By head first: products over whole matrices, without a copy for each.
+    query = (query * width**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
+    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    logits = jnp.einsum("bkrqn,bksn->bkrqs", query, key).astype(jnp.float32)
     if bias is not None:
         logits += bias.reshape(1, kv_heads, -1, length, length)
     logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
     exponentials = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     # Normalised after the mixing, where there is less to divide.
-    mixed = jnp.einsum("bkrqs,bskn->bqkrn", exponentials.astype(value.dtype), value)
-    total = exponentials.sum(axis=-1).transpose(0, 3, 1, 2)[..., None]
-    return (mixed / total.astype(mixed.dtype)).reshape(batch, length, heads, width)
+    mixed = jnp.einsum("bkrqs,bksn->bkrqn", exponentials.astype(value.dtype), value)
+    mixed /= exponentials.sum(axis=-1, keepdims=True).astype(mixed.dtype)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
 
 class Attention(nn.Module):
