@@ -28,7 +28,7 @@ from moe_jax.accounting.flops import flops_per_token
 from moe_jax.configuration import override
 from moe_jax.data.pipeline import load_text
 from moe_jax.host_memory import keep_freed_memory
-from moe_jax.study.provenance import host, versions
+from moe_jax.study.provenance import git_revision, host, versions
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import compile_steps
 from moe_jax.training.optimizer import make_optimizer, make_schedule
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rates = {name: works[name].flops / seconds[name] / 1e9 for name in works}
     best = max(rates[name] for name in products)
     machine = f"{host()['cpu']}, {host()['cores']} cores, {platform.machine()}"
-    print(f"{machine}; jax {versions()['jax']}; {tokens} tokens a step")
+    print(f"{machine}; jax {versions()['jax']}; revision {git_revision()}; {tokens} tokens a step")
     print(f"{'':<14} {'ms':>8} {'GFLOP/s':>8} {'of matmul':>9} {'of ' + options.models[0]:>9}")
     for name in works:
         share, ratio = rates[name] / best, seconds[name] / seconds[options.models[0]]
