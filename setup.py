@@ -62,5 +62,5 @@ setup(
         # With libtpu installed, every JAX process tries to load it: set JAX_PLATFORMS=cpu.
         "tpu-plan": ["libtpu>=0.0.40,<0.1"],
     },
-    entry_points={"console_scripts": ["moe-jax = moe_jax.cli:main"]},
+    entry_points={"console_scripts": ["moe-jax = moe_jax.__main__:run"]},
 )

@@ -3,7 +3,7 @@
 The headline comparison of Fedus et al. 2021 (section 3.1): the same decoder with dense feed-forward layers, and with
 every other one a Switch layer of 4, 16 and 64 experts, on the same data with the same seeds.
 
-    python -m experiments.switch_vs_dense                      # three seeds, about 11 minutes each
+    python -m experiments.switch_vs_dense                      # three seeds, about 10 minutes each
     python -m experiments.switch_vs_dense --preset quick       # for a look, under 2 minutes once the text is prepared
     python -m experiments.switch_vs_dense --preset gpu         # larger, bfloat16, on one GPU
 
@@ -75,7 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def show(rows: list[Row]) -> None:
         print(f"\n{len(rows)} of {len(configs)} runs\n{format_table(rows)}\n", flush=True)
 
-    keep_freed_memory()
     try:
         rows = run_sweep(configs, output / "results.jsonl", output / "runs", train, show)
         report = write_report(rows, output, title=TITLE, command=command)
@@ -90,4 +89,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

@@ -10,7 +10,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moe_jax.configuration import ConfigError, override
-from moe_jax.host_memory import keep_freed_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,7 +108,6 @@ def _train(options: argparse.Namespace) -> int:
     from moe_jax.training.config import TrainConfig
     from moe_jax.training.loop import DivergenceError, train
 
-    keep_freed_memory()
     config = TrainConfig.from_dict(override(load_config(options.config), options.set))
     try:
         result = train(config, options.workdir)

@@ -2,10 +2,14 @@
 
 import os
 import platform
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from moe_jax import host_memory
 from moe_jax.host_memory import keep_freed_memory
 
 # Allocates, touches and frees 64 MiB twice, and prints the page faults of the second time.
@@ -39,3 +43,14 @@ def test_memory_that_was_freed_is_faulted_in_again_only_by_default():
     # A page may be larger than 4 KiB, but not so large that 64 MiB are fewer than 8.
     assert page_faults("default") >= 8
     assert page_faults("keep") < 8
+
+
+@pytest.mark.parametrize("module", ["moe_jax", "experiments.switch_vs_dense", "experiments.benchmarks.laptop_step"])
+def test_a_program_keeps_it_from_the_start(module, monkeypatch):
+    calls = []
+    monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: calls.append(module))
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit):
+        runpy.run_module(module, run_name="__main__")
+    assert calls == [module]

@@ -1,20 +1,40 @@
-"""The README's example runs, and its links lead somewhere."""
+"""The examples in README and CONTRIBUTING run, and their links lead somewhere."""
 
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 
 
-def test_the_example_runs(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
+def run_example(name):
+    """The names that the first Python example of a document defines."""
+    example, *_ = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    names = {}
+    exec(compile(example, name, "exec"), names)
+    return names
+
+
+def test_the_example_of_the_readme_runs(capsys):
+    run_example("README.md")
     assert "(1, 8, 16)" in capsys.readouterr().out
 
 
-def test_links_lead_to_files():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+def test_the_router_of_contributing_routes():
+    router = run_example("CONTRIBUTING.md")["SecondBest"](num_experts=4, k=1, capacity_factor=None)
+    logits = np.random.default_rng(0).normal(size=(2, 6, 4)).astype(np.float32)
+    assignment, losses = router.decide(jnp.asarray(logits), jnp.ones((2, 6), bool), 6)
+    np.testing.assert_array_equal(assignment.expert, np.argsort(logits)[..., -2])
+    assert assignment.kept.all()
+    assert losses == {}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files(name):
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text())
     assert links
     for link in links:
         assert (ROOT / link).exists(), link

@@ -121,7 +121,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="override a field of all models"
     )
     options = parser.parse_args(arguments)
-    keep_freed_memory()
     configs = {
         name: TrainConfig.from_dict(override(get_config(name).to_dict(), options.set)) for name in options.models
     }
@@ -149,4 +148,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Every way of running experts equals the reference under every router, in value and in every gradient.
 
-Compilation costs more than all else here, so routing and execution compile apart, for few shapes, and the chain rule
-joins them.
+Compilation costs more than all else here, so routing and execution compile apart and quickly, and the chain rule joins
+them; many draws share few shapes, and fewer draws each have their own.
 """
 
 import functools
@@ -22,6 +22,7 @@ from tests.routing.decisions import DECISIONS, decide
 FAST = sorted(set(EXECUTIONS) - {"oracle"})
 # G, S, D, F, E; capacity factor; what an expert computes.
 SMALL, LARGE = (3, 5, 6, 8, 3), (2, 8, 4, 6, 4)
+SIZES = [(3, "groups"), (9, "tokens"), (6, "model dim"), (6, "expert dim")]
 CASES = [(SMALL, None, "swiglu"), (LARGE, 1.0, "geglu")]
 
 
@@ -68,22 +69,25 @@ def router_gradients(router, capacity_factor, x, kernel, favour, valid, cotangen
     return vjp(cotangent)
 
 
-def assert_equals_oracle(execution, router, case, favour, valid, seed=0):
-    """Compares with the reference; returns the output and the gradients of the experts' weights."""
+def assert_equal_oracle(executions, router, case, favour, valid, seed=0):
+    """Compares each with the reference; returns the last one's output and gradients of the experts' weights."""
     shape, capacity_factor, kind = case
     x, kernel, weights, cotangent = draw(shape, kind, seed)
     routing = router, capacity_factor, x, kernel, favour, valid
     assignment = route(*routing)
-    results = []
-    for name in (execution, "oracle"):
+
+    def results(name):
         y, x_gradient, weight_gradient, gradients = execute(name, kind, x, assignment, weights, cotangent)
         x_by_router, kernel_gradient = router_gradients(*routing, weight_gradient)
-        results.append((y, x_gradient + x_by_router, kernel_gradient, gradients))
-    actual, expected = results
-    for one, other, what in zip(actual[:3], expected[:3], ("output", "input", "kernel"), strict=True):
-        assert_close(one, other, what=what)
-    for name, gradient in expected[3].items():
-        assert_each_close(actual[3][name], gradient, what=name)
+        return y, x_gradient + x_by_router, kernel_gradient, gradients
+
+    expected = results("oracle")
+    for execution in executions:
+        actual = results(execution)
+        for one, other, what in zip(actual[:3], expected[:3], ("output", "input", "kernel"), strict=True):
+            assert_close(one, other, what=f"{execution}: {what}")
+        for name, gradient in expected[3].items():
+            assert_each_close(actual[3][name], gradient, what=f"{execution}: {name}")
     return actual[0], actual[3]
 
 
@@ -97,7 +101,22 @@ def test_execution_equals_oracle(router, execution, data):
     bits = data.draw(st.lists(st.integers(0, 9), min_size=groups * tokens, max_size=groups * tokens), "validity")
     valid = jnp.asarray(bits).reshape(groups, tokens) < data.draw(st.sampled_from([0, 7, 10]), "share valid")
     favour = data.draw(st.sampled_from([0.0, 3.0, 50.0]), "skew") * jax.nn.one_hot(0, experts)
-    assert_equals_oracle(execution, router, case, favour, valid, data.draw(st.integers(0, 99), "seed"))
+    assert_equal_oracle([execution], router, case, favour, valid, data.draw(st.integers(0, 99), "seed"))
+
+
+@settings(max_examples=12)
+@given(data=st.data())
+def test_every_execution_equals_the_oracle_in_any_shape(data):
+    """Down to one token, one expert and width one, from no seat to spare to a seat for everyone."""
+    router = data.draw(st.sampled_from(sorted(DECISIONS)), "router")
+    groups, tokens, model_dim, expert_dim = (data.draw(st.integers(1, most), name) for most, name in SIZES)
+    experts = data.draw(st.integers(DECISIONS[router][0] or 2, 6), "experts")
+    capacity_factor = data.draw(st.sampled_from([None, 0.1, 0.5, 1.0, 1.25, 2.0, 10.0]), "capacity factor")
+    kind = data.draw(st.sampled_from(sorted(FFN_KINDS)), "kind")
+    valid = np.random.default_rng(data.draw(st.integers(0, 99), "padding")).random((groups, tokens)) < 0.8
+    case = (groups, tokens, model_dim, expert_dim, experts), capacity_factor, kind
+    seed = data.draw(st.integers(0, 99), "seed")
+    assert_equal_oracle(FAST, router, case, jnp.zeros(experts), jnp.asarray(valid), seed)
 
 
 @pytest.mark.parametrize("execution", FAST)
@@ -105,7 +124,7 @@ def test_execution_equals_oracle(router, execution, data):
 def test_every_token_on_one_expert(execution, kind):
     """Without a capacity nothing is dropped under any skew; experts without a token get exactly no gradient."""
     favour = 100.0 * jax.nn.one_hot(2, 3)
-    y, gradients = assert_equals_oracle(execution, "switch", (SMALL, None, kind), favour, jnp.ones((3, 5), bool))
+    y, gradients = assert_equal_oracle([execution], "switch", (SMALL, None, kind), favour, jnp.ones((3, 5), bool))
     assert (np.abs(np.asarray(y)).max(axis=-1) > 0).all()
     for gradient in gradients.values():
         assert (gradient[:2] == 0).all()
@@ -116,14 +135,14 @@ def test_every_token_on_one_expert(execution, kind):
 @pytest.mark.parametrize("router", DECISIONS)
 def test_no_valid_token(router, execution):
     valid = jnp.zeros((2, 8), bool)
-    y, gradients = assert_equals_oracle(execution, router, CASES[1], jnp.zeros(4), valid)
+    y, gradients = assert_equal_oracle([execution], router, CASES[1], jnp.zeros(4), valid)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves((y, gradients)))
 
 
 @pytest.mark.parametrize("execution", FAST)
 def test_capacity_that_binds(execution):
     """All tokens ask for one expert with two seats in each group: the first two of each are run."""
-    y, _ = assert_equals_oracle(execution, "switch", CASES[1], 100.0 * jax.nn.one_hot(1, 4), jnp.ones((2, 8), bool))
+    y, _ = assert_equal_oracle([execution], "switch", CASES[1], 100.0 * jax.nn.one_hot(1, 4), jnp.ones((2, 8), bool))
     assert ((np.abs(np.asarray(y)).max(axis=-1) > 0) == (np.arange(8) < 2)[None]).all()
 
 

@@ -24,7 +24,8 @@ def test_there_are_notebooks():
 
 @each_notebook
 def test_it_runs_from_top_to_bottom_and_leaves_no_file(path, tmp_path, monkeypatch):
-    """A cell that fails raises here, with its traceback."""
+    """A cell that fails raises here, with its traceback; jax starts as it does for a reader."""
+    monkeypatch.delenv("XLA_FLAGS")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
     notebook = nbformat.read(path, as_version=4)
     committed = [shows_something(cell) for cell in code_cells(notebook)]

@@ -11,7 +11,7 @@ from moe_jax.training.evaluation import evaluate
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import TrainState, init_state
 from moe_jax.training.step import apply_model, make_eval_step
-from tests.training.tiny_runs import B, S, quick_jit, random_batch, tiny_config
+from tests.training.tiny_runs import B, S, random_batch, tiny_config
 
 
 def test_it_is_a_mean_over_tokens_of_batches_that_differ():
@@ -34,7 +34,7 @@ def scored():
     state = init_state(config, make_optimizer(config.optimizer, config.steps))
     batches = [random_batch(0), random_batch(1)]
     batches[1]["loss_mask"][:, 5:] = False
-    step = quick_jit(make_eval_step(config))
+    step = jax.jit(make_eval_step(config))
     before = jax.tree.map(jnp.copy, state)
     numbers = [evaluate(step, state, batches, 1.0) for _ in range(2)]
     return config, before, state, batches, numbers
@@ -56,7 +56,7 @@ def test_it_leaves_the_state_alone(scored):
 def test_it_is_numpy_s_mean_of_the_cross_entropy(scored):
     config, _, state, batches, (numbers, _) = scored
     total = count = 0.0
-    score = quick_jit(lambda batch: apply_model(config.model, state.params, {}, batch, jax.random.key(0), False)[0])
+    score = jax.jit(lambda batch: apply_model(config.model, state.params, {}, batch, jax.random.key(0), False)[0])
     for batch in batches:
         logits = score(batch)
         logits = np.asarray(logits, np.float64)

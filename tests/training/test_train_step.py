@@ -15,7 +15,7 @@ from moe_jax.routing.router import METRICS, RNG, Router
 from moe_jax.training.optimizer import make_optimizer, make_schedule
 from moe_jax.training.state import init_state
 from moe_jax.training.step import auxiliary_loss, make_eval_step, make_train_step, routing_by_layer, routing_metrics
-from tests.training.tiny_runs import B, S, quick_jit, random_batch, tiny_config
+from tests.training.tiny_runs import B, S, random_batch, tiny_config
 
 DENSE = {"model.moe_layers": (), "model.moe": None, "model.positions": "t5", "optimizer.clip_norm": None}
 SPARSE = {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.router_options": {}, "model.num_layers": 2}
@@ -33,7 +33,7 @@ def prepare(sets):
         optimizer = make_optimizer(config.optimizer, config.steps)
         step = make_train_step(config, optimizer, make_schedule(config.optimizer, config.steps))
         state = init_state(config, optimizer)
-        PREPARED[repr(sets)] = config, quick_jit(step), quick_jit(make_eval_step(config)), state
+        PREPARED[repr(sets)] = config, jax.jit(step), jax.jit(make_eval_step(config)), state
     return PREPARED[repr(sets)]
 
 
@@ -75,11 +75,11 @@ def test_loss_and_gradients_are_those_of_an_independent_computation():
     config = tiny_config(sets=DENSE)
     gradients_themselves = optax.GradientTransformation(lambda params: (), lambda gradients, *_: (gradients, ()))
     state = init_state(config, gradients_themselves)
-    step = quick_jit(make_train_step(config, gradients_themselves, lambda step: 0.0))
+    step = jax.jit(make_train_step(config, gradients_themselves, lambda step: 0.0))
     batch = random_batch()
     batch["loss_mask"][1, 3:] = False
     after, metrics = step(state, batch)
-    loss, expected = quick_jit(jax.value_and_grad(dense_loss))(state.params, batch)
+    loss, expected = jax.jit(jax.value_and_grad(dense_loss))(state.params, batch)
     norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(expected)))
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)

@@ -1,6 +1,5 @@
 """A run so small that it takes seconds: its corpus, its configuration and its batches."""
 
-import functools
 import hashlib
 import json
 import os
@@ -15,9 +14,6 @@ from moe_jax.configuration import override
 from moe_jax.training.config import TrainConfig
 
 B, S, V = 4, 16, 257
-
-# Compiles in half the time, for what runs a few times only.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def write_corpus(folder: Path) -> Path:
