@@ -19,14 +19,19 @@ lint: $(VENV)/installed-test
 reproduce: $(VENV)/installed
 	$(BIN)/python -m experiments.switch_vs_dense --preset laptop --seeds 1 --output $(RESULTS)
 
-$(VENV)/installed: setup.py
+# Byte code is left to whoever imports a module: most of what is installed nobody does.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: PYTHON=python3.12 make ...") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+
+$(VENV)/installed: setup.py | $(VENV)/bin/python
+	$(PIP) --editable .
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/installed setup.py
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+$(VENV)/installed-test: setup.py | $(VENV)/bin/python
+	$(PIP) --editable '.[test]'
 	touch $@
 
 clean:
