@@ -46,5 +46,11 @@ class NoSkips:
                 reporter.write_line(f"\n{len(self.skipped)} skipped: a skipped test fails the suite", red=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that no process is left with one of them when the others are done."""
+    long = ("test_resume", "test_notebooks", "test_switch_vs_dense")
+    items.sort(key=lambda item: item.path.stem not in long)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(NoSkips())

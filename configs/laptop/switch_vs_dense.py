@@ -53,10 +53,10 @@ def get_config(model: str = "switch-16") -> ConfigDict:
 def get_quick_config(model: str = "switch-16") -> ConfigDict:
     """The same, much smaller and shorter, for a look at how things work; its losses mean little."""
     config = get_config(model)
-    config.steps = 150
-    config.eval_every = 25
+    config.steps = 100
+    config.eval_every = 20
     config.eval_batches = 4
-    config.optimizer.warmup_steps = 15
+    config.optimizer.warmup_steps = 10
     config.model.model_dim = 128
     config.model.ffn_dim = 512
     return config
