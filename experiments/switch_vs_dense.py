@@ -14,6 +14,7 @@ the models share, so models are compared pair by pair.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{len(rows)} of {len(configs)} runs\n{format_table(rows)}\n", flush=True)
 
     try:
-        rows = run_sweep(configs, output / "results.jsonl", output / "runs", train, show)
+        rows = run_sweep(configs, output / "results.jsonl", output / "runs", partial(train, compiled={}), show)
         report = write_report(rows, output, title=TITLE, command=command)
     except ConfigError as error:
         print(f"switch_vs_dense: {error}", file=sys.stderr)

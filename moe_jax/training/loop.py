@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class RunResult:
       corpus_name: what it was trained on.
       corpus_digest: and exactly which.
       seconds: of training, without compilation, evaluation and checkpoints.
-      compile_seconds: of compiling the training and the evaluation step, in the session that finished the run.
+      compile_seconds: of compiling the training and the evaluation step, in the session that finished the run; next to
+        nothing if it was given them.
     """
 
     curve: list[dict[str, Any]]
@@ -49,7 +50,13 @@ class RunResult:
     compile_seconds: float
 
 
-def train(config: TrainConfig, workdir: Path, progress: bool = True) -> RunResult:
+# A training and an evaluation step.
+Steps = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+def train(
+    config: TrainConfig, workdir: Path, progress: bool = True, compiled: MutableMapping[str, Steps] | None = None
+) -> RunResult:
     """Trains from the beginning or, where `workdir` has a checkpoint of the same run, from there on.
 
     A resumed run's `metrics.jsonl` is that of a run never stopped, to the bit. A finished run is read, not run again.
@@ -58,6 +65,8 @@ def train(config: TrainConfig, workdir: Path, progress: bool = True) -> RunResul
       config: the run.
       workdir: gets run.json, metrics.jsonl, timing.jsonl, tensorboard/ and checkpoints/.
       progress: whether to show a progress bar.
+      compiled: steps by what they were compiled for, to take them from and to add them to: runs that are given the same
+        mapping and differ in name and seed alone compile once. None compiles anew.
 
     Raises:
       ConfigError: the corpus cannot be read or is too small, or `workdir` holds another run; nothing is written then.
@@ -68,7 +77,8 @@ def train(config: TrainConfig, workdir: Path, progress: bool = True) -> RunResul
     claim_workdir(workdir, {"config": to_dict(config), "corpus": {"name": data.corpus_name, "digest": data.digest}})
     with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
         if checkpoints.latest_step() != config.steps:
-            with contextlib.closing(_Session(config, workdir, data, validation, checkpoints)) as session:
+            compiled = {} if compiled is None else compiled
+            with contextlib.closing(_Session(config, workdir, data, validation, checkpoints, compiled)) as session:
                 session.run(progress)
         clock = checkpoints.position()["clock"]
     return RunResult(
@@ -98,7 +108,13 @@ class _Session:
     """One process's part of a run, from its last checkpoint to the end."""
 
     def __init__(
-        self, config: TrainConfig, workdir: Path, data: TextData, validation: list[Batch], checkpoints: Checkpoints
+        self,
+        config: TrainConfig,
+        workdir: Path,
+        data: TextData,
+        validation: list[Batch],
+        checkpoints: Checkpoints,
+        compiled: MutableMapping[str, Steps],
     ) -> None:
         self.config = config
         self.validation = validation
@@ -116,7 +132,10 @@ class _Session:
             self.seconds = position["clock"]["seconds"]
         self.step = int(self.state.step)
         started = time.perf_counter()
-        self.train_step, self.eval_step = compile_steps(config, optimizer, schedule, self.state, validation[0])
+        shared = repr(to_dict(dataclasses.replace(config, name="", seed=0)))
+        if shared not in compiled:
+            compiled[shared] = compile_steps(config, optimizer, schedule, self.state, validation[0])
+        self.train_step, self.eval_step = compiled[shared]
         self.compile_seconds = time.perf_counter() - started
         # Without a checkpoint nothing is kept, not even what was measured before the first step.
         last = self.step if self.resumed else -1
@@ -189,9 +208,7 @@ class _Session:
             log.close()
 
 
-def compile_steps(
-    config: TrainConfig, optimizer: Any, schedule: Any, state: TrainState, batch: Batch
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def compile_steps(config: TrainConfig, optimizer: Any, schedule: Any, state: TrainState, batch: Batch) -> Steps:
     """The training step, which consumes its state, and the evaluation step, compiled before they are timed."""
     train_step = jax.jit(make_train_step(config, optimizer, schedule), donate_argnums=0)
     eval_step = jax.jit(make_eval_step(config))

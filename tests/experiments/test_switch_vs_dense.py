@@ -10,7 +10,8 @@ from experiments.switch_vs_dense import PRESETS, Preset, main, sweep
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import to_dict
-from moe_jax.study.results import read_rows
+from moe_jax.study.results import final_loss, read_rows
+from moe_jax.training import loop
 from moe_jax.training.config import TrainConfig
 
 
@@ -74,9 +75,16 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "output"
 
 
-def test_runs_from_the_command_line_to_the_report(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_from_the_command_line_to_the_report(
+    output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, compile_steps = [], loop.compile_steps
+    monkeypatch.setattr(loop, "compile_steps", lambda *of: compiled.append(of[0].name) or compile_steps(*of))
     arguments = ["--preset", "quick", "--output", str(output)]
     assert main(arguments) == 0
+    # Once for both seeds, which differ all the same.
+    assert compiled == ["dense", "switch-4"]
+    assert len({final_loss(row) for row in read_rows(output / "results.jsonl")}) == 4
     printed = capsys.readouterr().out
     assert "4 of 4 runs" in printed
     assert "The baseline, dense, ended with a validation loss of" in printed

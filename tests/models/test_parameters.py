@@ -26,11 +26,10 @@ def loss_and_gradients(config, params):
 
 
 CONFIGS = {
-    "dense": small.config(num_layers=2),
     "every second layer": small.config(SWITCH, num_layers=4, moe_layers=(1, 3)),
     "every layer": small.config(GSHARD, moe_layers=(0, 1)),
     "no repeats": small.config(SWITCH, moe_layers=(1,)),
-    "t5": small.config(positions="t5"),
+    "dense": small.config(positions="t5"),
     "expert choice": small.config(CHOICE, moe_layers=(0, 1)),
 }
 
