@@ -1,12 +1,21 @@
 """Eight forced CPU devices, strict promotion, annotations enforced at run time, and no test skipped."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before jax starts: eight devices on any machine, and the host's other accelerators left alone.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling costs more than all that is computed here: machine code is not optimised, XLA's own passes are as ever.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+# What one process of the suite compiled the others read, and nothing outlives it: the first process sets the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="moe_jax-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 from jaxtyping import install_import_hook
 

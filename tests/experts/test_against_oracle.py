@@ -84,8 +84,13 @@ def assert_equal_oracle(executions, router, case, favour, valid, seed=0):
     expected = results("oracle")
     for execution in executions:
         actual = results(execution)
-        for one, other, what in zip(actual[:3], expected[:3], ("output", "input", "kernel"), strict=True):
+        for one, other, what in zip(actual[:2], expected[:2], ("output", "input"), strict=True):
             assert_close(one, other, what=f"{execution}: {what}")
+        # A router without a doubt has gradients far below the rounding of what they are made of: 1e-20 and less.
+        if np.abs(expected[2]).max() > 1e-12:
+            assert_close(actual[2], expected[2], what=f"{execution}: kernel")
+        else:
+            assert np.abs(actual[2]).max() <= 1e-12
         for name, gradient in expected[3].items():
             assert_each_close(actual[3][name], gradient, what=f"{execution}: {name}")
     return actual[0], actual[3]

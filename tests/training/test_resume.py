@@ -14,7 +14,6 @@ import types
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from moe_jax.configuration import ConfigError
@@ -24,8 +23,6 @@ from moe_jax.training.evaluation import evaluate
 from moe_jax.training.step import make_eval_step
 from moe_jax.training.trained import load_run
 from tests.training.tiny_runs import (
-    CACHE_OPTIONS,
-    keep_compiled,
     lines_of,
     tiny_config,
     tiny_values,
@@ -40,7 +37,7 @@ SETS = {"steps": STEPS, "eval_every": 15, "checkpoint_every": 5}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A corpus, a configuration file, a cache of compiled steps, and the directory of an undisturbed run."""
+    """A corpus, a configuration file, and the directory of an undisturbed run."""
     folder = tmp_path_factory.mktemp("world")
     corpus = write_corpus(folder / "corpus")
     write_config(folder / "config.py", tiny_values(corpus, SETS))
@@ -133,21 +130,8 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.fixture(scope="module")
-def compiled(world):
-    """What the killed processes compiled, for this process."""
-    folder, _ = world
-    before = {name: getattr(jax.config, name) for name in CACHE_OPTIONS}
-    keep_compiled(folder / "compiled")
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture
-def run(world, compiled, monkeypatch):
+def run(world, monkeypatch):
     """Trains the undisturbed run's configuration in a directory of this process."""
     folder, _ = world
     monkeypatch.setenv("MOE_JAX_CACHE", str(folder / "cache"))

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from moe_jax.configuration import override
@@ -89,23 +88,9 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-CACHE_OPTIONS = {
-    "jax_compilation_cache_dir": None,
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
-
-
-def keep_compiled(folder: Path) -> None:
-    """Lets jax find in `folder` what another process of this test compiled."""
-    for name, value in (CACHE_OPTIONS | {"jax_compilation_cache_dir": str(folder)}).items():
-        jax.config.update(name, value)
-
-
 def train_in_process(folder: Path, workdir: Path) -> None:
     """What a process that is to be killed does: the command line on `folder`/config.py, its output in a file."""
     os.environ["MOE_JAX_CACHE"] = str(folder / "cache")
-    keep_compiled(folder / "compiled")
     log = os.open(f"{workdir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
