@@ -1,6 +1,7 @@
 """The assignments that a model's routers made, as the model made them."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ def model():
 def test_they_are_those_that_the_model_counted(model):
     config, params, batch = model
     traced = trace_assignments(config, params, *batch)
-    _, sown = Decoder(config).apply({"params": params}, *batch, mutable=["routing"])
+    _, sown = jax.jit(functools.partial(Decoder(config).apply, mutable=["routing"]))({"params": params}, *batch)
     counted = routing_by_layer(sown["routing"], config)
     assert traced.keys() == counted.keys() == {"layer_1", "layer_3"}
     for layer, assignment in traced.items():
