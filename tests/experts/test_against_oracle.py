@@ -109,20 +109,23 @@ def test_execution_equals_oracle(router, execution, data):
     assert_equal_oracle([execution], router, case, favour, valid, data.draw(st.integers(0, 99), "seed"))
 
 
-@pytest.mark.parametrize("router", DECISIONS)
 @settings(max_examples=3)
 @given(data=st.data())
-def test_every_execution_equals_the_oracle_in_any_shape(router, data):
-    """Down to one token, one expert and width one, from no seat to spare to a seat for everyone, under any skew."""
+def test_every_execution_equals_the_oracle_in_any_shape(data):
+    """Down to one token, one expert and width one, from no seat to spare to a seat for everyone, under any skew.
+
+    All routers meet each shape, because those with as many choices share what is compiled for it.
+    """
     groups, tokens, model_dim, expert_dim = (data.draw(st.integers(1, most), name) for most, name in SIZES)
-    experts = data.draw(st.integers(DECISIONS[router][0] or 2, 6), "experts")
+    experts = data.draw(st.integers(1, 6), "experts")
     capacity_factor = data.draw(st.sampled_from([None, 0.1, 0.5, 1.0, 1.25, 2.0, 10.0]), "capacity factor")
     kind = data.draw(st.sampled_from(sorted(FFN_KINDS)), "kind")
     valid = np.random.default_rng(data.draw(st.integers(0, 99), "padding")).random((groups, tokens)) < 0.8
     case = (groups, tokens, model_dim, expert_dim, experts), capacity_factor, kind
     favour = data.draw(st.sampled_from([0.0, 3.0, 50.0]), "skew") * jax.nn.one_hot(0, experts)
     seed = data.draw(st.integers(0, 99), "seed")
-    assert_equal_oracle(FAST, router, case, favour, jnp.asarray(valid), seed)
+    for router in (name for name, (only, _) in DECISIONS.items() if (only or 2) <= experts):
+        assert_equal_oracle(FAST, router, case, favour, jnp.asarray(valid), seed)
 
 
 @pytest.mark.parametrize("execution", FAST)

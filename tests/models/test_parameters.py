@@ -38,7 +38,7 @@ CONFIGS = {
 def test_scan_and_remat_change_no_number(name):
     """Together for every model, and each alone for one."""
     config = CONFIGS[name]
-    alone = [(True, False), (False, True)] if name == "every second layer" else []
+    alone = [(True, False), (False, True)] if name == "every layer" else []
     params = small.start(config)
     loss, gradients = loss_and_gradients(config, params)
     for scan, remat in [*alone, (True, True)]:
