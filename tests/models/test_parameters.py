@@ -26,10 +26,11 @@ def loss_and_gradients(config, params):
 
 
 CONFIGS = {
+    "dense": small.config(num_layers=2),
     "every second layer": small.config(SWITCH, num_layers=4, moe_layers=(1, 3)),
     "every layer": small.config(GSHARD, moe_layers=(0, 1)),
     "no repeats": small.config(SWITCH, moe_layers=(1,)),
-    "dense": small.config(positions="t5"),
+    "t5": small.config(positions="t5"),
     "expert choice": small.config(CHOICE, moe_layers=(0, 1)),
 }
 
@@ -38,7 +39,7 @@ CONFIGS = {
 def test_scan_and_remat_change_no_number(name):
     """Together for every model, and each alone for one."""
     config = CONFIGS[name]
-    alone = [(True, False), (False, True)] if name == "every layer" else []
+    alone = [(True, False), (False, True)] if name == "every second layer" else []
     params = small.start(config)
     loss, gradients = loss_and_gradients(config, params)
     for scan, remat in [*alone, (True, True)]:
