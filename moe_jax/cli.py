@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,7 +101,37 @@ def _parser() -> argparse.ArgumentParser:
         help="override a field, e.g. optimizer.learning_rate=1e-3",
     )
     train.set_defaults(run=_train)
+    routers = commands.add_parser(
+        "routers",
+        help="list the routers",
+        description="Lists every router with its paper, the experts per token it takes, whether it is "
+        "safe in a causal model, whether a capacity may drop tokens, and its losses with their papers' coefficients. "
+        "All of it is said of the default options.",
+        epilog="example:\n  moe-jax routers --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    routers.add_argument("--json", action="store_true", help="one JSON object per line")
+    routers.set_defaults(run=_routers)
     return parser
+
+
+def _routers(options: argparse.Namespace) -> int:
+    from moe_jax.routing import describe_routers
+
+    rows = describe_routers()
+    if options.json:
+        print("\n".join(json.dumps(row) for row in rows))
+        return 0
+    for row in rows:
+        row["losses"] = ", ".join(f"{name} {value:g}" for name, value in row["losses"].items()) or "-"
+        row["k"] = ", ".join(map(str, row["k"])) if isinstance(row["k"], list) else {"all": "E"}.get(row["k"], "any")
+        row["causal"], row["drops"] = ("yes" if row[key] else "no" for key in ("causal", "drops"))
+    columns = ("name", "year", "k", "causal", "drops", "losses", "paper")
+    table = [columns, *([str(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """The command line: what it says, what it accepts, and that bad input is one line and nothing written."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_jax.cli import load_config, main
+from moe_jax.routing import ROUTERS
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -83,7 +85,7 @@ def test_help_explains_the_argument(capsys):
         ("config.py", ["model.moe.router=gshard", "model.moe.k=5"], ["model.moe.k is 5", "num_experts (4)"]),
         (
             "config.py",
-            ["model.moe.router=expert_choice", "model.moe.balance_coefficient=0"],
+            ["model.moe.router=expert_choice"],
             ["'expert_choice'", "see the future", "allow_noncausal_router=True"],
         ),
         ("config.py", ["data.corpus=text_files:{folder}/empty.txt"], ["data.corpus", "not empty"]),
@@ -172,3 +174,25 @@ def test_the_module_runs_as_a_program(folder):
     assert done.stderr.count("\n") == 1
     assert "absent.py" in done.stderr
     assert not (folder / "run").exists()
+
+
+def test_routers_are_listed_whole(capsys):
+    """With what each row says checked against what is known of two of them."""
+    assert main(["routers", "--json"]) == 0
+    rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert set(rows) == set(ROUTERS)
+    assert rows["switch"] == {
+        "name": "switch",
+        "paper": "Fedus et al. 2021, Switch Transformers, arXiv:2101.03961",
+        "year": 2021,
+        "k": [1],
+        "causal": True,
+        "drops": True,
+        "losses": {"balance_loss": 0.01, "z_loss": 0.0},
+    }
+    assert (rows["soft_moe"]["k"], rows["soft_moe"]["causal"], rows["soft_moe"]["drops"]) == (None, False, False)
+    assert main(["routers"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "year", "k", "causal", "drops", "losses", "paper"]
+    assert [line.split()[0] for line in lines] == list(ROUTERS)
+    assert max(map(len, [header, *lines])) < 200

@@ -8,10 +8,11 @@ from jaxtyping import Array, Int
 
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.decoder import Decoder
-from moe_jax.models.parameters import Params, unstack_layers
+from moe_jax.models.parameters import Params, init_router_state, unstack_layers
 from moe_jax.routing import Router
 from moe_jax.routing.assignment import Assignment
-from moe_jax.routing.router import METRICS, RNG
+from moe_jax.routing.router import METRICS, RNG, STATE
+from moe_jax.routing.soft_moe import Slots
 
 
 def trace_assignments(
@@ -20,7 +21,8 @@ def trace_assignments(
     tokens: Int[Array, "B S"],
     positions: Int[Array, "B S"] | None = None,
     segment_ids: Int[Array, "B S"] | None = None,
-) -> dict[str, Assignment]:
+    router_state: Params | None = None,
+) -> dict[str, Assignment | Slots]:
     """What the router of each sparse layer decides on a batch, by the layer's name, `layer_i`.
 
     The evaluation capacity holds, groups are those of `config.moe.group_size`, and a router that draws draws the same
@@ -30,9 +32,11 @@ def trace_assignments(
       config: the model's shape; scanned or recomputed layers give what plain ones do.
       params: the model's parameters.
       tokens, positions, segment_ids: see `Decoder`.
+      router_state: what its routers remember; None takes what they start with.
     """
+    state = init_router_state(config) if router_state is None else router_state
     if config.scan_layers:
-        params = unstack_layers(params, config)
+        params, state = unstack_layers(params, config), unstack_layers(state, config) if state else state
     plain = dataclasses.replace(config, scan_layers=False, remat=False)
     run = functools.partial(
         Decoder(plain).apply,
@@ -40,7 +44,7 @@ def trace_assignments(
         mutable=["intermediates", METRICS],
         rngs={RNG: jax.random.key(0)},
     )
-    _, collections = jax.jit(run)({"params": params}, tokens, positions, segment_ids)
+    _, collections = jax.jit(run)({"params": params, STATE: state}, tokens, positions, segment_ids)
     return {
         f"layer_{i}": collections["intermediates"][f"layer_{i}"]["moe"]["router"]["__call__"][0]
         for i in config.moe_layers

@@ -14,6 +14,7 @@ from jaxtyping import Integer, Shaped
 from moe_jax.configuration import require
 from moe_jax.data.config import DataConfig
 from moe_jax.data.corpora import load_corpus
+from moe_jax.data.masking import mask_example
 from moe_jax.data.packing import Example, example_count, pack_example, token_stream
 from moe_jax.data.tokenization import Tokenizer, load_tokenizer
 
@@ -46,6 +47,8 @@ class TextData:
       batch_size: B, over all processes.
       train: the training sequences.
       validation: the validation sequences.
+      mask_rate: share of the tokens that are hidden, their mask being the token after the tokenizer's; None where the
+        task is to say what comes next.
     """
 
     corpus_name: str
@@ -54,11 +57,12 @@ class TextData:
     batch_size: int
     train: PackedExamples
     validation: PackedExamples
+    mask_rate: float | None
 
     @property
     def vocab_size(self) -> int:
-        """V, with the document boundary."""
-        return self.tokenizer.vocab_size
+        """V, with the document boundary, and the mask where there is one."""
+        return self.tokenizer.vocab_size + (self.mask_rate is not None)
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -91,7 +95,7 @@ class TextData:
             self.batch_size,
             f"a multiple of the {process_count} processes",
         )
-        shuffled = grain.MapDataset.source(self.train).seed(seed).shuffle().repeat()
+        shuffled = grain.MapDataset.source(self.train).seed(seed).shuffle().repeat().random_map(self._task)
         # Nothing is dropped from an endless stream; without drop_remainder, grain's length of batches of 1 overflows.
         batches = shuffled.batch(self.batch_size // process_count, drop_remainder=True)
         rows = batches[process_index::process_count]
@@ -111,8 +115,15 @@ class TextData:
             f"1 to {available}, as {self.corpus_name} has {len(self.validation)} sequences to validate on",
         )
         rows = count * self.batch_size
-        examples = [self.validation[row * len(self.validation) // rows] for row in range(rows)]
+        places = [row * len(self.validation) // rows for row in range(rows)]
+        examples = [self._task(self.validation[place], np.random.default_rng(place)) for place in places]
         return [_stack(examples[first : first + self.batch_size]) for first in range(0, rows, self.batch_size)]
+
+    def _task(self, example: Example, rng: np.random.Generator) -> Example:
+        """What a model is to do with a sequence."""
+        if self.mask_rate is None:
+            return example
+        return mask_example(example, rng, self.mask_rate, self.tokenizer.boundary_id, self.tokenizer.vocab_size)
 
 
 def load_text(config: DataConfig, cache_dir: Path | None = None) -> TextData:
@@ -137,7 +148,8 @@ def load_text(config: DataConfig, cache_dir: Path | None = None) -> TextData:
         config.batch_size,
         f"at most {len(train)}, the training sequences of {config.sequence_length} tokens that {corpus.name} has",
     )
-    return TextData(corpus.name, corpus.digest, tokenizer, config.batch_size, train, validation)
+    mask_rate = config.mask_rate if config.task == "masked" else None
+    return TextData(corpus.name, corpus.digest, tokenizer, config.batch_size, train, validation, mask_rate)
 
 
 def _stack(examples: list[Example]) -> Batch:

@@ -1,4 +1,4 @@
-"""Causal self-attention within documents.
+"""Self-attention within documents.
 
 B batch, S sequence, D model width, H query heads, K key-value heads, N width of one head.
 """
@@ -12,12 +12,13 @@ from moe_jax.layers.initialization import kernel_init
 from moe_jax.layers.positions import RotaryAngles, rotate
 
 
-def causal_mask(segment_ids: Int[Array, "B S"]) -> Bool[Array, "B 1 S S"]:
-    """Each token sees itself and earlier tokens of its document; a document is a run of one segment id."""
+def attention_mask(segment_ids: Int[Array, "B S"], causal: bool) -> Bool[Array, "B 1 S S"]:
+    """Each token sees its document, if `causal` only up to itself; a document is a run of one segment id."""
+    same_document = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    if not causal:
+        return same_document
     length = segment_ids.shape[1]
-    earlier = jnp.tril(jnp.ones((length, length), bool))
-    same_document = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return (earlier[None] & same_document)[:, None]
+    return same_document & jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
 def attend(
@@ -25,7 +26,7 @@ def attend(
     key: Float[Array, "B S K N"],
     value: Float[Array, "B S K N"],
     mask: Bool[Array, "B 1 S S"],
-    bias: Float[Array, "1 H S S"] | None,
+    bias: Float[Array, "#B H S S"] | None,
 ) -> Float[Array, "B S H N"]:
     """Scaled dot-product attention, softmax in float32 (Vaswani et al. 2017, equation 1).
 
@@ -43,7 +44,7 @@ def attend(
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     logits = jnp.einsum("bkrqn,bksn->bkrqs", query, key).astype(jnp.float32)
     if bias is not None:
-        logits += bias.reshape(1, kv_heads, -1, length, length)
+        logits += bias.reshape(bias.shape[0], kv_heads, -1, length, length)
     logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
     exponentials = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     # Normalised after the mixing, where there is less to divide.
@@ -75,7 +76,7 @@ class Attention(nn.Module):
         x: Float[Array, "B S D"],
         angles: RotaryAngles | None,
         mask: Bool[Array, "B 1 S S"],
-        bias: Float[Array, "1 H S S"] | None,
+        bias: Float[Array, "#B H S S"] | None,
     ) -> Float[Array, "B S D"]:
         query = self._heads(x, self.num_heads, "query")
         key = self._heads(x, self.num_kv_heads, "key")

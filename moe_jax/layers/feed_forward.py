@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.experts.ffn import FFN_KINDS, feed_forward
-from moe_jax.layers.initialization import kernel_init
+from moe_jax.layers.initialization import network_weights
 
 
 class FeedForward(nn.Module):
@@ -26,8 +26,5 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         kind = FFN_KINDS[self.kind]
-        weights = {
-            name: self.param(name, kernel_init(self.init_scale), shape, jnp.float32).astype(self.dtype)
-            for name, shape in kind.shapes(x.shape[-1], self.ffn_dim).items()
-        }
+        weights = network_weights(self, kind, x.shape[-1], self.ffn_dim, self.init_scale, self.dtype)
         return feed_forward(x.astype(self.dtype), weights, kind, jnp.matmul)

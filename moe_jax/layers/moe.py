@@ -7,15 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.configuration import require
+from moe_jax.experts.apply import Combine, apply_experts
 from moe_jax.experts.ffn import FFN_KINDS
-from moe_jax.experts.run import EXECUTIONS
-from moe_jax.layers.initialization import kernel_init
-from moe_jax.routing import ROUTERS
+from moe_jax.layers.feed_forward import FeedForward
+from moe_jax.layers.initialization import kernel_init, network_weights
+from moe_jax.routing import make_router
+from moe_jax.routing.capacity import CapacityRule
+from moe_jax.routing.losses import LossLevel
+from moe_jax.routing.router import Tokens
+from moe_jax.routing.soft_moe import Slots
 
 
 class MoE(nn.Module):
@@ -31,6 +37,12 @@ class MoE(nn.Module):
       kind: what an expert computes, a name in FFN_KINDS.
       execution: a name in EXECUTIONS.
       router_options: further fields of the router's module.
+      capacity_rule: how the factor becomes seats; see `capacity_per_expert`.
+      loss_level: what the router's losses are means over; None takes the router's own.
+      combine: how weights are applied; see `apply_experts`.
+      shared_dim: width of a network that every token runs besides its experts; None has none.
+      shared_gate: whether each token weighs that network by the sigmoid of a learned projection (Qwen2-MoE).
+      training: whether the router draws and explores as in training.
       init_scale: see `kernel_init`.
       dtype: compute type of the experts; the router is float32.
     """
@@ -44,38 +56,71 @@ class MoE(nn.Module):
     kind: str = "relu"
     execution: str = "padded"
     router_options: Mapping[str, Any] = FrozenDict()
+    capacity_rule: CapacityRule = "ceil"
+    loss_level: LossLevel | None = None
+    combine: Combine = "output"
+    shared_dim: int | None = None
+    shared_gate: bool = False
+    training: bool = False
     init_scale: float = 1.0
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], token_valid: Bool[Array, "B S"] | None = None
+        self,
+        x: Float[Array, "B S D"],
+        token_valid: Bool[Array, "B S"] | None = None,
+        ids: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
     ) -> Float[Array, "B S D"]:
-        """Runs tokens `x`; `token_valid` is false for padding, which gets zeros, and None where there is none."""
+        """Runs tokens.
+
+        Args:
+          x: the tokens.
+          token_valid: false for padding, which gets zeros; None where there is none.
+          ids: in the vocabulary, for routers that look at them.
+          positions: in the document, likewise.
+        """
         if token_valid is None:
             token_valid = jnp.ones(x.shape[:2], bool)
         kind = FFN_KINDS[self.kind]
-        weights = {
-            name: self.param(
-                f"experts_{name}",
-                kernel_init(self.init_scale, batch_axes=(0,)),
-                (self.num_experts, *shape),
-                jnp.float32,
-            ).astype(self.dtype)
-            for name, shape in kind.shapes(x.shape[-1], self.expert_dim).items()
-        }
+        weights = network_weights(
+            self, kind, x.shape[-1], self.expert_dim, self.init_scale, self.dtype, self.num_experts
+        )
         group_size = self.group_size or x.shape[1]
         count = token_valid.size
         require(count % group_size == 0, "model.moe.group_size", group_size, f"a divisor of {count} tokens")
         # Padding may hold anything, even NaN, which a weight of 0 would pass on.
-        tokens = jnp.where(token_valid[..., None], x, jnp.zeros((), x.dtype)).reshape(-1, group_size, x.shape[-1])
-        router = ROUTERS[self.router](
-            num_experts=self.num_experts,
-            k=self.k,
-            capacity_factor=self.capacity_factor,
+        x = jnp.where(token_valid[..., None], x, jnp.zeros((), x.dtype))
+
+        def by_group(values: Array | None) -> Array | None:
+            return None if values is None else values.reshape(-1, group_size, *values.shape[2:])
+
+        tokens = Tokens(by_group(x), by_group(token_valid), by_group(ids), by_group(positions), x.shape[1])
+        router = make_router(
+            self.router,
+            self.num_experts,
+            self.k,
+            self.capacity_factor,
+            self.router_options,
+            capacity_rule=self.capacity_rule,
+            training=self.training,
             name="router",
-            **self.router_options,
+            **({} if self.loss_level is None else {"loss_level": self.loss_level}),
         )
-        assignment = router(tokens, token_valid.reshape(tokens.shape[:2]))
-        y = EXECUTIONS[self.execution](tokens.astype(self.dtype), assignment, weights, kind)
-        return y.reshape(x.shape)
+        inputs = tokens.x.astype(self.dtype)
+        decision = router(tokens)
+        if isinstance(decision, Slots):
+            outputs = apply_experts(decision.fill(inputs), decision.assignment(), weights, kind, self.execution)
+            y = decision.read(outputs)
+        else:
+            y = apply_experts(inputs, decision, weights, kind, self.execution, self.combine)
+        y = y.reshape(x.shape)
+        return y if self.shared_dim is None else y + self._shared(x)
+
+    def _shared(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        y = FeedForward(self.kind, self.shared_dim, self.init_scale, self.dtype, name="shared")(x)
+        if not self.shared_gate:
+            return y
+        gate = nn.Dense(1, use_bias=False, dtype=self.dtype, kernel_init=kernel_init(1.0), name="shared_gate")(x)
+        return jax.nn.sigmoid(gate) * y

@@ -37,12 +37,16 @@ def rotate(x: Float[Array, "B S H N"], angles: RotaryAngles) -> Float[Array, "B 
 
 
 def relative_bucket(
-    distance: Int[Array, "*shape"], num_buckets: int = 32, max_distance: int = 128
+    distance: Int[Array, "*shape"], causal: bool, num_buckets: int = 32, max_distance: int = 128
 ) -> Int[Array, "*shape"]:
     """T5's bucket of a distance back to an earlier token: exact when near, logarithmic up to `max_distance`, then one.
 
-    Raffel et al. 2020, section 2.1, for causal attention; distances to later tokens share bucket 0.
+    Raffel et al. 2020, section 2.1. If `causal`, distances to later tokens share bucket 0; else these, which are
+    negative, have the second half of the buckets.
     """
+    if not causal:
+        half = num_buckets // 2
+        return jnp.where(distance < 0, half, 0) + relative_bucket(jnp.abs(distance), True, half, max_distance)
     distance = jnp.maximum(distance, 0)
     exact = num_buckets // 2
     scale = (num_buckets - exact) / math.log(max_distance / exact)
@@ -56,14 +60,17 @@ class RelativeBias(nn.Module):
 
     Attributes:
       num_heads: H.
+      causal: whether only earlier tokens are seen.
+      num_buckets: rows of the table.
     """
 
     num_heads: int
+    causal: bool = True
     num_buckets: int = 32
 
     @nn.compact
     def __call__(self, length: int) -> Float[Array, "1 H S S"]:
         table = self.param("table", nn.initializers.normal(0.02), (self.num_buckets, self.num_heads), jnp.float32)
         place = jnp.arange(length, dtype=jnp.int32)
-        buckets = relative_bucket(place[:, None] - place[None, :], self.num_buckets)
+        buckets = relative_bucket(place[:, None] - place[None, :], self.causal, self.num_buckets)
         return table[buckets].transpose(2, 0, 1)[None]

@@ -1,13 +1,16 @@
-"""The shape of a decoder. A dense model is the sparse model with `moe_layers=()`."""
+"""The shape of a model. A dense model is the sparse model with `moe_layers=()`."""
 
 import dataclasses
 import math
 from typing import Any, Literal
 
 from moe_jax.configuration import ConfigError, require, require_name
+from moe_jax.experts.apply import Combine
 from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.run import EXECUTIONS
-from moe_jax.routing import ROUTERS, check_router
+from moe_jax.routing import ROUTERS, Router, check_router
+from moe_jax.routing.capacity import CapacityRule
+from moe_jax.routing.losses import LossLevel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +25,15 @@ class MoEConfig:
       eval_capacity_factor: the same in evaluation; None takes `capacity_factor`.
       group_size: S, tokens that share one capacity; None makes each sequence a group. Independent of the devices.
       expert_dim: F of one expert; None takes the model's `ffn_dim`.
+      ffn: what an expert computes, a name in `moe_jax.experts.ffn.FFN_KINDS`; None takes the model's `ffn`.
       execution: how experts are run, a name in `moe_jax.experts.run.EXECUTIONS`.
-      balance_coefficient: weight of the load-balance loss, averaged over layers (Switch: 0.01).
-      z_coefficient: weight of the router z-loss, averaged over layers (ST-MoE: 0.001).
+      losses: coefficients of the router's losses by name, each a mean over layers; what is left out has the
+        coefficient of the router's paper (`Router.losses`), as have all with None.
+      loss_level: what a loss is a mean over, `group`, `sequence` or `batch`; None takes the router's own.
+      capacity_rule: how a capacity factor becomes seats; see `moe_jax.routing.capacity.capacity_per_expert`.
+      combine: weights on the experts' `output`, on their `input` (Llama 4), or as a `mix` with the token (BASE).
+      shared_dim: width of a network that every token runs besides its experts (DeepSeekMoE); None has none.
+      shared_gate: whether a token weighs that network by a learned gate (Qwen2-MoE).
       router_options: further fields of the router's module, by name.
       allow_noncausal_router: run a router that lets a token see later ones (expert choice) in a causal model.
     """
@@ -36,9 +45,14 @@ class MoEConfig:
     eval_capacity_factor: float | None = None
     group_size: int | None = None
     expert_dim: int | None = None
+    ffn: str | None = None
     execution: str = "padded"
-    balance_coefficient: float = 0.01
-    z_coefficient: float = 0.0
+    losses: dict[str, Any] | None = None
+    loss_level: LossLevel | None = None
+    capacity_rule: CapacityRule = "ceil"
+    combine: Combine = "output"
+    shared_dim: int | None = None
+    shared_gate: bool = False
     router_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     allow_noncausal_router: bool = False
 
@@ -47,23 +61,84 @@ class MoEConfig:
         require(self.num_experts >= 1, where + "num_experts", self.num_experts, "an integer of at least 1")
         require_name(self.router, ROUTERS, where + "router")
         require_name(self.execution, EXECUTIONS, where + "execution")
+        if self.ffn is not None:
+            require_name(self.ffn, FFN_KINDS, where + "ffn")
         require(1 <= self.k <= self.num_experts, where + "k", self.k, f"1 to num_experts ({self.num_experts})")
         for name in ("capacity_factor", "eval_capacity_factor"):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, where + name, value, "a positive number, finite, or None")
-        for name in ("group_size", "expert_dim"):
+        for name in ("group_size", "expert_dim", "shared_dim"):
             value = getattr(self, name)
             require(value is None or value >= 1, where + name, value, "an integer of at least 1, or None")
-        for name in ("balance_coefficient", "z_coefficient"):
-            value = getattr(self, name)
-            require(value >= 0, where + name, value, "a number of at least 0")
-        coefficients = {"balance_loss": self.balance_coefficient, "z_loss": self.z_coefficient}
-        check_router(self.router, self.k, self.router_options, coefficients, "model.moe")
+        require(
+            self.shared_dim is not None or not self.shared_gate,
+            where + "shared_gate",
+            True,
+            "False, without shared_dim",
+        )
+        self._check_combinations(where)
+        # Raises where the router does not have what it is asked for.
+        self.checked_router()
+
+    def _check_combinations(self, where: str) -> None:
+        rule = self.capacity_rule
+        require(
+            self.capacity_factor is not None or rule == "ceil",
+            where + "capacity_rule",
+            rule,
+            "ceil, with capacity_factor=None",
+        )
+        if ROUTERS[self.router].mixes:
+            accepted = f"an integer, with router {self.router!r}: the number of its parameters depends on it"
+            require(self.group_size is not None, where + "group_size", None, accepted)
+            accepted = f"output, with router {self.router!r}, which assigns no token to an expert"
+            require(self.combine == "output", where + "combine", self.combine, accepted)
+
+    def checked_router(self) -> Router:
+        """The router as configured, with its training capacity."""
+        fields = {} if self.loss_level is None else {"loss_level": self.loss_level}
+        return check_router(
+            self.router,
+            self.num_experts,
+            self.k,
+            self.capacity_factor,
+            self.router_options,
+            self.losses or {},
+            "model.moe",
+            "model.moe.router_options",
+            capacity_rule=self.capacity_rule,
+            **fields,
+        )
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """The coefficient of each of the router's losses."""
+        return dict(ROUTERS[self.router].losses) | (self.losses or {})
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthConfig:
+    """Mixture-of-Depths: layers that only some tokens run; see `moe_jax.models.depth.DepthBlock`.
+
+    Attributes:
+      layers: which; dense ones.
+      capacity: share of a sequence's tokens that run them in training.
+      coefficient: of the loss by which the router learns to decide without a look at later tokens.
+    """
+
+    layers: tuple[int, ...]
+    capacity: float = 0.125
+    coefficient: float = 0.01
+
+    def __post_init__(self) -> None:
+        where = "model.depth."
+        require(0 < self.capacity <= 1, where + "capacity", self.capacity, "above 0, to 1")
+        require(self.coefficient >= 0, where + "coefficient", self.coefficient, "a number of at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A pre-norm decoder.
+    """A pre-norm decoder, or with `causal=False` an encoder.
 
     Attributes:
       vocab_size: V.
@@ -73,12 +148,14 @@ class ModelConfig:
       num_kv_heads: key and value heads (grouped-query attention); None takes `num_heads`.
       head_dim: width of one head; None takes model_dim / num_heads.
       ffn_dim: F of the dense feed-forward layers, and of an expert unless `moe.expert_dim` says otherwise.
-      ffn: a name in `moe_jax.experts.ffn.FFN_KINDS`.
+      ffn: what a feed-forward layer computes, a name in `moe_jax.experts.ffn.FFN_KINDS`.
+      causal: whether each token sees itself and earlier ones only; without, all of its document.
       positions: `rope` (rotary) or `t5` (relative bias, one table shared by all layers).
       rope_theta: base of the rotary frequencies.
       tie_embeddings: the output projection is the embedding's transpose.
       moe_layers: indices of the layers whose feed-forward is a mixture of experts; () is the dense model.
       moe: the mixture; must be there when `moe_layers` is not empty.
+      depth: layers that only some tokens run; None has none.
       init_scale: s in Var = s / fan_in of the truncated-normal initialisation of every kernel but the embedding's
         and the router's (Switch Transformer recommends 0.1).
       dtype: compute type of all but the router, which is float32. Parameters are float32.
@@ -94,11 +171,13 @@ class ModelConfig:
     num_kv_heads: int | None = None
     head_dim: int | None = None
     ffn: str = "relu"
+    causal: bool = True
     positions: Literal["rope", "t5"] = "rope"
     rope_theta: float = 10000.0
     tie_embeddings: bool = False
     moe_layers: tuple[int, ...] = ()
     moe: MoEConfig | None = None
+    depth: DepthConfig | None = None
     init_scale: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
@@ -125,19 +204,21 @@ class ModelConfig:
             require(self.head_width % 2 == 0, "model.head_dim", self.head_width, "an even number, with rope")
         require(self.rope_theta > 0, "model.rope_theta", self.rope_theta, "a positive number")
         require(self.init_scale > 0, "model.init_scale", self.init_scale, "a positive number")
+        for name, layers in (("moe_layers", self.moe_layers), ("depth.layers", self.depth_layers)):
+            increasing = list(layers) == sorted(set(layers)) and all(0 <= i < self.num_layers for i in layers)
+            accepted = f"increasing layer indices below num_layers ({self.num_layers})"
+            require(increasing, f"model.{name}", layers, accepted)
+        both = set(self.depth_layers) & set(self.moe_layers)
         require(
-            list(self.moe_layers) == sorted(set(self.moe_layers))
-            and all(0 <= layer < self.num_layers for layer in self.moe_layers),
-            "model.moe_layers",
-            self.moe_layers,
-            f"increasing layer indices below num_layers ({self.num_layers})",
+            not both, "model.depth.layers", self.depth_layers, f"layers that are not in moe_layers {self.moe_layers}"
         )
         if self.moe_layers:
             require(self.moe is not None, "model.moe", None, "a mixture's fields, because moe_layers is not empty")
             self._check_causal()
 
     def _check_causal(self) -> None:
-        if not ROUTERS[self.moe.router].causal and not self.moe.allow_noncausal_router:
+        allowed = self.moe.allow_noncausal_router or not self.causal
+        if not self.moe.checked_router().causal and not allowed:
             raise ConfigError(
                 f"model.moe.router is {self.moe.router!r}, with which a token's experts depend on later tokens, so a "
                 "causal model would see the future it is to predict; accepted: another router, or "
@@ -153,16 +234,26 @@ class ModelConfig:
         return self.head_dim or self.model_dim // self.num_heads
 
     @property
+    def depth_layers(self) -> tuple[int, ...]:
+        """The layers that only some tokens run."""
+        return self.depth.layers if self.depth else ()
+
+    @property
     def expert_dim(self) -> int:
         """F of one expert."""
         return self.moe.expert_dim or self.ffn_dim
 
     @property
+    def expert_ffn(self) -> str:
+        """What one expert computes."""
+        return self.moe.ffn or self.ffn
+
+    @property
     def period(self) -> int:
-        """Layers in the shortest pattern of dense and sparse layers whose repeats make the model."""
-        sparse = [layer in self.moe_layers for layer in range(self.num_layers)]
+        """Layers in the shortest pattern of kinds of layers whose repeats make the model."""
+        kinds = [(layer in self.moe_layers, layer in self.depth_layers) for layer in range(self.num_layers)]
         return next(
             p
             for p in range(1, self.num_layers + 1)
-            if self.num_layers % p == 0 and all(sparse[i] == sparse[i % p] for i in range(self.num_layers))
+            if self.num_layers % p == 0 and all(kinds[i] == kinds[i % p] for i in range(self.num_layers))
         )

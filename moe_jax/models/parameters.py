@@ -9,6 +9,7 @@ from jaxtyping import Array, Key
 
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.decoder import Decoder
+from moe_jax.routing.router import RNG, STATE
 
 Params = dict[str, Any]
 
@@ -18,20 +19,31 @@ def init_params(config: ModelConfig, rng: Key[Array, ""]) -> Params:
 
     With `scan_layers` they are the unrolled model's, stacked, so that scanning changes no number.
     """
+    params = _init(config, rng, "params")
+    return stack_layers(params, config) if config.scan_layers else params
+
+
+def init_router_state(config: ModelConfig) -> Params:
+    """What the routers remember before the first step; {} where they remember nothing."""
+    state = _init(config, jax.random.key(0), STATE)
+    return stack_layers(state, config) if config.scan_layers and state else state
+
+
+def _init(config: ModelConfig, rng: Key[Array, ""], collection: str) -> Params:
     unrolled = dataclasses.replace(config, scan_layers=False, remat=False)
     one = jax.ShapeDtypeStruct((1, unrolled.moe.group_size or 1 if unrolled.moe else 1), jnp.int32)
     # Lazily: parameters are drawn, but nothing is computed with them.
-    variables = Decoder(unrolled).lazy_init({"params": rng, "routing": rng}, one, mutable=["params"])
-    params = variables["params"]
-    return stack_layers(params, config) if config.scan_layers else params
+    variables = Decoder(unrolled).lazy_init({"params": rng, RNG: rng}, one, mutable=["params", STATE])
+    return variables.get(collection, {})
 
 
 def stack_layers(params: Params, config: ModelConfig) -> Params:
     """From `layer_0`, `layer_1`, ... to one `layers` whose arrays have a leading axis over repeats of the pattern."""
-    layers = [params[f"layer_{i}"] for i in range(config.num_layers)]
-    stacked = {
-        f"block_{i}": jax.tree.map(lambda *xs: jnp.stack(xs), *layers[i :: config.period]) for i in range(config.period)
-    }
+    stacked = {}
+    for i in range(config.period):
+        names = [f"layer_{j}" for j in range(i, config.num_layers, config.period)]
+        if names[0] in params:
+            stacked[f"block_{i}"] = jax.tree.map(lambda *xs: jnp.stack(xs), *(params[name] for name in names))
     rest = {name: value for name, value in params.items() if not name.startswith("layer_")}
     return rest | {"layers": stacked}
 
@@ -41,5 +53,6 @@ def unstack_layers(params: Params, config: ModelConfig) -> Params:
     rest = {name: value for name, value in params.items() if name != "layers"}
     for i in range(config.num_layers):
         repeat, block = divmod(i, config.period)
-        rest[f"layer_{i}"] = jax.tree.map(lambda x, r=repeat: x[r], params["layers"][f"block_{block}"])
+        if f"block_{block}" in params["layers"]:
+            rest[f"layer_{i}"] = jax.tree.map(lambda x, r=repeat: x[r], params["layers"][f"block_{block}"])
     return rest

@@ -3,11 +3,16 @@
 G groups, S tokens of a group, E experts, K choices per token, A assignments of a group, C capacity.
 """
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from moe_jax.configuration import require_name
+from moe_jax.routing.capacity import Priority, seats_by_position, seats_by_score
 
 ROUTING_DECISION = "routing_decision"
 
@@ -77,8 +82,10 @@ def assign_choices(
     requested: Bool[Array, "G S K"],
     num_experts: int,
     capacity: int,
+    priority: Priority = "position",
+    score: Float[Array, "G S K"] | None = None,
 ) -> Assignment:
-    """The assignment of token-choice routing, seats given by position: every first choice before any second choice.
+    """The assignment of token-choice routing: every first choice is seated before any second choice.
 
     Args:
       expert: each token's experts, best first.
@@ -86,19 +93,30 @@ def assign_choices(
       requested: which choices ask for a seat.
       num_experts: E.
       capacity: C.
+      priority: who is seated first among choices of one rank: by `position`, the earlier token; by `probability`, the
+        one with the larger score (mesh-tensorflow's switch_max); in `batch` priority, the one whose token's first
+        choice has the larger score (V-MoE, section 4.1).
+      score: what priority goes by; None takes the weights.
     """
+    require_name(priority, get_args(Priority), "priority")
     groups, tokens, choices = expert.shape
 
     def choice_major(x: Shaped[Array, "G S K"]) -> Shaped[Array, "G A"]:
         return x.transpose(0, 2, 1).reshape(groups, choices * tokens)
 
-    expert, weight, requested = choice_major(expert), choice_major(weight), choice_major(requested)
+    if priority == "position":
+        seat = seats_by_position(choice_major(expert), choice_major(requested), num_experts)
+    else:
+        score = jax.lax.stop_gradient(weight if score is None else score)
+        if priority == "batch":
+            score = jnp.broadcast_to(score[..., :1], score.shape)
+        seat = choice_major(seats_by_score(expert, requested, score, num_experts))
     return Assignment(
-        token=jnp.broadcast_to(jnp.tile(jnp.arange(tokens, dtype=jnp.int32), choices), expert.shape),
-        expert=expert,
-        weight=weight,
-        requested=requested,
-        seat=seats_by_position(expert, requested, num_experts),
+        token=jnp.broadcast_to(jnp.tile(jnp.arange(tokens, dtype=jnp.int32), choices), (groups, choices * tokens)),
+        expert=choice_major(expert),
+        weight=choice_major(weight),
+        requested=choice_major(requested),
+        seat=decided(seat),
         capacity=capacity,
         num_tokens=tokens,
         num_experts=num_experts,
@@ -106,8 +124,8 @@ def assign_choices(
     )
 
 
-def seats_by_position(expert: Int[Array, "G A"], requested: Bool[Array, "G A"], num_experts: int) -> Int[Array, "G A"]:
-    """How many earlier requested assignments of the same group ask for the same expert."""
-    asks = jax.nn.one_hot(expert, num_experts, dtype=jnp.int32) * requested[..., None].astype(jnp.int32)
-    earlier = jnp.cumsum(asks, axis=1) - asks
-    return jnp.take_along_axis(earlier, expert[..., None], axis=-1)[..., 0]
+def best_choices(scores: Float[Array, "G S E"], k: int) -> tuple[Float[Array, "G S K"], Int[Array, "G S K"]]:
+    """The `k` largest entries of each token, largest first, and their experts, as a decision that remat saves."""
+    _, expert = jax.lax.top_k(scores, k)
+    expert = decided(expert.astype(jnp.int32))
+    return jnp.take_along_axis(scores, expert, axis=-1), expert

@@ -1,24 +1,44 @@
-"""How many seats an expert has. S tokens of a group, E experts, K choices per token, C capacity."""
+"""How many seats an expert has, and who gets them.
+
+G groups, S tokens of a group, A assignments of a group, E experts, K choices per token, C capacity.
+"""
 
 import math
+from typing import Literal, get_args
 
-from moe_jax.configuration import require
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from moe_jax.configuration import require, require_name
+
+# ceil: this project's; mesh_tensorflow: of the code that trained GShard and Switch Transformer.
+CapacityRule = Literal["ceil", "mesh_tensorflow"]
+# Who comes first among the choices of one rank; all first choices come before any second choice.
+Priority = Literal["position", "probability", "batch"]
 
 
-def capacity_per_expert(capacity_factor: float | None, tokens: int, k: int, num_experts: int) -> int:
-    """C = ceil(capacity_factor * S * k / E) seats per expert in a group of S tokens, and never more than S.
+def capacity_per_expert(
+    capacity_factor: float | None, tokens: int, k: int, num_experts: int, rule: CapacityRule = "ceil"
+) -> int:
+    """Seats per expert in a group of S tokens, never more than S.
 
     Args:
       capacity_factor: seats relative to even load; None gives every expert a seat for every token.
       tokens: S.
       k: experts per token.
       num_experts: E.
+      rule: `ceil`: C = ceil(capacity_factor * S * k / E). `mesh_tensorflow`: C = max(min(S, int(S * capacity_factor /
+        E)), 4), in which k does not count: its top-2 models set twice the factor.
 
     Raises:
       ConfigError: a capacity of 0.
     """
+    require_name(rule, get_args(CapacityRule), "model.moe.capacity_rule")
     if capacity_factor is None:
         return tokens
+    if rule == "mesh_tensorflow":
+        return min(max(int(tokens * capacity_factor / num_experts), 4), tokens)
     # Rounded first: 1.1 * 10 is 11.000000000000002 in binary, and that is not 12 seats.
     capacity = min(math.ceil(round(capacity_factor * tokens * k / num_experts, 6)), tokens)
     require(
@@ -28,3 +48,28 @@ def capacity_per_expert(capacity_factor: float | None, tokens: int, k: int, num_
         f"a factor that gives each of {num_experts} experts at least one seat for {tokens} tokens with k={k}",
     )
     return capacity
+
+
+def seats_by_position(expert: Int[Array, "G A"], requested: Bool[Array, "G A"], num_experts: int) -> Int[Array, "G A"]:
+    """How many earlier requested assignments of the same group ask for the same expert."""
+    asks = jax.nn.one_hot(expert, num_experts, dtype=jnp.int32) * requested[..., None].astype(jnp.int32)
+    earlier = jnp.cumsum(asks, axis=1) - asks
+    return jnp.take_along_axis(earlier, expert[..., None], axis=-1)[..., 0]
+
+
+def seats_by_score(
+    expert: Int[Array, "G S K"],
+    requested: Bool[Array, "G S K"],
+    score: Float[Array, "G S K"],
+    num_experts: int,
+) -> Int[Array, "G S K"]:
+    """Seats when, among choices of one rank, a larger `score` comes first, and the earlier token where scores tie."""
+    order = jnp.argsort(-score, axis=1, stable=True)
+
+    def in_order(x: Shaped[Array, "G S K"]) -> Shaped[Array, "G A"]:
+        return jnp.take_along_axis(x, order, axis=1).transpose(0, 2, 1).reshape(x.shape[0], -1)
+
+    seats = seats_by_position(in_order(expert), in_order(requested), num_experts)
+    groups, tokens, choices = expert.shape
+    place = jnp.argsort(order, axis=1)
+    return jnp.take_along_axis(seats.reshape(groups, choices, tokens).transpose(0, 2, 1), place, axis=1)

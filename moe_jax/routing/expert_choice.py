@@ -1,25 +1,49 @@
-"""Expert choice: each expert takes the tokens it scores highest (Zhou et al. 2022, section 3.2).
+"""Expert choice: each expert takes the tokens it scores highest (Zhou et al. 2022, section 3).
 
 G groups, S tokens of a group, E experts, C capacity, A = E * C assignments.
 """
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from moe_jax.routing.assignment import Assignment, decided
-from moe_jax.routing.router import Router
+from moe_jax.configuration import require
+from moe_jax.routing.assignment import Assignment, assign_choices, decided
+from moe_jax.routing.router import Metrics, Router, Tokens
+
+Among = Literal["group", "seen"]
 
 
-def expert_choice(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int) -> Assignment:
+def expert_choice(
+    logits: Float[Array, "G S E"],
+    token_valid: Bool[Array, "G S"],
+    capacity: int,
+    most: int | None = None,
+    entropy: float = 0.01,
+    iterations: int = 100,
+) -> Assignment:
     """Each expert takes its C best tokens of the group by softmax over experts; no renormalising, perfect balance.
 
     A token may be taken by any number of experts, or none. An expert takes fewer than C only if fewer tokens are valid.
+
+    Args:
+      logits: the router's, float32.
+      token_valid: false for padding.
+      capacity: C.
+      most: experts that a token should be taken by at most, by way of `capped_plan`; None does not limit.
+      entropy, iterations: see `capped_plan`.
     """
     groups, tokens, num_experts = logits.shape
     probabilities = jax.nn.softmax(logits)
-    scores = jnp.where(token_valid[..., None], probabilities, -1.0).transpose(0, 2, 1)
-    _, token = jax.lax.top_k(scores, capacity)
+    ranking = probabilities
+    if most is not None:
+        ranking = capped_plan(probabilities, token_valid, capacity, most, entropy, iterations)
+    scores = jnp.where(token_valid[..., None], ranking, -1.0).transpose(0, 2, 1)
+    _, token = jax.lax.top_k(jax.lax.stop_gradient(scores), capacity)
     token = decided(token.astype(jnp.int32))
     weight = jnp.take_along_axis(probabilities.transpose(0, 2, 1), token, axis=-1)
     requested = jnp.take_along_axis(jnp.broadcast_to(token_valid[:, None], scores.shape), token, axis=-1)
@@ -42,17 +66,105 @@ def expert_choice(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"]
     )
 
 
+def capped_plan(
+    scores: Float[Array, "G S E"],
+    token_valid: Bool[Array, "G S"],
+    capacity: int,
+    most: int,
+    entropy: float,
+    iterations: int,
+) -> Float[Array, "G S E"]:
+    """The plan A in [0, 1] that maximises sum(scores * A) + entropy * H(A), its logarithm (Zhou et al., section 3.3).
+
+    Each expert gives out C in all, each token receives at most `most`. Dykstra's projections, by turns onto the three
+    constraints, in logarithms; as in the paper, what they have not yet reached after `iterations` is left. The less
+    entropy, the more they need: with the paper's 0.001 its 100 leave the cap far from reached, 1000 do not.
+
+    Args:
+      scores: what an expert gains by a token.
+      token_valid: false for padding, of which the plan is -inf.
+      capacity: C.
+      most: experts per token.
+      entropy: how soft the plan is.
+      iterations: rounds of the three projections.
+    """
+    valid = token_valid[..., None]
+    rows = jnp.log(jnp.minimum(capacity, token_valid.sum(axis=1)).astype(jnp.float32))[:, None, None]
+    start = jnp.where(valid, jax.lax.stop_gradient(scores) / entropy, -jnp.inf)
+    zeros = jnp.zeros_like(start)
+
+    def subtract(x: Array, y: Array) -> Array:
+        return jnp.where(valid, x - y, 0.0)
+
+    def project(_: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        plan, token_dual, one_dual = carry
+        # An expert's total is an equality, whose projection needs no correction.
+        plan = plan + subtract(rows, jax.nn.logsumexp(plan, axis=1, keepdims=True))
+        corrected = plan + token_dual
+        excess = jax.nn.logsumexp(corrected, axis=2, keepdims=True) - math.log(most)
+        plan = corrected - jnp.where(valid, jnp.maximum(excess, 0.0), 0.0)
+        token_dual = subtract(corrected, plan)
+        corrected = plan + one_dual
+        plan = jnp.minimum(corrected, 0.0)
+        return plan, token_dual, subtract(corrected, plan)
+
+    plan, _, _ = jax.lax.fori_loop(0, iterations, project, (start, zeros, zeros))
+    return plan
+
+
+def expert_choice_seen(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int) -> Assignment:
+    """Expert choice that a causal model may use: an expert takes a token if it is among the best of those seen so far.
+
+    Of the first n valid tokens of a group an expert would take ceil(C * n / S): it takes the n-th if fewer than so many
+    of them score as high. On average that is C tokens; an expert that has taken C takes no more.
+    """
+    _, tokens, num_experts = logits.shape
+    probabilities = jax.nn.softmax(logits)
+    scores = jax.lax.stop_gradient(jnp.where(token_valid[..., None], probabilities, -1.0))
+    earlier = jnp.tril(jnp.ones((tokens, tokens), bool), -1)
+    as_high = (scores[:, None] >= scores[:, :, None]) & earlier[None, :, :, None]
+    quota = -((-jnp.cumsum(token_valid, axis=1) * capacity) // tokens)
+    takes = decided(token_valid[..., None] & (as_high.sum(axis=2) < quota[..., None]))
+    expert = jnp.broadcast_to(jnp.arange(num_experts, dtype=jnp.int32)[None, None], logits.shape)
+    return assign_choices(expert, probabilities, takes, num_experts, capacity)
+
+
 class ExpertChoice(Router):
     """Expert choice; `k` is the mean number of experts per token (the paper's capacity factor, with capacity_factor=1).
 
-    It needs no balance loss. In a causal model it leaks: whether a token is taken depends on later tokens.
+    It needs no balance loss. In a causal model it leaks: whether a token is taken depends on later tokens, unless
+    experts choose among what is `seen`.
+
+    Attributes:
+      among: experts choose among the tokens of the `group`, or each time among those `seen` so far.
+      most: experts per token at most, among the tokens of a group; None does not limit.
+      entropy: how soft the plan is that keeps to `most`; see `capped_plan`.
+      iterations: how long it is sought.
     """
 
-    causal = False
-    losses = ("z_loss",)
-    paper = "Zhou et al. 2022, Mixture-of-Experts with Expert Choice Routing, arXiv:2202.09368"
+    among: Among = "group"
+    most: int | None = None
+    entropy: float = 0.01
+    iterations: int = 100
 
-    def decide(
-        self, logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int
-    ) -> tuple[Assignment, dict[str, Float[Array, ""]]]:
-        return expert_choice(logits, token_valid, capacity), {}
+    loss_levels = ()
+    losses: ClassVar[Mapping[str, float]] = {"z_loss": 0.0}
+    paper = "Zhou et al. 2022, Mixture-of-Experts with Expert Choice Routing, arXiv:2202.09368"
+    year = 2022
+
+    @property
+    def causal(self) -> bool:
+        return self.among == "seen"
+
+    def check(self) -> None:
+        require(self.entropy > 0, "entropy", self.entropy, "a positive number")
+        require(self.iterations >= 1, "iterations", self.iterations, "an integer of at least 1")
+        if self.most is not None:
+            require(self.among == "group", "most", self.most, "None, among the tokens seen")
+            accepted = f"k ({self.k}) to num_experts ({self.num_experts})"
+            require(self.k <= self.most <= self.num_experts, "most", self.most, accepted)
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        if self.among == "seen":
+            return expert_choice_seen(logits, tokens.valid, capacity), {}
+        return expert_choice(logits, tokens.valid, capacity, self.most, self.entropy, self.iterations), {}

@@ -13,8 +13,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from moe_jax.configuration import require, require_name
 from moe_jax.routing.assignment import Assignment, assign_choices, decided
-from moe_jax.routing.losses import balance_loss
-from moe_jax.routing.router import RNG, Router
+from moe_jax.routing.router import RNG, Metrics, Router, Tokens
 
 SecondPolicy = Literal["all", "none", "threshold", "random"]
 
@@ -76,14 +75,12 @@ class GShard(Router):
     choices_allowed = (2,)
     # Which experts a token asks for, and their weights, are causal. The seat of a second choice is not quite: first
     # choices of later tokens in its group are seated before it. GLaM trains decoders so; capacity_factor=None avoids
-    # it.
-    causal = True
+    # it. The same holds of every router here that asks for several experts.
     paper = "Lepikhin et al. 2020, GShard, arXiv:2006.16668"
+    year = 2020
 
-    def decide(
-        self, logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int
-    ) -> tuple[Assignment, dict[str, Float[Array, ""]]]:
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
         rng = self.make_rng(RNG) if self.second_policy == "random" else None
-        assignment = gshard(logits, token_valid, capacity, self.second_policy, self.second_threshold, rng)
+        assignment = gshard(logits, tokens.valid, capacity, self.second_policy, self.second_threshold, rng)
         first_choice = assignment.expert[:, : logits.shape[1], None]
-        return assignment, {"balance_loss": balance_loss(jax.nn.softmax(logits), first_choice, token_valid)}
+        return assignment, {"balance_loss": self.balance(jax.nn.softmax(logits), first_choice, tokens)}

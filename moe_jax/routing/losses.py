@@ -1,8 +1,33 @@
-"""Losses of a routing decision. G groups, S tokens of a group, E experts, K choices per token."""
+"""Metrics of a routing decision, and the update of a selection bias that takes a loss's place.
+
+A loss is computed in each part of the batch and averaged over the parts that have a valid token. The parts are groups
+(of tokens that share a capacity), sequences, or the batch as one.
+
+G groups, S tokens of a group, E experts, K choices per token; in a loss's arguments G parts and S their tokens.
+"""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+LossLevel = Literal["group", "sequence", "batch"]
+
+
+def regroup(x: Shaped[Array, "G S ..."], level: LossLevel, sequence_length: int | None) -> Shaped[Array, "P N ..."]:
+    """Values of tokens by group as values by part; the tokens are consecutive ones of the batch in both.
+
+    Args:
+      x: by group.
+      level: what the parts are.
+      sequence_length: N for `sequence`; None where groups are sequences.
+    """
+    if level == "batch":
+        return x.reshape(1, -1, *x.shape[2:])
+    if level == "sequence" and sequence_length is not None:
+        return x.reshape(-1, sequence_length, *x.shape[2:])
+    return x
 
 
 def balance_loss(
@@ -28,6 +53,41 @@ def balance_loss(
     mean_probability = jnp.einsum("gse,gs->ge", probabilities, valid) / divisor
     per_group = num_experts * jnp.sum(share * mean_probability, axis=-1)
     return masked_mean(per_group, tokens > 0)
+
+
+def squared_variation(totals: Float[Array, "G E"]) -> Float[Array, " G"]:
+    """Squared coefficient of variation over experts: the loss on importance and on load of Shazeer et al. 2017.
+
+    Section 4, equations 7 and 11. 0 at balance, E - 1 when one expert has all.
+    """
+    mean = totals.mean(axis=-1)
+    return jnp.var(totals, axis=-1) / (mean**2 + 1e-10)
+
+
+def variation_loss(amounts: Float[Array, "G S E"], token_valid: Bool[Array, "G S"]) -> Float[Array, ""]:
+    """Mean over parts of the `squared_variation` of each expert's total amount.
+
+    Args:
+      amounts: what each token gives each expert: its weight (importance), or the probability that it would be sent
+        there (load).
+      token_valid: false for padding.
+    """
+    totals = jnp.sum(jnp.where(token_valid[..., None], amounts, 0.0), axis=1)
+    return masked_mean(squared_variation(totals), token_valid.any(axis=1))
+
+
+def updated_bias(bias: Float[Array, " E"], load: Float[Array, " E"], rate: float) -> Float[Array, " E"]:
+    """A selection bias after a step: up where an expert has less than the mean load, down where more, mean kept at 0.
+
+    Loss-free balancing (Wang et al. 2024, algorithm 1; DeepSeek-V3, section 2.1.2).
+
+    Args:
+      bias: before the step.
+      load: what each expert was asked for, before dropping, over all the step's data; on any scale.
+      rate: size of a step.
+    """
+    moved = bias + rate * jnp.sign(load.mean() - load)
+    return moved - moved.mean()
 
 
 def z_loss(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"]) -> Float[Array, ""]:

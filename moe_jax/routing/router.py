@@ -3,20 +3,49 @@
 G groups, S tokens of a group, D model width, E experts, C capacity.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.routing.assignment import Assignment
-from moe_jax.routing.capacity import capacity_per_expert
-from moe_jax.routing.losses import z_loss
+from moe_jax.routing.capacity import CapacityRule, capacity_per_expert
+from moe_jax.routing.losses import LossLevel, balance_loss, regroup, variation_loss, z_loss
 from moe_jax.routing.metrics import assignment_metrics, probability_metrics
 
 METRICS = "routing"
+STATE = "router_state"
 RNG = "routing"
+
+# By name: losses, and what else a router has to say.
+Metrics = dict[str, Float[Array, "..."]]
+
+
+@struct.dataclass
+class Tokens:
+    """What a router may look at.
+
+    Attributes:
+      x: the tokens' vectors.
+      valid: false for padding.
+      ids: of the tokens in the vocabulary; None where nobody knows them.
+      positions: of each token in its document; None likewise.
+      sequence_length: tokens of a sequence; a group's tokens are consecutive ones of the batch [B * sequence_length]
+        (static). None makes each group a sequence.
+    """
+
+    # Read by jaxtyping: tree maps rebuild the value with other things than arrays, so its fields are not enforced.
+    __no_type_check__ = True
+
+    x: Float[Array, "G S D"]
+    valid: Bool[Array, "G S"]
+    ids: Int[Array, "G S"] | None = None
+    positions: Int[Array, "G S"] | None = None
+    sequence_length: int | None = struct.field(pytree_node=False, default=None)
 
 
 class Router(nn.Module):
@@ -29,50 +58,118 @@ class Router(nn.Module):
       num_experts: E.
       k: experts per token.
       capacity_factor: seats relative to even load; None drops nothing.
-      choices_allowed: the values of `k` a router takes; None takes any.
-      causal: whether a token's experts and weights are free of later tokens' content.
+      capacity_rule: how a factor becomes seats; see `capacity_per_expert`.
+      loss_level: what the losses of a decision are means over; see `moe_jax.routing.losses`.
+      training: whether to draw and to explore as in training.
+      choices_allowed: the values of `k` a router takes; `all` takes E; None takes any.
       has_parameters: whether the router learns a projection.
-      losses: names of the losses the router sows.
+      drops: whether a capacity may drop tokens.
+      mixes: whether it mixes tokens into slots, of which its parameters depend on the group's size.
+      loss_levels: the values of `loss_level` that change a loss.
+      losses: the losses the router sows, with the coefficient of its paper; 0 where that has none.
       paper: where the router comes from.
+      year: when.
     """
 
     num_experts: int
     k: int
     capacity_factor: float | None
+    capacity_rule: CapacityRule = "ceil"
+    loss_level: LossLevel = "group"
+    training: bool = False
 
-    choices_allowed: ClassVar[tuple[int, ...] | None] = None
-    causal: ClassVar[bool] = True
+    choices_allowed: ClassVar[tuple[int, ...] | Literal["all"] | None] = None
     has_parameters: ClassVar[bool] = True
-    losses: ClassVar[tuple[str, ...]] = ("balance_loss", "z_loss")
+    drops: ClassVar[bool] = True
+    mixes: ClassVar[bool] = False
+    loss_levels: ClassVar[tuple[LossLevel, ...]] = get_args(LossLevel)
+    losses: ClassVar[Mapping[str, float]] = {"balance_loss": 0.01, "z_loss": 0.0}
     paper: ClassVar[str] = ""
+    year: ClassVar[int] = 0
 
-    def decide(
-        self, logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int
-    ) -> tuple[Assignment, dict[str, Float[Array, ""]]]:
-        """The decision on float32 `logits`, and the router's own losses by name."""
+    @property
+    def causal(self) -> bool:
+        """Whether a token's experts and weights are free of the content of later tokens."""
+        return True
+
+    def check(self) -> None:
+        """Raises ConfigError, with the bare name of the field, where the fields do not go together."""
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        """The decision on float32 `logits`, and what it alone knows: its losses, what `next_state` needs."""
         raise NotImplementedError
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "G S D"], token_valid: Bool[Array, "G S"]) -> Assignment:
-        """Routes tokens `x`; `token_valid` is false for padding, which takes no seat and counts in no loss."""
-        logits = self._logits(x)
-        capacity = capacity_per_expert(self.capacity_factor, x.shape[1], self.k, self.num_experts)
-        assignment, losses = self.decide(logits, token_valid, capacity)
-        metrics = assignment_metrics(assignment, token_valid) | losses
-        metrics["capacity_factor"] = jnp.float32(capacity * self.num_experts / (x.shape[1] * self.k))
-        if self.has_parameters:
-            metrics |= probability_metrics(jax.nn.softmax(logits), token_valid)
-            metrics["z_loss"] = z_loss(logits, token_valid)
-        for name, value in metrics.items():
-            self.sow(METRICS, name, value, init_fn=lambda: None, reduce_fn=_last)
+    def probabilities(self, logits: Float[Array, "G S E"]) -> Float[Array, "G S E"]:
+        """What the metrics call the router's probabilities."""
+        return jax.nn.softmax(logits)
+
+    def next_state(self, state: Mapping[str, Array], metrics: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The router's entries in the collection `router_state` after a training step that sowed `metrics`."""
+        del metrics
+        return state
+
+    def weights(self, tokens: int, model_dim: int) -> tuple[int, int]:
+        """How many parameters multiply a token, and how many others there are, for groups of `tokens` tokens."""
+        del tokens
+        return model_dim * self.num_experts if self.has_parameters else 0, 0
+
+    def __call__(self, tokens: Tokens) -> Assignment:
+        """Routes `tokens`; padding takes no seat and counts in no loss."""
+        assignment, metrics = self.route(tokens)
+        metrics = assignment_metrics(assignment, tokens.valid) | dict(metrics)
+        realised = assignment.capacity * self.num_experts / (assignment.num_tokens * self.k)
+        metrics["capacity_factor"] = jnp.float32(realised)
+        self.report(metrics)
         return assignment
 
-    def _logits(self, x: Float[Array, "G S D"]) -> Float[Array, "G S E"]:
+    def report(self, metrics: Mapping[str, Array]) -> None:
+        """Sows what a call has to say."""
+        for name, value in metrics.items():
+            self.sow(METRICS, name, value, init_fn=lambda: None, reduce_fn=_last)
+
+    @nn.compact
+    def route(self, tokens: Tokens) -> tuple[Assignment, Mapping[str, Array]]:
+        """The decision, with the router's losses and what can be said of its logits, sowing nothing."""
+        logits = self.project(self.seen(tokens.x.astype(jnp.float32)))
+        capacity = capacity_per_expert(
+            self.capacity_factor, logits.shape[1], self.k, self.num_experts, self.capacity_rule
+        )
+        assignment, metrics = self.decide(logits, tokens, capacity)
+        if self.has_parameters:
+            metrics = metrics | probability_metrics(self.probabilities(logits), tokens.valid)
+        if "z_loss" in self.losses:
+            metrics = metrics | {"z_loss": z_loss(logits, tokens.valid)}
+        return assignment, metrics
+
+    def seen(self, x: Float[Array, "G S D"]) -> Float[Array, "G S D"]:
+        """The float32 tokens as the projection sees them: where exploration disturbs its input, and only its."""
+        return x
+
+    def project(self, x: Float[Array, "G S D"]) -> Float[Array, "G S E"]:
+        """Float32 logits."""
         if not self.has_parameters:
             return jnp.zeros((*x.shape[:2], self.num_experts), jnp.float32)
         kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.num_experts), jnp.float32)
-        # Accelerators round float32 operands of a matmul unless told otherwise, and routing must not be rounded.
-        return jnp.matmul(x.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)
+        return exact_matmul(x, kernel)
+
+    def by_part(self, x: Shaped[Array, "G S ..."], tokens: Tokens) -> Shaped[Array, "P N ..."]:
+        """Values of tokens by the parts of the batch that a loss is a mean over."""
+        return regroup(x, self.loss_level, tokens.sequence_length)
+
+    def balance(
+        self, probabilities: Float[Array, "G S E"], expert: Int[Array, "G S K"], tokens: Tokens
+    ) -> Float[Array, ""]:
+        """`balance_loss` at this router's `loss_level`."""
+        return balance_loss(*(self.by_part(x, tokens) for x in (probabilities, expert, tokens.valid)))
+
+    def variation(self, amounts: Float[Array, "G S E"], tokens: Tokens) -> Float[Array, ""]:
+        """`variation_loss` at this router's `loss_level`."""
+        return variation_loss(self.by_part(amounts, tokens), self.by_part(tokens.valid, tokens))
+
+
+def exact_matmul(x: Float[Array, "G S D"], kernel: Float[Array, "D E"]) -> Float[Array, "G S E"]:
+    """x @ kernel; accelerators round float32 operands unless told otherwise, and routing must not be rounded."""
+    return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
 def _last(_: Any, new: Any) -> Any:

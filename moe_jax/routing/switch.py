@@ -1,34 +1,119 @@
-"""Switch routing: each token to its most probable expert (Fedus et al. 2021, section 2.1).
+"""Switch routing: each token to one expert (Fedus et al. 2021), with the variants of its authors' code.
 
-G groups, S tokens of a group, E experts, C capacity.
+G groups, S tokens of a group, D model width, E experts, C capacity.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
-from moe_jax.routing.assignment import Assignment, assign_choices, decided
-from moe_jax.routing.losses import balance_loss
-from moe_jax.routing.router import Router
+from moe_jax.configuration import require
+from moe_jax.routing.assignment import Assignment, assign_choices, best_choices, decided
+from moe_jax.routing.capacity import Priority
+from moe_jax.routing.router import RNG, Metrics, Router, Tokens
+
+Exploration = Literal["argmax", "sample", "jitter", "dropout"]
 
 
-def switch(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int) -> Assignment:
-    """Top-1 with the expert's probability as weight, never renormalised: that would make it 1 and stop its gradient."""
+def switch(
+    logits: Float[Array, "G S E"],
+    token_valid: Bool[Array, "G S"],
+    capacity: int,
+    priority: Priority = "position",
+    rng: Key[Array, ""] | None = None,
+) -> Assignment:
+    """Top-1 with the expert's probability as weight, never renormalised: that would make it 1 and stop its gradient.
+
+    Args:
+      logits: the router's, float32.
+      token_valid: false for padding.
+      capacity: C.
+      priority: who is seated first; `probability` is mesh-tensorflow's switch_max.
+      rng: draws the expert from the probabilities, where the most probable one is taken without.
+    """
     probabilities = jax.nn.softmax(logits)
-    expert = decided(jnp.argmax(probabilities, axis=-1, keepdims=True).astype(jnp.int32))
+    expert = jnp.argmax(probabilities, axis=-1) if rng is None else jax.random.categorical(rng, logits)
+    expert = decided(expert[..., None].astype(jnp.int32))
     weight = jnp.take_along_axis(probabilities, expert, axis=-1)
-    return assign_choices(expert, weight, token_valid[..., None], logits.shape[-1], capacity)
+    return assign_choices(expert, weight, token_valid[..., None], logits.shape[-1], capacity, priority)
+
+
+def switch_rerouted(
+    logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int, rounds: int
+) -> Assignment:
+    """No token left behind: whoever finds an expert full asks the next best, `rounds` experts at most (appendix B).
+
+    A token's request is that of its last round, so that it counts as dropped once, or not at all.
+    """
+    num_experts = logits.shape[-1]
+    weight, expert = best_choices(jax.nn.softmax(logits), rounds)
+    taken = jnp.zeros((logits.shape[0], 1, num_experts), jnp.int32)
+    waiting, requested, seats = token_valid, [], []
+    for r in range(rounds):
+        asks = jax.nn.one_hot(expert[..., r], num_experts, dtype=jnp.int32) * waiting[..., None].astype(jnp.int32)
+        before = taken + jnp.cumsum(asks, axis=1) - asks
+        seat = jnp.take_along_axis(before, expert[..., r, None], axis=-1)[..., 0]
+        seated = waiting & (seat < capacity)
+        requested.append(waiting if r == rounds - 1 else seated)
+        seats.append(seat)
+        taken = jnp.minimum(taken + asks.sum(axis=1, keepdims=True), capacity)
+        waiting = waiting & ~seated
+    assignment = assign_choices(expert, weight, jnp.stack(requested, axis=-1), num_experts, capacity)
+    # Seats were given round by round, not as if all rounds had asked at once.
+    seat = jnp.stack(seats, axis=1).reshape(assignment.seat.shape)
+    return assignment.replace(seat=decided(seat))
 
 
 class Switch(Router):
-    """Switch Transformer's top-1 router with its load-balance loss."""
+    """Switch Transformer's top-1 router with its load-balance loss.
+
+    Attributes:
+      exploration: in training, take the most probable expert (`argmax`), draw it (`sample`), or multiply the router's
+        input by U(1 - jitter, 1 + jitter) (`jitter`) or drop entries of it (`dropout`); experts never see either.
+      jitter: for `jitter`.
+      dropout: for `dropout`, the share of entries set to zero.
+      priority: who is seated first; see `assign_choices`.
+      rounds: experts that a token may ask in turn while it finds them full; 1 leaves it behind.
+    """
+
+    exploration: Exploration = "argmax"
+    jitter: float = 0.01
+    dropout: float = 0.1
+    priority: Priority = "position"
+    rounds: int = 1
 
     choices_allowed = (1,)
     paper = "Fedus et al. 2021, Switch Transformers, arXiv:2101.03961"
+    year = 2021
 
-    def decide(
-        self, logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int
-    ) -> tuple[Assignment, dict[str, Float[Array, ""]]]:
-        assignment = switch(logits, token_valid, capacity)
-        chosen = assignment.expert[..., None]
-        return assignment, {"balance_loss": balance_loss(jax.nn.softmax(logits), chosen, token_valid)}
+    @property
+    def causal(self) -> bool:
+        # Who asks again comes after all who ask first.
+        return self.capacity_factor is None or (self.priority == "position" and self.rounds == 1)
+
+    def check(self) -> None:
+        require(0 <= self.jitter < 1, "jitter", self.jitter, "0 to below 1")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 to below 1")
+        require(1 <= self.rounds <= self.num_experts, "rounds", self.rounds, f"1 to num_experts ({self.num_experts})")
+        plain = self.priority == "position" and self.exploration != "sample"
+        require(self.rounds == 1 or plain, "rounds", self.rounds, "1, with another priority or with sampling")
+
+    def seen(self, x: Float[Array, "G S D"]) -> Float[Array, "G S D"]:
+        if not self.training or self.exploration in ("argmax", "sample"):
+            return x
+        if self.exploration == "jitter":
+            return x * jax.random.uniform(self.make_rng(RNG), x.shape, minval=1 - self.jitter, maxval=1 + self.jitter)
+        kept = jax.random.bernoulli(self.make_rng(RNG), 1 - self.dropout, x.shape)
+        return jnp.where(kept, x / (1 - self.dropout), 0.0)
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        if self.rounds > 1:
+            assignment = switch_rerouted(logits, tokens.valid, capacity, self.rounds)
+            chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)[..., None]
+        else:
+            rng = self.make_rng(RNG) if self.training and self.exploration == "sample" else None
+            assignment = switch(logits, tokens.valid, capacity, self.priority, rng)
+            chosen = assignment.expert[..., None]
+        return assignment, {"balance_loss": self.balance(jax.nn.softmax(logits), chosen, tokens)}

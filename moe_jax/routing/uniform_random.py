@@ -3,12 +3,15 @@
 G groups, S tokens of a group, E experts, K choices per token, C capacity.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from moe_jax.routing.assignment import Assignment, assign_choices, decided
-from moe_jax.routing.router import RNG, Router
+from moe_jax.routing.router import RNG, Metrics, Router, Tokens
 
 
 def uniform_random(
@@ -25,10 +28,10 @@ class UniformRandom(Router):
     """Random routing: what a learned router must beat. It has no parameters and no losses."""
 
     has_parameters = False
-    losses = ()
+    loss_levels = ()
+    losses: ClassVar[Mapping[str, float]] = {}
     paper = "Baseline; Roller et al. 2021, Hash Layers, arXiv:2106.04426, compare with it"
+    year = 2021
 
-    def decide(
-        self, logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int
-    ) -> tuple[Assignment, dict[str, Float[Array, ""]]]:
-        return uniform_random(token_valid, capacity, self.num_experts, self.k, self.make_rng(RNG)), {}
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        return uniform_random(tokens.valid, capacity, self.num_experts, self.k, self.make_rng(RNG)), {}

@@ -21,7 +21,7 @@ class OptimizerConfig:
       warmup_steps: steps of linear warm-up from 0.
       final_fraction: end of the cosine schedule, relative to the peak.
       beta1, beta2: AdamW's moment decays; None takes 0.9 and 0.99. Adafactor has neither.
-      weight_decay: decoupled decay of the matrices (never of norms' scales): a step takes learning rate times
+      weight_decay: decoupled decay of the matrices (never of scales and biases): a step takes learning rate times
         weight_decay off each number.
       clip_norm: global gradient norm above which gradients are scaled down; None never.
     """
@@ -90,6 +90,8 @@ class TrainConfig:
             self.optimizer.warmup_steps,
             f"fewer than steps ({self.steps})",
         )
+        accepted = f"{self.data.task == 'causal'}, with data.task={self.data.task!r}"
+        require(self.model.causal == (self.data.task == "causal"), "model.causal", self.model.causal, accepted)
         moe = self.model.moe
         if self.model.moe_layers and moe.group_size is not None:
             tokens = self.data.batch_size * self.data.sequence_length

@@ -49,8 +49,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def _decays(params: Any) -> Any:
-    """True for matrices, false for norms' scales, whether or not layers are stacked for a scan."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+    """True for matrices, false for scales and biases, whether or not layers are stacked for a scan."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: not path[-1].key.endswith(("scale", "bias")), params)
 
 
 def _promoting(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Int, Key
 
-from moe_jax.models.parameters import init_params
+from moe_jax.models.parameters import init_params, init_router_state
 from moe_jax.training.config import TrainConfig
 
 
@@ -38,4 +38,4 @@ def init_state(config: TrainConfig, optimizer: optax.GradientTransformation) -> 
     """The state before the first step, determined by `config.seed`."""
     init_rng, rng = jax.random.split(jax.random.key(config.seed))
     params = init_params(config.model, init_rng)
-    return TrainState(jnp.int32(0), params, optimizer.init(params), {}, rng)
+    return TrainState(jnp.int32(0), params, optimizer.init(params), init_router_state(config.model), rng)

@@ -31,7 +31,7 @@ CONFIGS = [
     with_moe(router="gshard", k=2, expert_dim=512, capacity_factor=1.0),
     with_moe(execution="one_hot", group_size=64),
     with_moe(execution="oracle", capacity_factor=None),
-    with_moe(router="uniform_random", balance_coefficient=0.0),
+    with_moe(router="uniform_random"),
 ]
 
 

@@ -36,7 +36,7 @@ def with_moe(**fields) -> ModelConfig:
         SPARSE,
         dataclasses.replace(SPARSE, ffn="geglu", scan_layers=True),
         with_moe(expert_dim=32, router="gshard", k=2),
-        with_moe(router="uniform_random", balance_coefficient=0.0),
+        with_moe(router="uniform_random"),
         dataclasses.replace(SPARSE, moe_layers=(0, 1, 2, 3)),
     ],
 )
@@ -64,5 +64,5 @@ def test_active_parameters_do_not_grow_with_experts_but_for_the_router():
 
 
 def test_all_experts_active_is_everything_active():
-    count = count_parameters(with_moe(router="uniform_random", k=8, balance_coefficient=0.0))
+    count = count_parameters(with_moe(router="uniform_random", k=8))
     assert count.active == count.total

@@ -9,7 +9,7 @@ import pytest
 
 from moe_jax.analysis.traces import trace_assignments
 from moe_jax.models.decoder import Decoder
-from moe_jax.models.parameters import stack_layers
+from moe_jax.models.parameters import init_router_state, stack_layers
 from moe_jax.training.step import routing_by_layer
 from tests.models import small
 
@@ -44,3 +44,15 @@ def test_scanned_layers_are_traced_as_plain_ones(model):
     plain = trace_assignments(config, params, *batch)
     traced = trace_assignments(scanned, stack_layers(params, config), *batch)
     jax.tree.map(np.testing.assert_array_equal, plain, traced)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_what_routers_remember_is_heeded(scanned):
+    """A selection bias that no score can outweigh sends all tokens to two experts."""
+    moe = {"router": "deepseek", "k": 2, "capacity_factor": None}
+    config = small.config(moe, num_layers=4, moe_layers=(1, 3), scan_layers=scanned)
+    favour = jax.numpy.asarray([9.0, 0.0, 9.0, 0.0])
+    state = jax.tree.map(lambda bias: bias + jax.numpy.broadcast_to(favour, bias.shape), init_router_state(config))
+    traced = trace_assignments(config, small.start(config), *small.batch(), state)
+    for assignment in traced.values():
+        assert set(np.asarray(assignment.expert).reshape(-1).tolist()) == {0, 2}

@@ -151,3 +151,28 @@ def test_the_cache_directory_is_the_default(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MOE_JAX_CACHE", str(tmp_path))
     load_text(config_of(folder))
     assert len(list((tmp_path / "tokens").glob("*.npy"))) == 2
+
+
+def test_hidden_tokens_are_drawn_anew_in_each_epoch_and_are_fixed_for_validation(folder):
+    """A run that goes on hides what it would have hidden; the mask is the token after the tokenizer's."""
+    data = load_text(config_of(folder, task="masked", mask_rate=0.3), folder / "cache")
+    assert data.vocab_size == 258
+    epoch = math.ceil(len(data.train) / B)
+    iterator = data.train_batches(seed=0)
+    first = take(iterator, 2 * epoch)
+    state = iterator.get_state()
+    later = take(iterator, 3)
+    other = data.train_batches(seed=0)
+    other.set_state(state)
+    assert_same(later, take(other, 3))
+    assert_same(first[:3], take(data.train_batches(seed=0), 3))
+    rows, targets, masks = (np.concatenate([b[key] for b in first]) for key in ("tokens", "targets", "loss_mask"))
+    assert (rows[masks] == 257).mean() > 0.7
+    assert not (rows[~masks] == 257).any()
+    by_text = {}
+    for target, mask in zip(targets, masks, strict=True):
+        by_text.setdefault(tuple(target), []).append(tuple(mask))
+    assert sum(len(set(drawn)) == len(drawn) > 1 for drawn in by_text.values()) > len(by_text) / 2
+    assert_same(data.validation_batches(2), data.validation_batches(2))
+    share = np.mean([batch["loss_mask"].mean() for batch in first])
+    assert 0.2 < share < 0.35

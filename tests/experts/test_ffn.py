@@ -9,11 +9,18 @@ import torch
 from moe_jax.experts.ffn import FFN_KINDS, feed_forward
 from tests.comparison import assert_close
 
-ACTIVATIONS = {
+UNITS = {
     "relu": torch.nn.functional.relu,
     "gelu": torch.nn.functional.gelu,
-    "swiglu": torch.nn.functional.silu,
-    "geglu": torch.nn.functional.gelu,
+    "swiglu": lambda gate, up: torch.nn.functional.silu(gate) * up,
+    "geglu": lambda gate, up: torch.nn.functional.gelu(gate) * up,
+    # Against gpt-oss's own code in tests/layers/test_moe_against_transformers.py.
+    "gpt_oss": lambda gate, up: (up.clamp(-7, 7) + 1) * gate.clamp(max=7) * torch.sigmoid(1.702 * gate.clamp(max=7)),
+    "geglu_scaled": lambda gate, up: torch.nn.functional.gelu(gate) * up,
+}
+EXTRA = {
+    "gpt_oss": {"gate_bias": (1, 10), "up_bias": (1, 10), "down_bias": (1, 6)},
+    "geglu_scaled": {"hidden_scale": (1, 10)},
 }
 
 
@@ -21,8 +28,9 @@ ACTIVATIONS = {
 def test_feed_forward_equals_torch(kind):
     rng = np.random.default_rng(0)
     shapes = FFN_KINDS[kind].shapes(6, 10)
-    assert shapes == {"up": (6, 10), "down": (10, 6)} | ({"gate": (6, 10)} if kind.endswith("glu") else {})
-    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    gated = FFN_KINDS[kind].gated
+    assert shapes == {"up": (6, 10), "down": (10, 6)} | ({"gate": (6, 10)} if gated else {}) | EXTRA.get(kind, {})
+    weights = {name: (3 * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
     x, cotangent = rng.normal(size=(2, 7, 6)).astype(np.float32)
 
     apply = jax.jit(lambda x, weights: feed_forward(x, weights, FFN_KINDS[kind], jnp.matmul))
@@ -31,10 +39,12 @@ def test_feed_forward_equals_torch(kind):
 
     torch_x = torch.tensor(x, requires_grad=True)
     torch_weights = {name: torch.tensor(w, requires_grad=True) for name, w in weights.items()}
-    up = torch_x @ torch_weights["up"]
-    activated = ACTIVATIONS[kind]
-    hidden = activated(torch_x @ torch_weights["gate"]) * up if kind.endswith("glu") else activated(up)
-    expected = hidden @ torch_weights["down"]
+
+    def project(x, name):
+        return x @ torch_weights[name] + torch_weights.get(f"{name}_bias", 0.0)
+
+    hidden = UNITS[kind](*(project(torch_x, name) for name in (("gate", "up") if gated else ("up",))))
+    expected = project(hidden * torch_weights.get("hidden_scale", 1.0), "down")
     expected.backward(torch.tensor(cotangent))
 
     assert_close(y, expected.detach())

@@ -7,21 +7,22 @@ import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from moe_jax.layers.attention import attend, causal_mask
+from moe_jax.layers.attention import attend, attention_mask
 from moe_jax.layers.norms import RMSNorm
 from moe_jax.layers.positions import RelativeBias, relative_bucket, rotary_angles, rotate
 from tests.comparison import assert_close
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("biased", [False, True])
-def test_attend_equals_torch(kv_heads, biased):
+@pytest.mark.parametrize(("biased", "causal"), [(False, True), (True, True), (True, False)])
+def test_attend_equals_torch(kv_heads, biased, causal):
     """Values and gradients, with documents packed, grouped heads and a bias."""
     rng = np.random.default_rng(kv_heads)
     query, *key_value = (rng.normal(size=(2, 7, heads, 6)).astype(np.float32) for heads in (4, kv_heads, kv_heads))
     bias = rng.normal(size=(1, 4, 7, 7)).astype(np.float32) * biased
     cotangent = rng.normal(size=query.shape).astype(np.float32)
-    mask = causal_mask(jnp.asarray([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 0, 0]], jnp.int32))
+    segments = jnp.asarray([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 0, 0]], jnp.int32)
+    mask = attention_mask(segments, causal)
 
     tensors = [torch.tensor(x, requires_grad=True) for x in (query, *key_value, bias)]
     permuted = [t.permute(0, 2, 1, 3) for t in tensors[:3]]
@@ -37,21 +38,23 @@ def test_attend_equals_torch(kv_heads, biased):
         assert_close(gradient, tensor.grad)
 
 
-def test_causal_mask_equals_a_loop():
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_mask_equals_a_loop(causal):
     segments = np.asarray([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
-    mask = causal_mask(jnp.asarray(segments, jnp.int32))
+    mask = attention_mask(jnp.asarray(segments, jnp.int32), causal)
     for b, q, k in np.ndindex(2, 6, 6):
-        assert mask[b, 0, q, k] == (k <= q and segments[b, q] == segments[b, k])
+        assert mask[b, 0, q, k] == ((k <= q or not causal) and segments[b, q] == segments[b, k])
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (16, 64), (8, 20)])
-def test_relative_buckets_equal_those_of_t5(buckets, farthest):
+def test_relative_buckets_equal_those_of_t5(buckets, farthest, causal):
     """A distance on the edge of a bucket may round either way, by one bucket; the default has no such distance."""
-    distances = np.arange(-20, 400)
+    distances = np.arange(-300, 400)
     expected = T5Attention._relative_position_bucket(
-        torch.tensor(-distances), bidirectional=False, num_buckets=buckets, max_distance=farthest
+        torch.tensor(-distances), bidirectional=not causal, num_buckets=buckets, max_distance=farthest
     )
-    np.testing.assert_array_equal(relative_bucket(jnp.asarray(distances), buckets, farthest), expected.numpy())
+    np.testing.assert_array_equal(relative_bucket(jnp.asarray(distances), causal, buckets, farthest), expected.numpy())
 
 
 def test_relative_bias_reads_its_table_by_distance():
@@ -61,7 +64,7 @@ def test_relative_bias_reads_its_table_by_distance():
     assert bias.shape == (1, 3, 40, 40)
     assert bias[0, 1, 7, 4] == table[3, 1]
     assert bias[0, 2, 4, 7] == table[0, 2]
-    assert bias[0, 0, 39, 0] == table[int(relative_bucket(jnp.asarray(39))), 0]
+    assert bias[0, 0, 39, 0] == table[int(relative_bucket(jnp.asarray(39), True)), 0]
 
 
 def test_rotation_turns_pairs_by_position_and_keeps_relative_angles():

@@ -13,9 +13,12 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 )
 
 from moe_jax.configuration import ConfigError
+from moe_jax.experts.ffn import FFN_KINDS
+from moe_jax.experts.oracle import oracle
 from moe_jax.experts.run import EXECUTIONS
 from moe_jax.layers.moe import MoE
 from moe_jax.routing.gshard import gshard
+from moe_jax.routing.router import Router
 from tests.comparison import assert_close, assert_trees_close
 
 B, S, D, F, E = 3, 12, 6, 10, 4
@@ -175,3 +178,24 @@ def test_the_router_sees_the_tokens_uncast():
     y, half = layer(dtype=jnp.dtype("bfloat16")).apply({"params": params}, x, valid, mutable=["routing"])
     assert y.dtype == jnp.bfloat16
     jax.tree.map(np.testing.assert_array_equal, half, exact)
+
+
+@pytest.mark.parametrize("exploration", ["jitter", "dropout"])
+def test_experts_never_see_what_explores(exploration):
+    """The router's copy of the input is disturbed; what experts compute is of the input itself."""
+    options = {"exploration": exploration, "jitter": 0.5, "dropout": 0.5}
+    module = layer(capacity_factor=None, router_options=options, training=True)
+    x = jax.random.normal(jax.random.key(0), (B, S, D))
+    params = module.init({"params": jax.random.key(1), "routing": jax.random.key(1)}, x)["params"]
+    params["router"]["kernel"] *= 50.0
+
+    def run(module):
+        capture = {"capture_intermediates": lambda module, _: isinstance(module, Router), "mutable": ["intermediates"]}
+        y, seen = module.apply({"params": params}, x, rngs={"routing": jax.random.key(2)}, **capture)
+        return y, seen["intermediates"]["router"]["__call__"][0]
+
+    y, assignment = run(module)
+    weights = {name: params[f"experts_{name}"] for name in ("up", "down")}
+    assert_close(y, oracle(x, assignment, weights, FFN_KINDS["relu"]))
+    _, undisturbed = run(module.clone(training=False))
+    assert (assignment.expert != undisturbed.expert).any()

@@ -16,7 +16,7 @@ from tests.routing.equations import equations
 
 RANDOM = {"router": "gshard", "k": 2}
 SWITCH = {"router": "switch", "capacity_factor": 1.0}
-CHOICE = {"router": "expert_choice", "k": 2, "balance_coefficient": 0.0, "allow_noncausal_router": True}
+CHOICE = {"router": "expert_choice", "k": 2, "allow_noncausal_router": True}
 GSHARD = {"router": "gshard", "k": 2, "router_options": {"second_policy": "all"}}
 KEY = jax.random.key(0)
 
@@ -52,7 +52,7 @@ def test_scan_and_remat_change_no_number(name):
 
 def test_scanned_layers_draw_different_experts():
     """The routers' stream is split over a scan: two layers of one period do not repeat each other's draws."""
-    config = small.config({"router": "uniform_random", "balance_coefficient": 0.0}, moe_layers=(0, 1), scan_layers=True)
+    config = small.config({"router": "uniform_random"}, moe_layers=(0, 1), scan_layers=True)
     apply = jax.jit(functools.partial(Decoder(config).apply, mutable=["routing"]))
     _, sown = apply({"params": small.start(config)}, *small.batch(), rngs={"routing": KEY})
     (load,) = [x for path, x in jax.tree_util.tree_leaves_with_path(sown) if "'load'" in jax.tree_util.keystr(path)]

@@ -115,6 +115,7 @@ def counts(assignment, valid):
         "load": load,
         "load_max_over_mean": asked.max() / max(asked.mean(), 1e-9),
         "load_cv": asked.std() / max(asked.mean(), 1e-9),
+        "load_gini": sum(abs(one - other) for one in load for other in load) / (2 * experts),
         "dead_experts": sum(n == 0 for n in asked) / experts,
         "fraction_dropped": (total - kept) / total if total else 0.0,
         "tokens_unrouted": unrouted / max(len(valid_tokens), 1),

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_jax.configuration import ConfigError
-from moe_jax.routing.assignment import assign_choices, seats_by_position
+from moe_jax.routing.assignment import assign_choices
+from moe_jax.routing.capacity import seats_by_position
 from moe_jax.routing.expert_choice import expert_choice
 from moe_jax.routing.gshard import gshard
 from moe_jax.routing.switch import switch

@@ -20,7 +20,7 @@ from tests.training.tiny_runs import B, S, random_batch, tiny_config
 DENSE = {"model.moe_layers": (), "model.moe": None, "model.positions": "t5", "optimizer.clip_norm": None}
 SPARSE = {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.router_options": {}, "model.num_layers": 2}
 SPARSE |= {"model.moe_layers": (0, 1), "optimizer.clip_norm": None}
-STEERED = SPARSE | {"model.moe.balance_coefficient": 0.5, "model.moe.z_coefficient": 0.25}
+STEERED = SPARSE | {"model.moe.losses": {"balance_loss": 0.5, "z_loss": 0.25}}
 
 
 PREPARED = {}
@@ -137,16 +137,17 @@ def test_the_total_adds_each_loss_of_the_routers_with_its_coefficient():
 @pytest.mark.parametrize(
     ("sets", "expected"),
     [
-        ({"model.moe.balance_coefficient": 0.0}, 0.0),
-        ({"model.moe.balance_coefficient": 0.5}, 1.5),
-        ({"model.moe.balance_coefficient": 0.0, "model.moe.z_coefficient": 0.25}, 1.75),
-        ({"model.moe.balance_coefficient": 0.5, "model.moe.z_coefficient": 0.25}, 3.25),
+        ({"model.moe.losses": {"balance_loss": 0.0}}, 0.0),
+        ({"model.moe.losses": {"balance_loss": 0.5}}, 1.5),
+        ({"model.moe.losses": {"balance_loss": 0.0, "z_loss": 0.25}}, 1.75),
+        ({"model.moe.losses": {"balance_loss": 0.5, "z_loss": 0.25}}, 3.25),
+        ({"model.moe.router": "st_moe", "model.moe.router_options": {}}, 0.01 * 3 + 0.001 * 7),
         ({"model.moe_layers": ()}, 0.0),
     ],
 )
 def test_each_coefficient_weighs_its_loss_and_no_other(sets, expected):
     metrics = {"balance_loss": jnp.float32(3.0), "z_loss": jnp.float32(7.0)}
-    assert float(auxiliary_loss(metrics, tiny_config(sets=sets).model)) == expected
+    assert float(auxiliary_loss(metrics, tiny_config(sets=sets).model)) == pytest.approx(expected)
 
 
 def test_the_coefficients_reach_the_gradient():

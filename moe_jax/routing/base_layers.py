@@ -1,0 +1,223 @@
+"""Balanced assignment: BASE layers solve for it (Lewis et al. 2021), Sinkhorn comes near it (Clark et al. 2022).
+
+G groups, S tokens of a group, D model width, E experts, C capacity.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from moe_jax.configuration import require
+from moe_jax.routing.assignment import Assignment, assign_choices, best_choices, decided
+from moe_jax.routing.router import Metrics, Router, Tokens, exact_matmul
+
+FREE = -1
+# Of an auction: its first step, as a share of the range of the scores, and how much smaller each next one is.
+LARGEST_STEP = 1 / 8
+STEP_RATIO = 5
+
+
+def auction(
+    scores: Float[Array, "S E"], seats: int, tolerance: float = 1e-3, most_rounds: int = 10_000
+) -> Int[Array, " S"]:
+    """An expert for each token, `seats` tokens for each expert at most, of nearly the largest sum of scores.
+
+    Bertsekas and Castanon 1989, for identical seats: a token without a seat bids for the expert that is worth most to
+    it at the present prices, as much as that is better than its second best, plus a step; an expert keeps its `seats`
+    highest bids, and its price is the lowest of them. Worth is rounded to whole units, `tolerance` of the scores'
+    range, so that prices never stand still; the sum is within 2 S units of the largest there is. Tokens that are alike
+    outbid each other step by step, so all of it is done with large steps first, then anew with smaller ones down to one
+    unit, each time from the prices reached.
+
+    Args:
+      scores: what each expert is worth to each token, finite.
+      seats: of each expert; E * seats >= S.
+      tolerance: the unit, as a share of the range of the scores; at least E / 1e8, or units no longer fit an integer.
+      most_rounds: of bidding with one step; whoever has no seat after the last gets one that is free.
+    """
+    tokens, num_experts = scores.shape
+    if num_experts == 1:
+        return jnp.zeros(tokens, jnp.int32)
+    lowest = scores.min()
+    unit = jnp.maximum((scores.max() - lowest) * tolerance, 1e-9)
+    worth = jnp.round((scores.T - lowest) / unit).astype(jnp.int32)
+    # Prices may start anywhere if in the end all seats are taken: by tokens that like all experts alike.
+    worth = jnp.pad(worth, ((0, 0), (0, num_experts * seats - tokens)))
+    price = jnp.zeros(num_experts, jnp.int32)
+    first = int(max(0.0, math.log(LARGEST_STEP / tolerance, STEP_RATIO)))
+
+    def bid_with(price: Array, step: Array) -> tuple[Array, Array]:
+        expert, price = _seat_all(worth, price, step, seats, most_rounds)
+        return price - price.min(), expert
+
+    steps = jnp.asarray([STEP_RATIO**power for power in range(first, -1, -1)], jnp.int32)
+    _, expert = jax.lax.scan(bid_with, price, steps)
+    return _fill_free_seats(expert[-1, :tokens], num_experts, seats)
+
+
+def _seat_all(
+    worth: Int[Array, "E S"], price: Int[Array, " E"], step: Int[Array, ""], seats: int, most_rounds: int
+) -> tuple[Int[Array, " S"], Int[Array, " E"]]:
+    """The experts of tokens that bid until all have a seat, FREE where `most_rounds` were too few, and the prices."""
+    num_experts, tokens = worth.shape
+    names = jnp.arange(num_experts, dtype=jnp.int32)[:, None]
+
+    def round_of_bids(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        expert, paid, price, rounds = carry
+        # With its expert's name in the last digit, a maximum says who has it.
+        gain = (worth - price[:, None]) * num_experts + names
+        first = gain.max(axis=0)
+        second = jnp.where(gain == first[None], jnp.iinfo(jnp.int32).min, gain).max(axis=0)
+        best = first % num_experts
+        bids = expert == FREE
+        paid = jnp.where(bids, price[best] + first // num_experts - second // num_experts + step, paid)
+        expert = jnp.where(bids, best, expert)
+        full, lowest = _lowest_kept(expert, paid, num_experts, seats)
+        keeps = _keeps_seat(expert, paid, jnp.where(full, lowest, 0), seats)
+        return jnp.where(keeps, expert, FREE), paid, jnp.where(full, lowest, price), rounds + 1
+
+    def goes_on(carry: tuple[Array, Array, Array, Array]) -> Array:
+        return (carry[0] == FREE).any() & (carry[3] < most_rounds)
+
+    start = jnp.full(tokens, FREE, jnp.int32), jnp.zeros(tokens, jnp.int32), price, jnp.int32(0)
+    expert, _, price, _ = jax.lax.while_loop(goes_on, round_of_bids, start)
+    return expert, price
+
+
+def _lowest_kept(
+    expert: Int[Array, " S"], paid: Int[Array, " S"], num_experts: int, seats: int
+) -> tuple[Bool[Array, " E"], Int[Array, " E"]]:
+    """Whether an expert's bidders fill its seats, and the lowest of its `seats` highest bids if so."""
+    bidders = jnp.bincount(expert, length=num_experts)
+    # One sort of single integers, by expert and then from the highest bid, is many times faster than one of pairs.
+    span = jnp.iinfo(jnp.int32).max // num_experts
+    in_order = jnp.sort(expert * span - paid)
+    position = jnp.minimum(jnp.cumsum(bidders) - bidders + seats - 1, expert.shape[0] - 1)
+    return bidders >= seats, jnp.arange(num_experts, dtype=jnp.int32) * span - in_order[position]
+
+
+def _keeps_seat(
+    expert: Int[Array, " S"], paid: Int[Array, " S"], lowest: Int[Array, " E"], seats: int
+) -> Bool[Array, " S"]:
+    """Who bid more than the lowest bid that their expert keeps; of those who bid just that, the first."""
+    tokens, num_experts = expert.shape[0], lowest.shape[0]
+    above, tied = paid > lowest[expert], paid == lowest[expert]
+    room = seats - jnp.bincount(jnp.where(above, expert, num_experts), length=num_experts + 1)
+    token = jnp.arange(tokens, dtype=jnp.int32)
+    in_order = jnp.sort(jnp.where(tied, expert, num_experts) * tokens + token)
+    owner = in_order // tokens
+    ties = jnp.bincount(owner, length=num_experts + 1)
+    rank = token - (jnp.cumsum(ties) - ties)[owner]
+    return above.at[in_order % tokens].max((owner < num_experts) & (rank < room[owner]))
+
+
+def _fill_free_seats(expert: Int[Array, " S"], num_experts: int, seats: int) -> Int[Array, " S"]:
+    taken = jnp.bincount(jnp.where(expert == FREE, num_experts, expert), length=num_experts + 1)[:num_experts]
+    owner = jnp.repeat(jnp.arange(num_experts, dtype=jnp.int32), seats - taken, total_repeat_length=num_experts * seats)
+    waiting = expert == FREE
+    return jnp.where(waiting, owner[jnp.cumsum(waiting) - 1], expert)
+
+
+def balanced_assignment(
+    logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], seats: int, tolerance: float
+) -> Int[Array, "G S"]:
+    """`auction` in each group; padding is worth the same to every expert and takes what seats are left."""
+    worth = jax.lax.stop_gradient(jnp.where(token_valid[..., None], logits, logits.min()))
+    return decided(jax.vmap(lambda scores: auction(scores, seats, tolerance))(worth))
+
+
+class BASE(Router):
+    """BASE layers: in training a linear assignment, exactly even; in evaluation each token its best expert.
+
+    The expert's output and the token itself are mixed by the sigmoid of the token's score, the only way a gradient
+    reaches the router: `model.moe.combine="mix"`.
+
+    Attributes:
+      tolerance: see `auction`.
+    """
+
+    tolerance: float = 1e-3
+
+    choices_allowed = (1,)
+    drops = False
+    loss_levels = ()
+    losses: ClassVar[Mapping[str, float]] = {}
+    paper = "Lewis et al. 2021, BASE Layers, arXiv:2103.16716"
+    year = 2021
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    def check(self) -> None:
+        finest = self.num_experts / 1e8
+        require(finest <= self.tolerance < 1, "tolerance", self.tolerance, f"a number from {finest:g} to below 1")
+
+    def project(self, x: Float[Array, "G S D"]) -> Float[Array, "G S E"]:
+        # Orthogonal with gain 0.1, as its authors' code starts the experts' centroids.
+        start = nn.initializers.orthogonal(0.1, column_axis=-1)
+        return exact_matmul(x, self.param("kernel", start, (x.shape[-1], self.num_experts), jnp.float32))
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        if self.training:
+            capacity = -(-logits.shape[1] // self.num_experts)
+            expert = balanced_assignment(logits, tokens.valid, capacity, self.tolerance)[..., None]
+        else:
+            _, expert = best_choices(logits, 1)
+        weight = jax.nn.sigmoid(jnp.take_along_axis(logits, expert, axis=-1))
+        return assign_choices(expert, weight, tokens.valid[..., None], self.num_experts, capacity), {}
+
+
+def sinkhorn(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], iterations: int) -> Float[Array, "G S E"]:
+    """The logarithm of exp(logits) with rows and columns scaled by turns to equal sums, 1 / tokens and 1 / experts.
+
+    Padding gets no share. The last scaling is that of the experts.
+    """
+    valid = token_valid[..., None]
+    rows = -jnp.log(jnp.maximum(token_valid.sum(axis=1), 1).astype(jnp.float32))[:, None, None]
+    columns = -jnp.log(jnp.float32(logits.shape[-1]))
+
+    def scale(_: Array, plan: Array) -> Array:
+        plan = jnp.where(valid, plan + rows - jax.nn.logsumexp(plan, axis=2, keepdims=True), -jnp.inf)
+        total = jax.nn.logsumexp(plan, axis=1, keepdims=True)
+        return jnp.where(valid, plan + columns - total, -jnp.inf)
+
+    return jax.lax.fori_loop(0, iterations, scale, jnp.where(valid, logits, -jnp.inf))
+
+
+class Sinkhorn(Router):
+    """S-BASE: in training the experts of the largest entries of a nearly balanced plan, in evaluation of the logits.
+
+    The weight is the softmax probability either way; no balance loss is needed.
+
+    Attributes:
+      iterations: of `sinkhorn`.
+    """
+
+    iterations: int = 8
+
+    loss_levels = ()
+    losses: ClassVar[Mapping[str, float]] = {"z_loss": 0.0}
+    paper = "Clark et al. 2022, Unified Scaling Laws for Routed Language Models, arXiv:2202.01169"
+    year = 2022
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    def check(self) -> None:
+        require(self.iterations >= 1, "iterations", self.iterations, "an integer of at least 1")
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        plan = jax.lax.stop_gradient(logits)
+        if self.training:
+            plan = sinkhorn(plan, tokens.valid, self.iterations)
+        _, expert = best_choices(plan, self.k)
+        weight = jnp.take_along_axis(jax.nn.softmax(logits), expert, axis=-1)
+        requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
+        return assign_choices(expert, weight, requested, self.num_experts, capacity), {}

@@ -1,0 +1,104 @@
+"""DeepSeek's routing: groups of experts, a selection bias in place of a balance loss, weights apart from the selection.
+
+DeepSeek-V2 (arXiv:2405.04434, section 2.2), DeepSeek-V3 (arXiv:2412.19437, section 2.1.2); Kimi K2, GLM-4.5 and
+MiniMax-M2 are settings of it.
+
+G groups, S tokens of a group, E experts, N groups of experts, K choices per token, C capacity.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from moe_jax.configuration import require
+from moe_jax.routing.assignment import Assignment, assign_choices, decided
+from moe_jax.routing.losses import LossLevel, updated_bias
+from moe_jax.routing.router import STATE, Metrics, Router, Tokens
+from moe_jax.routing.top_k import Score, scores_of, shares_of
+
+GroupScore = Literal["max", "top2_sum"]
+
+
+def group_limited_choices(
+    selection: Float[Array, "G S E"], k: int, num_groups: int, groups_per_token: int, group_score: GroupScore
+) -> Int[Array, "G S K"]:
+    """The `k` experts of the largest `selection` among the experts of the best `groups_per_token` groups.
+
+    Args:
+      selection: scores, with the selection bias if there is one.
+      k: K.
+      num_groups: N groups of E / N consecutive experts.
+      groups_per_token: how many of them a token's experts may lie in.
+      group_score: a group is as good as its best expert (`max`, V2) or its best two together (`top2_sum`, V3).
+    """
+    if groups_per_token < num_groups:
+        by_group = selection.reshape(*selection.shape[:-1], num_groups, -1)
+        counted = 1 if group_score == "max" else 2
+        score = jax.lax.top_k(by_group, counted)[0].sum(axis=-1)
+        _, best = jax.lax.top_k(score, groups_per_token)
+        allowed = jax.nn.one_hot(best, num_groups, dtype=jnp.int32).sum(axis=-2) > 0
+        # Not 0, which would beat the negative scores that a bias can make.
+        selection = jnp.where(allowed[..., None], by_group, -jnp.inf).reshape(selection.shape)
+    return decided(jax.lax.top_k(selection, k)[1].astype(jnp.int32))
+
+
+class DeepSeek(Router):
+    """Top-k of sigmoid or softmax scores, limited to groups of experts, and balanced by a bias on the selection alone.
+
+    The bias lives in the collection `router_state` and moves after each training step; see `updated_bias`.
+
+    Attributes:
+      score: `sigmoid` (V3) or `softmax` (V2).
+      num_groups: groups of experts; 1 does not limit.
+      groups_per_token: groups a token's experts may lie in.
+      group_score: see `group_limited_choices`.
+      renormalize: divide the chosen scores by their sum.
+      scale: factor on all weights (routed_scaling_factor: 2.5 in V3, 2.827 in Kimi K2, 16 in V2).
+      bias_rate: what the selection bias moves by in a step; 0 has no bias.
+    """
+
+    score: Score = "sigmoid"
+    num_groups: int = 1
+    groups_per_token: int = 1
+    group_score: GroupScore = "top2_sum"
+    renormalize: bool = True
+    scale: float = 1.0
+    bias_rate: float = 0.001
+    loss_level: LossLevel = "sequence"
+
+    losses: ClassVar[Mapping[str, float]] = {"balance_loss": 0.0001, "z_loss": 0.0}
+    paper = "DeepSeek-AI 2024, DeepSeek-V3, arXiv:2412.19437"
+    year = 2024
+
+    def check(self) -> None:
+        experts, groups, allowed = self.num_experts, self.num_groups, self.groups_per_token
+        require(groups >= 1 and experts % groups == 0, "num_groups", groups, f"a divisor of num_experts ({experts})")
+        require(1 <= allowed <= groups, "groups_per_token", allowed, f"1 to num_groups ({groups})")
+        room = allowed * experts // groups
+        require(self.k <= room, "groups_per_token", allowed, f"enough groups for k={self.k} experts; these have {room}")
+        if self.group_score == "top2_sum" and allowed < groups:
+            require(experts >= 2 * groups, "num_groups", groups, "groups of two experts or more, with 'top2_sum'")
+        require(self.scale > 0, "scale", self.scale, "a positive number")
+        require(self.bias_rate >= 0, "bias_rate", self.bias_rate, "a number of at least 0")
+
+    def probabilities(self, logits: Float[Array, "G S E"]) -> Float[Array, "G S E"]:
+        return shares_of(logits, self.score)
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        scores = scores_of(logits, self.score)
+        selection = jax.lax.stop_gradient(scores)
+        if self.bias_rate:
+            selection += self.variable(STATE, "bias", jnp.zeros, (self.num_experts,), jnp.float32).value[None, None]
+        expert = group_limited_choices(selection, self.k, self.num_groups, self.groups_per_token, self.group_score)
+        weight = jnp.take_along_axis(scores, expert, axis=-1)
+        if self.renormalize:
+            weight = weight / (weight.sum(axis=-1, keepdims=True) + 1e-20)
+        requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
+        assignment = assign_choices(expert, weight * self.scale, requested, self.num_experts, capacity)
+        return assignment, {"balance_loss": self.balance(self.probabilities(logits), expert, tokens)}
+
+    def next_state(self, state: Mapping[str, Array], metrics: Mapping[str, Array]) -> Mapping[str, Array]:
+        return {"bias": updated_bias(state["bias"], metrics["load"], self.bias_rate)} if self.bias_rate else state

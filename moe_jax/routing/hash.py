@@ -1,0 +1,80 @@
+"""Hash layers: the expert is a fixed function of the token's id or its position (Roller et al. 2021).
+
+G groups, S tokens of a group, E experts, C capacity, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from moe_jax.configuration import ConfigError, require
+from moe_jax.routing.assignment import Assignment, assign_choices, decided
+from moe_jax.routing.router import Metrics, Router, Tokens
+
+By = Literal["token", "balanced", "position"]
+
+
+def mixed(x: Int[Array, "*shape"], seed: int) -> Int[Array, "*shape"]:
+    """A fixed pseudo-random number below 2**31 for each integer: the finalizer of MurmurHash3."""
+    h = x.astype(jnp.uint32) + jnp.uint32((seed * 0x9E3779B9) & 0xFFFFFFFF)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
+    return ((h ^ (h >> jnp.uint32(16))) >> jnp.uint32(1)).astype(jnp.int32)
+
+
+def balanced_table(counts: Sequence[int], num_experts: int) -> Int[np.ndarray, " V"]:
+    """An expert for each token id, the most frequent first, each to the expert with the fewest tokens so far (sec 3.1).
+
+    Args:
+      counts: how often each id occurs.
+      num_experts: E.
+    """
+    table, load = np.zeros(len(counts), np.int32), np.zeros(num_experts)
+    for token in np.argsort(-np.asarray(counts), kind="stable"):
+        expert = load.argmin()
+        table[token] = expert
+        load[expert] += counts[token]
+    return table
+
+
+class Hash(Router):
+    """Hash routing: no parameters, no losses, weight 1.
+
+    Attributes:
+      by: the `token`'s id, at random; a table of ids `balanced` by their `counts`; the `position` in the document.
+      seed: of the hash; another seed is another assignment.
+      counts: for `balanced`, how often each id of the vocabulary occurs.
+    """
+
+    by: By = "token"
+    seed: int = 0
+    counts: tuple[int, ...] = ()
+
+    choices_allowed = (1,)
+    has_parameters = False
+    loss_levels = ()
+    losses: ClassVar[Mapping[str, float]] = {}
+    paper = "Roller et al. 2021, Hash Layers For Large Sparse Models, arXiv:2106.04426"
+    year = 2021
+
+    def check(self) -> None:
+        balanced = self.by == "balanced"
+        accepted = "the count of each id, with by='balanced', and () without"
+        require(balanced == bool(self.counts), "counts", self.counts, accepted)
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        known = tokens.positions if self.by == "position" else tokens.ids
+        if known is None:
+            raise ConfigError(
+                f"by is {self.by!r}, of which this call says nothing; accepted: what the layer is told of"
+            )
+        if self.by == "balanced":
+            expert = jnp.asarray(balanced_table(self.counts, self.num_experts))[known]
+        else:
+            expert = mixed(known, self.seed) % self.num_experts
+        expert = decided(expert[..., None])
+        weight = jnp.ones(expert.shape, jnp.float32)
+        return assign_choices(expert, weight, tokens.valid[..., None], self.num_experts, capacity), {}

@@ -1,0 +1,124 @@
+"""Noisy top-k gating: Shazeer et al. 2017, where sparse mixtures began, and V-MoE's variant (Riquelme et al. 2021).
+
+G groups, S tokens of a group, D model width, E experts, K choices per token, C capacity.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
+from moe_jax.routing.capacity import Priority
+from moe_jax.routing.losses import LossLevel
+from moe_jax.routing.router import RNG, Metrics, Router, Tokens, exact_matmul
+
+# Each expert's load before the noise was drawn, a metric of training, for two-level routing.
+EXPECTED_LOAD = "expected_load"
+
+
+def chance_in_top_k(
+    clean: Float[Array, "G S E"], noisy: Float[Array, "G S E"], scale: Float[Array, "#G #S #E"], k: int
+) -> Float[Array, "G S E"]:
+    """Probability that an expert is among the top k when its own noise is drawn anew (Shazeer et al., equation 9).
+
+    Args:
+      clean: logits without noise.
+      noisy: with the noise that was drawn.
+      scale: standard deviation of the noise.
+      k: below E.
+    """
+    best, expert = jax.lax.top_k(noisy, k + 1)
+    chosen = jax.nn.one_hot(expert[..., :k], noisy.shape[-1], dtype=jnp.int32).sum(axis=-2) > 0
+    # The k-th largest of the others: for a chosen expert the (k+1)-th of all.
+    threshold = jnp.where(chosen, best[..., k, None], best[..., k - 1, None])
+    return jax.scipy.stats.norm.cdf((clean - threshold) / scale)
+
+
+def _counted(expert: Int[Array, "G S K"], num_experts: int) -> Float[Array, "G S E"]:
+    return jax.nn.one_hot(expert, num_experts, dtype=jnp.float32).sum(axis=-2)
+
+
+class NoisyTopK(Router):
+    """Softmax over the k largest of logits with learned noise, which is drawn in training only.
+
+    Kernels start at zero, so that at first noise alone decides and the load is even. The loss on load is that of the
+    noise; without it (in evaluation, or where all experts are chosen) it counts what was chosen.
+    """
+
+    loss_level: LossLevel = "batch"
+
+    losses: ClassVar[Mapping[str, float]] = {"importance_loss": 0.1, "load_loss": 0.1, "z_loss": 0.0}
+    paper = "Shazeer et al. 2017, Outrageously Large Neural Networks, arXiv:1701.06538"
+    year = 2017
+
+    def weights(self, tokens: int, model_dim: int) -> tuple[int, int]:
+        return 2 * model_dim * self.num_experts, 0
+
+    def project(self, x: Float[Array, "G S D"]) -> Float[Array, "G S E"]:
+        shape = (x.shape[-1], self.num_experts)
+        return exact_matmul(x, self.param("kernel", nn.initializers.zeros, shape, jnp.float32))
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        shape = (tokens.x.shape[-1], self.num_experts)
+        kernel = self.param("noise_kernel", nn.initializers.zeros, shape, jnp.float32)
+        scale = jax.nn.softplus(exact_matmul(tokens.x.astype(jnp.float32), kernel))
+        noisy = logits
+        if self.training:
+            noisy += scale * jax.random.normal(self.make_rng(RNG), logits.shape)
+        chosen, expert = best_choices(noisy, self.k)
+        weight = jax.nn.softmax(chosen)
+        requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
+        assignment = assign_choices(expert, weight, requested, self.num_experts, capacity)
+        gates = jnp.einsum("gsk,gske->gse", weight, jax.nn.one_hot(expert, self.num_experts, dtype=jnp.float32))
+        if self.training and self.k < self.num_experts:
+            load = chance_in_top_k(logits, noisy, scale, self.k)
+        else:
+            load = _counted(expert, self.num_experts)
+        return assignment, {
+            "importance_loss": self.variation(gates, tokens),
+            "load_loss": self.variation(load, tokens),
+            EXPECTED_LOAD: jnp.sum(jnp.where(tokens.valid[..., None], load, 0.0), axis=(0, 1)),
+        }
+
+
+class VMoE(Router):
+    """V-MoE: softmax of noisy logits, then the k largest, not renormalised, so that k = 1 can be trained.
+
+    The noise is fixed, with standard deviation 1 / E, in training only. The loss on load compares with the k-th largest
+    noisy logit, the expert's own included, unlike Shazeer's.
+
+    Attributes:
+      priority: who is seated first; `batch` is the paper's batch-prioritised routing.
+    """
+
+    priority: Priority = "position"
+    loss_level: LossLevel = "batch"
+
+    losses: ClassVar[Mapping[str, float]] = {"importance_loss": 0.005, "load_loss": 0.005, "z_loss": 0.0}
+    paper = "Riquelme et al. 2021, Scaling Vision with Sparse Mixture of Experts, arXiv:2106.05974"
+    year = 2021
+
+    @property
+    def causal(self) -> bool:
+        return self.priority == "position" or self.capacity_factor is None
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        noisy, scale = logits, 1.0 / self.num_experts
+        if self.training:
+            noisy += scale * jax.random.normal(self.make_rng(RNG), logits.shape)
+        weight, expert = best_choices(jax.nn.softmax(noisy), self.k)
+        requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
+        assignment = assign_choices(expert, weight, requested, self.num_experts, capacity, self.priority)
+        if self.training:
+            threshold = jnp.take_along_axis(noisy, expert[..., -1:], axis=-1)
+            load = 1.0 - jax.scipy.stats.norm.cdf((threshold - logits) / scale)
+        else:
+            load = _counted(expert, self.num_experts)
+        return assignment, {
+            "importance_loss": self.variation(jax.nn.softmax(logits), tokens),
+            "load_loss": self.variation(load, tokens),
+        }

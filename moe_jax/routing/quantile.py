@@ -1,0 +1,69 @@
+"""Quantile balancing: a bias for each expert at the quantile that gives it its even share.
+
+G groups, S tokens of a group, T valid tokens of the batch, E experts, K choices per token, C capacity.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from moe_jax.configuration import require
+from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
+from moe_jax.routing.router import STATE, Metrics, Router, Tokens
+
+
+def quantile_bias(
+    scores: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], bias: Float[Array, " E"], k: int
+) -> Float[Array, " E"]:
+    """For each expert, the bias above which T * k / E tokens would prefer it to their (k+1)-th choice.
+
+    A token's threshold is the (k+1)-th largest of `scores - bias`; an expert's new bias is the (T * k / E + 1)-th
+    largest, over tokens, of its score less the token's threshold. With k = E nothing is to be balanced: 0; without a
+    valid token the bias stays.
+    """
+    num_experts = scores.shape[-1]
+    if k == num_experts:
+        return jnp.zeros(num_experts, jnp.float32)
+    threshold = jax.lax.top_k(scores - bias[None, None], k + 1)[0][..., -1:]
+    surplus = jnp.where(token_valid[..., None], scores - threshold, -jnp.inf).reshape(-1, num_experts)
+    share = token_valid.sum() * k // num_experts
+    quantile = -jnp.sort(-surplus, axis=0)[share]
+    return jnp.where(jnp.isfinite(quantile), quantile, bias)
+
+
+class Quantile(Router):
+    """Top-k of score minus a bias that follows the experts' quantiles; weights are the scores of the chosen, to 1.
+
+    The bias lives in the collection `router_state`: a moving average of `quantile_bias`, after each training step.
+
+    Attributes:
+      rate: share of the new value in the moving average.
+    """
+
+    rate: float = 0.1
+
+    loss_levels = ()
+    losses: ClassVar[Mapping[str, float]] = {"z_loss": 0.0}
+    paper = "Quantile balancing, as in the marin code base (marin-community)"
+    year = 2026
+
+    def check(self) -> None:
+        require(0 < self.rate <= 1, "rate", self.rate, "above 0, to 1")
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        scores = jax.nn.softmax(logits)
+        bias = self.variable(STATE, "bias", jnp.zeros, (self.num_experts,), jnp.float32).value
+        fixed = jax.lax.stop_gradient(scores)
+        _, expert = best_choices(fixed - bias[None, None], self.k)
+        weight = jnp.take_along_axis(scores, expert, axis=-1)
+        if self.k > 1:
+            weight = weight / (weight.sum(axis=-1, keepdims=True) + 1e-20)
+        requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
+        assignment = assign_choices(expert, weight, requested, self.num_experts, capacity)
+        return assignment, {"quantile_bias": quantile_bias(fixed, tokens.valid, bias, self.k)}
+
+    def next_state(self, state: Mapping[str, Array], metrics: Mapping[str, Array]) -> Mapping[str, Array]:
+        return {"bias": state["bias"] + self.rate * (metrics["quantile_bias"] - state["bias"])}

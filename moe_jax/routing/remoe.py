@@ -1,0 +1,64 @@
+"""ReMoE: experts with a positive logit run, and a penalty keeps their number near k (Wang et al. 2024).
+
+G groups, S tokens of a group, E experts, C capacity.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from moe_jax.configuration import require
+from moe_jax.routing.assignment import Assignment, assign_choices, decided
+from moe_jax.routing.losses import LossLevel, masked_mean
+from moe_jax.routing.router import STATE, Metrics, Router, Tokens
+
+
+class ReMoE(Router):
+    """ReLU routing: differentiable everywhere, a different number of experts for each token, `k` of them on average.
+
+    The penalty is the mean weight, each expert's multiplied by its share of the load relative to an even one, times a
+    coefficient in the collection `router_state` that a step multiplies or divides by `growth` until the share of
+    experts that run is k / E (section 3.3).
+
+    Attributes:
+      growth: what the coefficient changes by in a step.
+      start: its first value.
+    """
+
+    growth: float = 1.2
+    start: float = 1e-8
+    loss_level: LossLevel = "batch"
+
+    drops = False
+    losses: ClassVar[Mapping[str, float]] = {"sparsity_loss": 1.0, "z_loss": 0.0}
+    paper = "Wang et al. 2024, ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing, arXiv:2412.14711"
+    year = 2024
+
+    def check(self) -> None:
+        require(self.growth > 1, "growth", self.growth, "a number above 1")
+        require(self.start > 0, "start", self.start, "a positive number")
+
+    def probabilities(self, logits: Float[Array, "G S E"]) -> Float[Array, "G S E"]:
+        weights = jax.nn.relu(logits)
+        return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-20)
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        weight = jax.nn.relu(logits)
+        runs = decided((logits > 0) & tokens.valid[..., None])
+        expert = jnp.broadcast_to(jnp.arange(self.num_experts, dtype=jnp.int32)[None, None], logits.shape)
+        assignment = assign_choices(expert, weight, runs, self.num_experts, capacity)
+        coefficient = self.variable(STATE, "coefficient", lambda: jnp.full((), self.start, jnp.float32)).value
+        weights, running, valid = (self.by_part(x, tokens) for x in (weight, runs, tokens.valid))
+        count = jnp.maximum(valid.sum(axis=1, dtype=jnp.float32), 1.0)[:, None]
+        load = running.sum(axis=1, dtype=jnp.float32) / count * (self.num_experts / self.k)
+        mean_weight = jnp.sum(jnp.where(valid[..., None], weights, 0.0), axis=1) / count
+        penalty = masked_mean(jnp.sum(load * mean_weight, axis=-1), valid.any(axis=1))
+        share = masked_mean(runs.mean(axis=-1, dtype=jnp.float32), tokens.valid)
+        return assignment, {"sparsity_loss": coefficient * penalty, "active_share": share}
+
+    def next_state(self, state: Mapping[str, Array], metrics: Mapping[str, Array]) -> Mapping[str, Array]:
+        too_many = jnp.sign(metrics["active_share"] - self.k / self.num_experts)
+        return {"coefficient": state["coefficient"] * self.growth**too_many}

@@ -1,0 +1,76 @@
+"""SparseMixer-v2, the router of GRIN and Phi-3.5-MoE: two experts drawn one after the other, with an honest gradient.
+
+Liu et al. 2024, GRIN (arXiv:2409.12136), section 2; Liu et al. 2023, SparseMixer (arXiv:2310.00811).
+
+G groups, S tokens of a group, D model width, E experts, K choices per token, C capacity.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from moe_jax.configuration import require
+from moe_jax.routing.assignment import Assignment, assign_choices, decided
+from moe_jax.routing.router import RNG, Metrics, Router, Tokens
+
+
+def mixed_choice(
+    logits: Float[Array, "G S E"], allowed: Bool[Array, "G S E"], tolerance: float, rng: Key[Array, ""] | None
+) -> tuple[Float[Array, "G S"], Int[Array, "G S"]]:
+    """An expert among the allowed, and its weight.
+
+    Experts whose logit lies further than 2 * `tolerance` below the best one's, relative to the larger of the two sizes,
+    stand no chance; the weight is the probability among the rest. With `rng` the expert is drawn, and, if it is not the
+    best, its weight is cut to a third in three of four cases, forward only: Heun's third-order method, whose
+    expectation makes the gradient that of the mixture.
+
+    Args:
+      logits: the router's.
+      allowed: which experts may be chosen.
+      tolerance: see above.
+      rng: of the draws; None takes the best expert.
+    """
+    masked = jnp.where(allowed, logits, -jnp.inf)
+    best = masked.max(axis=-1, keepdims=True)
+    near = (best - logits) / jnp.maximum(jnp.abs(logits), best) <= 2 * tolerance
+    masked = jnp.where(jax.lax.stop_gradient(near), masked, -jnp.inf)
+    probabilities = jax.nn.softmax(masked)
+    top = jnp.argmax(masked, axis=-1).astype(jnp.int32)
+    if rng is None:
+        expert = decided(top)
+        return jnp.take_along_axis(probabilities, expert[..., None], axis=-1)[..., 0], expert
+    draw, coin = jax.random.split(rng)
+    expert = decided(jax.random.categorical(draw, jax.lax.stop_gradient(masked)).astype(jnp.int32))
+    weight = jnp.take_along_axis(probabilities, expert[..., None], axis=-1)[..., 0]
+    whole = decided((expert == top) | (jax.random.uniform(coin, top.shape) > 0.75))
+    return weight + jax.lax.stop_gradient(weight * jnp.where(whole, 0.0, -2.0 / 3.0)), expert
+
+
+class SparseMixer(Router):
+    """Phi-3.5-MoE's router: top-1, then top-1 of the rest, each with its own softmax; weights do not sum to 1.
+
+    Attributes:
+      tolerance: see `mixed_choice` (router_jitter_noise).
+    """
+
+    tolerance: float = 0.01
+
+    paper = "Liu et al. 2024, GRIN: Gradient-Informed MoE, arXiv:2409.12136"
+    year = 2024
+
+    def check(self) -> None:
+        require(self.tolerance > 0, "tolerance", self.tolerance, "a positive number")
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        allowed = jnp.ones(logits.shape, bool)
+        weights, experts = [], []
+        for _ in range(self.k):
+            rng = self.make_rng(RNG) if self.training else None
+            weight, expert = mixed_choice(logits, allowed, self.tolerance, rng)
+            allowed = allowed & ~jax.nn.one_hot(expert, self.num_experts, dtype=jnp.bool_)
+            weights.append(weight)
+            experts.append(expert)
+        weight, expert = jnp.stack(weights, axis=-1), jnp.stack(experts, axis=-1)
+        requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
+        assignment = assign_choices(expert, weight, requested, self.num_experts, capacity)
+        return assignment, {"balance_loss": self.balance(jax.nn.softmax(logits), expert, tokens)}

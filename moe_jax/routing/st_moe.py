@@ -1,0 +1,73 @@
+"""ST-MoE's top-n routing: the best expert always, the next ones by chance when their weight is small.
+
+Zoph et al. 2022, appendix D and section 3; n = 2 with `threshold` 0.2 is mesh-tensorflow's top-2.
+
+G groups, S tokens of a group, E experts, K choices per token, C capacity.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+from jaxtyping import Array, Bool, Float, Key
+
+from moe_jax.configuration import require
+from moe_jax.routing.assignment import Assignment, assign_choices, best_choices, decided
+from moe_jax.routing.capacity import Priority
+from moe_jax.routing.router import RNG, Metrics, Router, Tokens
+
+
+def top_n(
+    logits: Float[Array, "G S E"],
+    token_valid: Bool[Array, "G S"],
+    capacity: int,
+    n: int,
+    threshold: float,
+    priority: Priority,
+    rng: Key[Array, ""],
+) -> Assignment:
+    """Top-n with renormalised weights (n = 1: the plain probability).
+
+    Args:
+      logits: the router's, float32.
+      token_valid: false for padding.
+      capacity: C.
+      n: K.
+      threshold: all but the first choice are asked with probability min(1, weight / threshold); 0 asks always.
+      priority: who is seated first; `batch` is batch-prioritised routing.
+      rng: of the draws.
+    """
+    probability, expert = best_choices(jax.nn.softmax(logits), n)
+    weight = probability / (probability.sum(axis=-1, keepdims=True) + 1e-9) if n > 1 else probability
+    asks = decided(jax.random.uniform(rng, weight.shape) * threshold < weight)
+    requested = token_valid[..., None] & asks.at[..., 0].set(True)
+    return assign_choices(expert, weight, requested, logits.shape[-1], capacity, priority, probability)
+
+
+class STMoE(Router):
+    """ST-MoE's router, with its z-loss.
+
+    Attributes:
+      threshold: see `top_n`.
+      priority: see `top_n`.
+    """
+
+    threshold: float = 0.2
+    priority: Priority = "position"
+
+    losses: ClassVar[Mapping[str, float]] = {"balance_loss": 0.01, "z_loss": 0.001}
+    paper = "Zoph et al. 2022, ST-MoE, arXiv:2202.08906"
+    year = 2022
+
+    @property
+    def causal(self) -> bool:
+        return self.priority == "position" or self.capacity_factor is None
+
+    def check(self) -> None:
+        require(self.threshold >= 0, "threshold", self.threshold, "a number of at least 0")
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+        rng = self.make_rng(RNG)
+        assignment = top_n(logits, tokens.valid, capacity, self.k, self.threshold, self.priority, rng)
+        expert = assignment.expert.reshape(logits.shape[0], self.k, -1).transpose(0, 2, 1)
+        return assignment, {"balance_loss": self.balance(jax.nn.softmax(logits), expert, tokens)}

@@ -1,0 +1,117 @@
+"""Every router with options that show what it does, for tests that hold whatever the router."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import freeze
+
+from moe_jax.routing import ROUTERS, make_router
+from moe_jax.routing.router import METRICS, STATE, Tokens
+
+G, S, D, E = 2, 12, 5, 4
+
+# Routers whose decision is an Assignment.
+ASSIGNING = [name for name, router in ROUTERS.items() if not router.mixes]
+
+# Experts per token of each router.
+K = dict.fromkeys(ROUTERS, 2) | dict.fromkeys(("switch", "base", "hash", "soft_moe"), 1) | {"dense_mixture": E}
+
+# Every option of every router, away from its default: (router, options, whether its effect is on training alone).
+OPTIONS = [
+    ("switch", {"exploration": "sample"}),
+    ("switch", {"exploration": "jitter"}),
+    ("switch", {"exploration": "jitter", "jitter": 0.5}),
+    ("switch", {"exploration": "dropout"}),
+    ("switch", {"exploration": "dropout", "dropout": 0.5}),
+    ("switch", {"priority": "probability"}),
+    ("switch", {"rounds": 2}),
+    ("gshard", {"second_policy": "all"}),
+    ("gshard", {"second_policy": "none"}),
+    ("gshard", {"second_policy": "threshold"}),
+    ("gshard", {"second_threshold": 0.9}),
+    ("gshard", {"second_policy": "threshold", "second_threshold": 0.4}),
+    ("st_moe", {"threshold": 0.9}),
+    ("st_moe", {"priority": "probability"}),
+    ("st_moe", {"priority": "batch"}),
+    ("vmoe", {"priority": "probability"}),
+    ("vmoe", {"priority": "batch"}),
+    ("top_k", {"score": "sigmoid"}),
+    ("top_k", {"renormalize": False}),
+    ("top_k", {"score": "sigmoid", "renormalize": False}),
+    ("top_k", {"bias": True}),
+    ("top_k", {"priority": "probability"}),
+    ("deepseek", {"score": "softmax"}),
+    ("deepseek", {"num_groups": 2}),
+    ("deepseek", {"num_groups": 2, "group_score": "max"}),
+    ("deepseek", {"renormalize": False}),
+    ("deepseek", {"scale": 2.5}),
+    ("deepseek", {"bias_rate": 0.0}),
+    ("sparse_mixer", {"tolerance": 0.5}),
+    ("expert_choice", {"among": "seen"}),
+    ("expert_choice", {"most": 2}),
+    ("expert_choice", {"most": 2, "entropy": 0.1}),
+    ("expert_choice", {"most": 2, "iterations": 2}),
+    ("base", {"tolerance": 0.9}),
+    ("sinkhorn", {"iterations": 1}),
+    ("hash", {"by": "position"}),
+    ("hash", {"seed": 1}),
+    ("hash", {"by": "balanced", "counts": tuple(range(50, 0, -1))}),
+    ("hierarchical", {"outer_k": 1}),
+    ("hierarchical", {"outer": "switch", "outer_k": 1}),
+    ("hierarchical", {"inner": "switch"}),
+    ("hierarchical", {"inner": "top_k", "inner_options": {"score": "sigmoid", "renormalize": False}}),
+    ("hierarchical", {"outer": "top_k", "outer_options": {"score": "sigmoid", "renormalize": False}}),
+]
+
+
+def tokens(seed=0, share_valid=0.8, groups=G, length=S, dtype=jnp.float32):
+    """Tokens with ids and positions, some of them padding."""
+    rng = np.random.default_rng(seed)
+    return Tokens(
+        x=jnp.asarray(rng.normal(size=(groups, length, D)), dtype),
+        valid=jnp.asarray(rng.random((groups, length)) < share_valid),
+        ids=jnp.asarray(rng.integers(0, 50, (groups, length)), jnp.int32),
+        positions=jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (groups, length)),
+        sequence_length=length,
+    )
+
+
+def build(name, capacity_factor=1.0, training=False, **options):
+    """The router; without a capacity where it takes none."""
+    factor = capacity_factor if ROUTERS[name].drops else None
+    options = {field: freeze(value) if isinstance(value, dict) else value for field, value in options.items()}
+    return make_router(name, E, K[name], factor, options, training=training)
+
+
+@functools.cache
+def variables(router, seed=0):
+    """Parameters of order 1 and router state as it starts, but for biases away from zero."""
+    start = router.init({"params": jax.random.key(0), "routing": jax.random.key(0)}, tokens())
+    rng = np.random.default_rng(seed)
+
+    def normal(leaf):
+        return jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+
+    drawn = {"params": jax.tree.map(normal, start["params"])} if "params" in start else {}
+    if STATE in start:
+        drawn[STATE] = {key: value + 0.1 * jnp.abs(normal(value)) for key, value in start[STATE].items()}
+    return drawn
+
+
+def route(router, tokens, values=None, seed=1):
+    """The assignment, and what was sown."""
+    assignment, sown = compiled(router)(variables(router) if values is None else values, tokens, seed)
+    return assignment, sown[METRICS]
+
+
+@functools.cache
+def compiled(router):
+    """One router's decisions, compiled for each shape of tokens."""
+
+    @jax.jit
+    def run(values, tokens, seed):
+        return router.apply(values, tokens, rngs={"routing": jax.random.key(seed)}, mutable=[METRICS])
+
+    return run
