@@ -1,7 +1,7 @@
 """The figures of a study: loss against what it cost, and how evenly the experts were used."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +12,12 @@ from matplotlib.figure import Figure
 
 from moe_jax.study.results import Row, curve_frame, final_loss
 from moe_jax.study.statistics import reached_at
-from moe_jax.study.summary import COSTS, experts_of, group_by_name
+from moe_jax.study.summary import COSTS, ModelSummary, experts_of, group_by_name
+
+BLUE = "#3b528b"
+"""Viridis's blue, for what has one colour."""
+
+DOTTED = {"color": "black", "linestyle": ":", "linewidth": 1.2}
 
 EARLY = 0.15
 """Share of a run whose losses may leave the plot: they fall so fast that they would flatten all that follows."""
@@ -30,7 +35,7 @@ def plot_losses(rows: Sequence[Row], baseline: str) -> Figure:
     colours = _colours(groups)
     target = float(np.mean([final_loss(row) for row in groups[baseline]]))
     for axes, (cost, label) in zip(panels, COSTS.items(), strict=True):
-        axes.axhline(target, color="black", linestyle=":", linewidth=1.2, label=f"final loss of {baseline}")
+        axes.axhline(target, **DOTTED, label=f"final loss of {baseline}")
         for name, group in groups.items():
             _plot_curve(axes, group, cost, target, name, colours[name])
         axes.set_xlabel(label)
@@ -64,6 +69,50 @@ def plot_expert_load(rows: Sequence[Row]) -> Figure | None:
     panels[0].set_ylabel("expert")
     label = "load / even share"
     figure.colorbar(mesh, ax=panels, extend="max", ticks=[0, 0.5, 1, 1.5, 2], label=label, fraction=0.03, pad=0.01)
+    return figure
+
+
+def plot_models(summaries: Sequence[ModelSummary], baseline: str, router_times: Mapping[str, float]) -> Figure:
+    """Models, in the given order: final loss with its 95% interval, load, drops, entropy, and what each costs.
+
+    Bars are of the last evaluation, the diamond beside a load is that of the last training step. Dotted lines: the
+    baseline's loss, an even load, a step as fast as the baseline's.
+
+    Args:
+      summaries: the models, from the top.
+      baseline: name of one of them.
+      router_times: milliseconds of a router alone, by model.
+    """
+    panels: list[tuple[str, Callable[[ModelSummary], float | None], float | None]] = [
+        ("load, max / mean", lambda s: s.routing.get("load_max_over_mean"), 1.0),
+        ("dropped", lambda s: s.routing.get("fraction_dropped"), None),
+        ("entropy (nats)", lambda s: s.routing.get("entropy"), None),
+        (f"step time / {baseline}'s", lambda s: s.step_time and s.step_time.mean, 1.0),
+        ("router alone (ms)", lambda s: router_times.get(s.name), None),
+    ]
+    figure = Figure(figsize=(15, 1.4 + 0.3 * len(summaries)), layout="constrained")
+    loss, *others = figure.subplots(1, 1 + len(panels), sharey=True, width_ratios=[2, *[1] * len(panels)])
+    colours = ["0.4" if summary.name == baseline else BLUE for summary in summaries]
+    for place, (summary, colour) in enumerate(zip(summaries, colours, strict=True)):
+        low, high = summary.loss.interval or (summary.loss.mean, summary.loss.mean)
+        loss.plot([low, high], [place, place], color=colour, linewidth=1.4)
+        loss.plot(summary.loss.mean, place, "o", color=colour, markersize=5)
+        if "load_max_over_mean" in summary.training:
+            others[0].plot(summary.training["load_max_over_mean"], place, "D", color="black", markersize=4)
+    loss.axvline(next(s.loss.mean for s in summaries if s.name == baseline), **DOTTED)
+    loss.set_xlabel("validation loss (nats per token)")
+    loss.locator_params(axis="x", nbins=6)
+    for axes, (label, value, line) in zip(others, panels, strict=True):
+        widths = [value(summary) or 0.0 for summary in summaries]
+        axes.barh(range(len(summaries)), widths, height=0.6, color=colours)
+        axes.set_xlabel(label)
+        if line is not None:
+            axes.axvline(line, **DOTTED)
+    for axes in (loss, *others):
+        axes.grid(axis="x", alpha=0.25)
+        axes.set_axisbelow(True)
+    loss.set_yticks(range(len(summaries)), [summary.name for summary in summaries])
+    loss.invert_yaxis()
     return figure
 
 

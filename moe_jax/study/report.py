@@ -53,7 +53,7 @@ def write_report(
     """
     require_baseline(rows, baseline)
     summaries = summarize(rows, baseline)
-    _write_figure(plot_losses(rows, baseline), directory / "loss.png")
+    write_figure(plot_losses(rows, baseline), directory / "loss.png")
     sections = [
         f"# {title}",
         headline(rows, baseline),
@@ -72,14 +72,14 @@ def write_report(
     ]
     load = plot_expert_load(rows)
     if load is not None:
-        _write_figure(load, directory / "load.png")
+        write_figure(load, directory / "load.png")
         sections += [
             "## Load",
             "![Load of each expert over training](load.png)",
             "The last sparse layer of each sparse model, in the run of the lowest seed. White is an even share of the "
             "tokens, dark blue none, dark red twice the even share or more.",
         ]
-    sections += ["## Provenance", _provenance(rows, command)]
+    sections += ["## Provenance", provenance(rows, command)]
     path = directory / "README.md"
     write_whole(path, "\n\n".join(sections) + "\n")
     return path
@@ -99,7 +99,7 @@ def _verdict(summary: ModelSummary) -> str:
     )
 
 
-def _provenance(rows: Sequence[Row], command: str) -> str:
+def provenance(rows: Sequence[Row], command: str) -> str:
     """Where the numbers come from; what differs between rows is listed in full."""
     corpus = rows[0]["corpus"]
     facts = {
@@ -122,7 +122,8 @@ def _distinct(values: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(values))
 
 
-def _write_figure(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, whole or not at all."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=130)
     write_whole(path, content.getvalue())

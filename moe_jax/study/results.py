@@ -8,8 +8,9 @@ A row has the fields
   parameters            {"total", "active"}
   flops_per_token       training FLOPs per token, forward and backward
   curve                 one entry per evaluation, in order of steps: {"step", "tokens", "seconds", "validation_loss",
-                        "bits_per_byte", "routing": {metric: number}, "load": {layer: [a number per expert]}};
-                        `routing` and `load` are {} for a dense model; a layer's name ends in its index (`layer_3`).
+                        "bits_per_byte", "routing": {metric: number}, "training": {metric: number},
+                        "load": {layer: [a number per expert]}}; `training` is what of `routing` the training step
+                        logged; all three are {} for a dense model; a layer's name ends in its index (`layer_3`).
 """
 
 import json

@@ -44,8 +44,8 @@ class ModelSummary:
       difference: final loss minus the baseline's, paired by seed; None for the baseline or without common seeds.
       step_time: seconds per step relative to the baseline's, paired by seed; None likewise.
       speed_up: by cost, a key of COSTS; empty for the baseline or without common seeds.
-      dropped: fraction of assignments dropped, last evaluation; None for a dense model.
-      load_max_over_mean: the busiest expert's load over the mean load, last evaluation; None for a dense model.
+      routing: each metric of the last evaluation (`moe_jax.routing.metrics`), mean over seeds; {} for a dense model.
+      training: each of the same of the last training step.
     """
 
     name: str
@@ -59,8 +59,8 @@ class ModelSummary:
     difference: Estimate | None
     step_time: Estimate | None
     speed_up: dict[str, SpeedUp]
-    dropped: float | None
-    load_max_over_mean: float | None
+    routing: dict[str, float]
+    training: dict[str, float]
 
 
 def summarize(rows: Sequence[Row], baseline: str) -> list[ModelSummary]:
@@ -115,8 +115,8 @@ def _summarize_model(rows: Sequence[Row], baseline_rows: Sequence[Row]) -> Model
         difference=paired_difference(*_final_losses(pairs)) if pairs else None,
         step_time=estimate([_step_seconds(run) / _step_seconds(other) for run, other in pairs]) if pairs else None,
         speed_up={cost: _speed_up(pairs, cost) for cost in COSTS} if pairs else {},
-        dropped=_final_metric(rows, "fraction_dropped"),
-        load_max_over_mean=_final_metric(rows, "load_max_over_mean"),
+        routing=_final_metrics(rows, "routing"),
+        training=_final_metrics(rows, "training"),
     )
 
 
@@ -135,6 +135,6 @@ def _step_seconds(row: Row) -> float:
     return row["seconds"] / row["curve"][-1]["step"]
 
 
-def _final_metric(rows: Sequence[Row], metric: str) -> float | None:
-    values = [row["curve"][-1]["routing"][metric] for row in rows if metric in row["curve"][-1]["routing"]]
-    return float(np.mean(values)) if values else None
+def _final_metrics(rows: Sequence[Row], kind: str) -> dict[str, float]:
+    finals = [row["curve"][-1].get(kind, {}) for row in rows]
+    return {metric: float(np.mean([final[metric] for final in finals])) for metric in finals[0]}

@@ -52,7 +52,8 @@ def _with_error(value: Estimate, form: str) -> str:
     return f"{value.mean:{form}}{error}"
 
 
-def _with_interval(value: Estimate | None, form: str) -> str:
+def with_interval(value: Estimate | None, form: str) -> str:
+    """A mean with its interval where there is one."""
     if value is None or value.interval is None:
         return _mean(value, form)
     low, high = value.interval
@@ -75,8 +76,8 @@ def _speed_up(summary: ModelSummary, cost: str, show: Callable[[Estimate, str], 
 
 _NAME: list[Column] = [("model", lambda s: s.name)]
 _ROUTING: list[Column] = [
-    ("dropped", lambda s: _optional(s.dropped, ".1%")),
-    ("load max/mean", lambda s: _optional(s.load_max_over_mean, ".2f")),
+    ("dropped", lambda s: _optional(s.routing.get("fraction_dropped"), ".1%")),
+    ("load max/mean", lambda s: _optional(s.routing.get("load_max_over_mean"), ".2f")),
 ]
 
 QUALITY: list[Column] = [
@@ -88,15 +89,15 @@ QUALITY: list[Column] = [
     ("seeds", lambda s: str(len(s.seeds))),
     ("validation loss", lambda s: _with_error(s.loss, ".4f")),
     ("bits/byte", lambda s: _mean(s.bits_per_byte, ".4f")),
-    ("Δ loss", lambda s: _with_interval(s.difference, "+.4f")),
+    ("Δ loss", lambda s: with_interval(s.difference, "+.4f")),
     ("Δ in s.e.", lambda s: _in_standard_errors(s.difference)),
 ]
 COST: list[Column] = [
     *_NAME,
-    ("speed-up in steps", lambda s: _speed_up(s, "step", _with_interval)),
-    ("in training FLOPs", lambda s: _speed_up(s, "flops", _with_interval)),
-    ("in seconds", lambda s: _speed_up(s, "seconds", _with_interval)),
-    ("relative step time", lambda s: _with_interval(s.step_time, ".2f")),
+    ("speed-up in steps", lambda s: _speed_up(s, "step", with_interval)),
+    ("in training FLOPs", lambda s: _speed_up(s, "flops", with_interval)),
+    ("in seconds", lambda s: _speed_up(s, "seconds", with_interval)),
+    ("relative step time", lambda s: with_interval(s.step_time, ".2f")),
     *_ROUTING,
 ]
 TERMINAL: list[Column] = [
@@ -109,4 +110,14 @@ TERMINAL: list[Column] = [
     ("x seconds", lambda s: _speed_up(s, "seconds", _mean)),
     ("step time", lambda s: _mean(s.step_time, ".2f")),
     *_ROUTING,
+]
+LOAD: list[Column] = [
+    *_NAME,
+    *_ROUTING,
+    ("in training", lambda s: _optional(s.training.get("load_max_over_mean"), ".2f")),
+    ("load CV", lambda s: _optional(s.routing.get("load_cv"), ".2f")),
+    ("load Gini", lambda s: _optional(s.routing.get("load_gini"), ".2f")),
+    ("dead experts", lambda s: _optional(s.routing.get("dead_experts"), ".1%")),
+    ("tokens without expert", lambda s: _optional(s.routing.get("tokens_unrouted"), ".1%")),
+    ("entropy (nats)", lambda s: _optional(s.routing.get("entropy"), ".2f")),
 ]

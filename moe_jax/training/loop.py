@@ -35,7 +35,8 @@ class RunResult:
 
     Attributes:
       curve: one entry for each evaluation: step, tokens, seconds (of training alone), validation_loss (nats per token),
-        bits_per_byte, routing ({metric: number}) and load ({"layer_i": [share of each expert]}), both {} if dense.
+        bits_per_byte, routing ({metric: number}) and load ({"layer_i": [share of each expert]}), both {} if dense;
+        training (what of routing the training step logged, {} if it logged nothing).
       corpus_name: what it was trained on.
       corpus_digest: and exactly which.
       seconds: of training, without compilation, evaluation and checkpoints.
@@ -94,13 +95,17 @@ def read_curve(config: TrainConfig, workdir: Path) -> list[dict[str, Any]]:
     """A run's evaluations so far; see `RunResult.curve`."""
     seconds = {line["step"]: line["seconds"] for line in read_json_lines(workdir / "timing.jsonl")}
     tokens_per_step = config.data.batch_size * config.data.sequence_length
-    curve = []
+    curve, logged = [], {}
     for line in read_json_lines(workdir / "metrics.jsonl"):
-        if line.pop("split") == "validation":
-            step = line.pop("step")
+        split, step = line.pop("split"), line.pop("step")
+        if split == "train":
+            logged = {step: line}
+        else:
             point = {"step": step, "tokens": step * tokens_per_step, "seconds": seconds[step]}
             point |= {"validation_loss": line.pop("loss"), "bits_per_byte": line.pop("bits_per_byte")}
-            curve.append(point | {"load": line.pop("load", {}), "routing": line})
+            routing = {name: value for name, value in line.items() if isinstance(value, float)}
+            training = {name: logged[step][name] for name in routing if step in logged}
+            curve.append(point | {"load": line.get("load", {}), "routing": routing, "training": training})
     return curve
 
 

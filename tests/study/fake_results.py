@@ -44,12 +44,14 @@ def _point(name: str, experts: int, seed: int, step: int) -> dict:
     random = np.random.default_rng([seed, experts, step])
     loss = 1.1 + 4.4 / (1 + 0.02 * SPEED[name] * step) ** 0.5 + 0.01 * seed + 0.004 * random.standard_normal()
     load = {f"layer_{layer}": random.dirichlet(np.full(experts, 2.0 + step / 20)).tolist() for layer in (1, 3)}
+    routing = {"fraction_dropped": 0.02, "load_max_over_mean": max(load["layer_3"]) * experts if experts else 0.0}
     return {
         "step": step,
         "tokens": step * 4096,
         "seconds": step * _step_seconds(experts),
         "validation_loss": float(loss),
         "bits_per_byte": float(loss / np.log(2)),
-        "routing": {"fraction_dropped": 0.02, "load_max_over_mean": max(load["layer_3"]) * experts} if experts else {},
+        "routing": routing if experts else {},
+        "training": routing | {"load_max_over_mean": 1.5} if experts and step else {},
         "load": load if experts else {},
     }

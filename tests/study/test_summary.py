@@ -79,7 +79,7 @@ def test_models_are_ordered_by_experts():
 
 def test_dense_models_have_no_routing():
     dense = by_name(fake_rows(1))["dense"]
-    assert (dense.experts, dense.dropped, dense.load_max_over_mean, dense.speed_up) == (0, None, None, {})
+    assert (dense.experts, dense.routing, dense.speed_up) == (0, {}, {})
 
 
 def test_an_unknown_baseline_gets_the_nearest_name():
