@@ -59,10 +59,10 @@ def get_config(model: str = "switch") -> ConfigDict:
     task, _, variant = model.rpartition("/")
     config = ConfigDict()
     config.name = variant
-    config.steps = 350
-    config.eval_every = 70
+    config.steps = 300
+    config.eval_every = 60
     config.eval_batches = 8
-    config.checkpoint_every = 350
+    config.checkpoint_every = 300
 
     config.data = ConfigDict()
     config.data.corpus = "python_source"
@@ -74,7 +74,7 @@ def get_config(model: str = "switch") -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_steps = 35
+    config.optimizer.warmup_steps = 30
 
     config.model = ConfigDict()
     config.model.vocab_size = 512 + (config.data.task == "masked")

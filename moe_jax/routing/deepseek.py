@@ -81,6 +81,8 @@ class DeepSeek(Router):
         require(self.k <= room, "groups_per_token", allowed, f"enough groups for k={self.k} experts; these have {room}")
         if self.group_score == "top2_sum" and allowed < groups:
             require(experts >= 2 * groups, "num_groups", groups, "groups of two experts or more, with 'top2_sum'")
+        accepted = "False, with k=1, or every weight is 1 and the router learns nothing"
+        require(self.k > 1 or not self.renormalize, "renormalize", True, accepted)
         require(self.scale > 0, "scale", self.scale, "a positive number")
         require(self.bias_rate >= 0, "bias_rate", self.bias_rate, "a number of at least 0")
 

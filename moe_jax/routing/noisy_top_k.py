@@ -45,6 +45,7 @@ def _counted(expert: Int[Array, "G S K"], num_experts: int) -> Float[Array, "G S
 class NoisyTopK(Router):
     """Softmax over the k largest of logits with learned noise, which is drawn in training only.
 
+    Of a single choice that would be 1, and its router would learn nothing, so with k = 1 it is over all experts.
     Kernels start at zero, so that at first noise alone decides and the load is even. The loss on load is that of the
     noise; without it (in evaluation, or where all experts are chosen) it counts what was chosen.
     """
@@ -70,7 +71,8 @@ class NoisyTopK(Router):
         if self.training:
             noisy += scale * jax.random.normal(self.make_rng(RNG), logits.shape)
         chosen, expert = best_choices(noisy, self.k)
-        weight = jax.nn.softmax(chosen)
+        among = chosen if self.k > 1 else noisy
+        weight = jnp.exp(chosen - jax.nn.logsumexp(among, axis=-1, keepdims=True))
         requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
         assignment = assign_choices(expert, weight, requested, self.num_experts, capacity)
         gates = jnp.einsum("gsk,gske->gse", weight, jax.nn.one_hot(expert, self.num_experts, dtype=jnp.float32))

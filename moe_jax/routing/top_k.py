@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.capacity import Priority
 from moe_jax.routing.router import Metrics, Router, Tokens
@@ -49,6 +50,10 @@ class TopK(Router):
 
     paper = "Jiang et al. 2024, Mixtral of Experts, arXiv:2401.04088"
     year = 2024
+
+    def check(self) -> None:
+        accepted = "False, with k=1, or every weight is 1 and the router learns nothing"
+        require(self.k > 1 or not self.renormalize, "renormalize", True, accepted)
 
     @property
     def causal(self) -> bool:

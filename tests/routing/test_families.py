@@ -168,7 +168,8 @@ def noisy_reference(tokens, params, k, noise):
     gates, load = np.zeros(clean.shape), np.zeros(clean.shape)
     for g, s in np.ndindex(G, S):
         best = np.argsort(-noisy[g, s])[:k]
-        gates[g, s, best] = references.softmax(noisy[g, s, best])
+        # Of one expert the plain probability; the paper has two or more.
+        gates[g, s, best] = references.softmax(noisy[g, s, best]) if k > 1 else references.softmax(noisy[g, s])[best]
         for i in range(E):
             others = sorted(np.delete(noisy[g, s], i))[::-1]
             load[g, s, i] = norm.cdf((clean[g, s, i] - others[k - 1]) / scale[g, s, i])
@@ -537,26 +538,43 @@ def test_sparse_mixer_draws_by_probability_and_cuts_three_of_four_others():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_hierarchical_routing_is_the_product_of_two(training):
-    """Experts of each group by its own router on the tokens that were sent there; importance and load as in app. B."""
+    """Experts of each group by its own router on the tokens that were sent there; importance and load as in app. B.
+
+    In training all noise drawn is 0, so that who is chosen is known, and the chances of being chosen are not trivial.
+    """
     tokens = tokens_of(2)
-    options = {"groups": 3, "outer_k": 2}
-    router = make_router("hierarchical", 6, 2, None, options, training=False)
+    router = make_router("hierarchical", 6, 2, None, {"groups": 3, "outer_k": 2}, training=training)
     rng = np.random.default_rng(0)
     params = {
         "outer": {name: jnp.asarray(rng.normal(size=(D, 3)), jnp.float32) for name in ("kernel", "noise_kernel")},
         "inner": {name: jnp.asarray(rng.normal(size=(3, D, 2)), jnp.float32) for name in ("kernel", "noise_kernel")},
     }
-    assignment, sown = run(router, tokens, params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.random, "normal", lambda key, shape: jnp.zeros(shape, jnp.float32))
+        assignment, sown = run(router, tokens, params)
     x, valid = np.asarray(tokens.x, np.float64), np.asarray(tokens.valid)
-    expected = np.zeros((G, S, 6))
+    outer, inner = (jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params[level]) for level in params)
+    expected, sent = np.zeros((G, S, 6)), np.zeros(3)
+    outer_load, inner_load = np.zeros(3), np.zeros((3, 2))
     for g, s in np.argwhere(valid):
-        outer = x[g, s] @ np.asarray(params["outer"]["kernel"], np.float64)
-        best = np.argsort(-outer)[:2]
-        for weight, i in zip(references.softmax(outer[best]), best, strict=True):
-            j = (x[g, s] @ np.asarray(params["inner"]["kernel"][i], np.float64)).argmax()
-            expected[g, s, 2 * i + j] = weight
+        clean = x[g, s] @ outer["kernel"]
+        outer_load += chances(clean, x[g, s] @ outer["noise_kernel"], 2)
+        best = np.argsort(-clean)[:2]
+        for weight, i in zip(references.softmax(clean[best]), best, strict=True):
+            within = x[g, s] @ inner["kernel"][i]
+            expected[g, s, 2 * i + within.argmax()] = weight * references.softmax(within).max()
+            inner_load[i] += chances(within, x[g, s] @ inner["noise_kernel"][i], 1)
+            sent[i] += 1
     assert_close(assignment.combine_weights(), expected)
-    total = expected.sum(axis=(0, 1))
-    assert_close(sown["importance_loss"], total.var() / total.mean() ** 2, 1e-4)
-    load = (expected > 0).sum(axis=(0, 1))
-    assert_close(sown["load"], load / load.sum(), 1e-6)
+    importance = expected.sum(axis=(0, 1))
+    assert_close(sown["importance_loss"], importance.var() / importance.mean() ** 2, 1e-4)
+    asked = (expected > 0).sum(axis=(0, 1))
+    assert_close(sown["load"], asked / asked.sum(), 1e-6)
+    load = (outer_load[:, None] * inner_load / sent[:, None]).reshape(-1) if training else asked
+    assert_close(sown["load_loss"], load.var() / load.mean() ** 2, 1e-4)
+
+
+def chances(clean, before_softplus, k):
+    """Of each expert's being among the top k when its noise alone is drawn anew, the others having none."""
+    others = [sorted(np.delete(clean, i))[::-1][k - 1] for i in range(len(clean))]
+    return norm.cdf((clean - others) / np.log1p(np.exp(before_softplus)))

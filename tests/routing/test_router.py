@@ -99,6 +99,22 @@ def test_losses_and_weights_reach_the_parameters(name):
     assert gradient(lambda assignment, _: (assignment.combine_weights() ** 2).sum()) > 1e-4
 
 
+@pytest.mark.parametrize("name", [name for name in LEARNED if ROUTERS[name].choices_allowed is None])
+def test_one_choice_trains_its_router(name):
+    """It has a weight that is not the constant 1: the router of each level gets a gradient."""
+    options = {"sparse_mixer": {"tolerance": 2.0}, "hierarchical": {"outer_k": 1}}.get(name, {})
+    options |= {"renormalize": False} if name in ("top_k", "deepseek") else {}
+    router = check_router(name, E, 1, None, options, {}, "m", "m.router_options")
+    tokens, values = every.tokens(), variables(router)
+
+    def total(params):
+        return (route(router, tokens, values | {"params": params})[0].combine_weights() ** 2).sum()
+
+    gradients = jax.tree_util.tree_leaves_with_path(jax.grad(total)(values["params"]))
+    for path, gradient in gradients:
+        assert jnp.abs(gradient).max() > 1e-4 or "noise_kernel" in str(path), path
+
+
 @pytest.mark.parametrize("name", ["noisy_top_k", "vmoe", "hierarchical"])
 def test_the_load_of_a_noisy_router_has_a_gradient_in_training(name):
     tokens, router = every.tokens(), build(name, None, training=True)
@@ -299,6 +315,9 @@ def test_classes_say_what_they_are():
         assert all(f"      {field}: " in router.__doc__ for field in own_fields(router) & fields), name
 
 
+ONE = {"renormalize": False}
+
+
 @pytest.mark.parametrize(
     ("name", "k", "factor", "options", "losses", "says"),
     [
@@ -322,7 +341,9 @@ def test_classes_say_what_they_are():
         ("deepseek", 2, None, {"num_groups": 3}, {}, r"num_groups is 3; accepted: a divisor of num_experts \(4\)"),
         ("deepseek", 2, None, {"groups_per_token": 2}, {}, r"groups_per_token is 2; accepted: 1 to num_groups"),
         ("deepseek", 2, None, {"num_groups": 4, "group_score": "max"}, {}, r"enough groups for k=2 experts"),
-        ("deepseek", 1, None, {"num_groups": 4}, {}, r"groups of two experts or more, with 'top2_sum'"),
+        ("top_k", 1, None, {}, {}, r"renormalize is True; accepted: False, with k=1"),
+        ("deepseek", 1, None, {}, {}, r"renormalize is True; accepted: False, with k=1"),
+        ("deepseek", 1, None, ONE | {"num_groups": 4}, {}, r"groups of two experts or more, with 'top2_sum'"),
         ("deepseek", 2, None, {"scale": 0.0}, {}, r"scale is 0\.0; accepted: a positive number"),
         ("expert_choice", 2, 1.0, {"most": 1}, {}, r"most is 1; accepted: k \(2\) to num_experts"),
         ("expert_choice", 2, 1.0, {"most": 2, "among": "seen"}, {}, r"most is 2; accepted: None"),
