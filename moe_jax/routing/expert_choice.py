@@ -115,15 +115,15 @@ def capped_plan(
 def expert_choice_seen(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int) -> Assignment:
     """Expert choice that a causal model may use: an expert takes a token if it is among the best of those seen so far.
 
-    Of the first n valid tokens of a group an expert would take ceil(C * n / S): it takes the n-th if fewer than so many
-    of them score as high. On average that is C tokens; an expert that has taken C takes no more.
+    Of the first n valid tokens of a group an expert would take C * n / S, rounded: it takes the n-th if fewer than so
+    many of them score as high. That is nearly C tokens on average; an expert that has taken C takes no more.
     """
     _, tokens, num_experts = logits.shape
     probabilities = jax.nn.softmax(logits)
     scores = jax.lax.stop_gradient(jnp.where(token_valid[..., None], probabilities, -1.0))
     earlier = jnp.tril(jnp.ones((tokens, tokens), bool), -1)
     as_high = (scores[:, None] >= scores[:, :, None]) & earlier[None, :, :, None]
-    quota = -((-jnp.cumsum(token_valid, axis=1) * capacity) // tokens)
+    quota = (2 * jnp.cumsum(token_valid, axis=1) * capacity + tokens) // (2 * tokens)
     takes = decided(token_valid[..., None] & (as_high.sum(axis=2) < quota[..., None]))
     expert = jnp.broadcast_to(jnp.arange(num_experts, dtype=jnp.int32)[None, None], logits.shape)
     return assign_choices(expert, probabilities, takes, num_experts, capacity)

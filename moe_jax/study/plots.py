@@ -73,10 +73,10 @@ def plot_expert_load(rows: Sequence[Row]) -> Figure | None:
 
 
 def plot_models(summaries: Sequence[ModelSummary], baseline: str, router_times: Mapping[str, float]) -> Figure:
-    """Models, in the given order: final loss with its 95% interval, load, drops, entropy, and what each costs.
+    """Models, in the given order: final loss less the baseline's, load, drops, entropy, and what each costs.
 
-    Bars are of the last evaluation, the diamond beside a load is that of the last training step. Dotted lines: the
-    baseline's loss, an even load, a step as fast as the baseline's.
+    The difference is paired by seed and has its 95% interval. Bars are of the last evaluation, the diamond beside a
+    load is that of the last training step. Dotted lines: the baseline, an even load, a step as fast as the baseline's.
 
     Args:
       summaries: the models, from the top.
@@ -94,13 +94,14 @@ def plot_models(summaries: Sequence[ModelSummary], baseline: str, router_times: 
     loss, *others = figure.subplots(1, 1 + len(panels), sharey=True, width_ratios=[2, *[1] * len(panels)])
     colours = ["0.4" if summary.name == baseline else BLUE for summary in summaries]
     for place, (summary, colour) in enumerate(zip(summaries, colours, strict=True)):
-        low, high = summary.loss.interval or (summary.loss.mean, summary.loss.mean)
-        loss.plot([low, high], [place, place], color=colour, linewidth=1.4)
-        loss.plot(summary.loss.mean, place, "o", color=colour, markersize=5)
+        if summary.difference is not None:
+            low, high = summary.difference.interval or (summary.difference.mean,) * 2
+            loss.plot([low, high], [place, place], color=colour, linewidth=1.4)
+            loss.plot(summary.difference.mean, place, "o", color=colour, markersize=5)
         if "load_max_over_mean" in summary.training:
             others[0].plot(summary.training["load_max_over_mean"], place, "D", color="black", markersize=4)
-    loss.axvline(next(s.loss.mean for s in summaries if s.name == baseline), **DOTTED)
-    loss.set_xlabel("validation loss (nats per token)")
+    loss.axvline(0.0, **DOTTED)
+    loss.set_xlabel(f"validation loss - {baseline}'s (nats per token)")
     loss.locator_params(axis="x", nbins=6)
     for axes, (label, value, line) in zip(others, panels, strict=True):
         widths = [value(summary) or 0.0 for summary in summaries]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -379,7 +380,7 @@ def test_expert_choice_among_the_seen_is_that_of_loops(seed, capacity):
             score = probabilities[g, s, e]
             better = sum(other >= score for other in seen)
             seen.append(score)
-            if better < math.ceil(round(capacity / S * len(seen), 6)) and len(taken) < capacity:
+            if better < math.floor(Fraction(capacity * len(seen), S) + Fraction(1, 2)) and len(taken) < capacity:
                 taken.append(s)
         assert np.flatnonzero(mask[g, :, e]).tolist() == taken
 
