@@ -1,4 +1,4 @@
-"""Metrics of a routing decision, and the update of a selection bias that takes a loss's place.
+"""Losses of a routing decision, and the update of a selection bias that takes a loss's place.
 
 A loss is computed in each part of the batch and averaged over the parts that have a valid token. The parts are groups
 (of tokens that share a capacity), sequences, or the batch as one.

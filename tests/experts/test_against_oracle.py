@@ -27,19 +27,15 @@ CASES = [(SMALL, None, "swiglu"), (LARGE, 1.0, "geglu")]
 
 
 def draw(shape, kind, seed=0):
-    """Input, router kernel, expert weights and cotangent, of variance 1 / fan-in."""
+    """Input, router kernel, expert weights and cotangent, of variance 1 / fan-in; vectors of weights of variance 1."""
     groups, tokens, model_dim, expert_dim, experts = shape
     rng = np.random.default_rng(seed)
 
     def normal(*size, fan_in=1):
         return jnp.asarray(rng.normal(size=size) * fan_in**-0.5, jnp.float32)
 
-    weights = {
-        "gate": normal(experts, model_dim, expert_dim, fan_in=model_dim),
-        "up": normal(experts, model_dim, expert_dim, fan_in=model_dim),
-        "down": normal(experts, expert_dim, model_dim, fan_in=expert_dim),
-    }
-    weights = {name: weights[name] for name in FFN_KINDS[kind].shapes(1, 1)}
+    shapes = FFN_KINDS[kind].shapes(model_dim, expert_dim)
+    weights = {name: normal(experts, *shape, fan_in=shape[0]) for name, shape in shapes.items()}
     x = normal(groups, tokens, model_dim)
     return x, normal(model_dim, experts, fan_in=model_dim), weights, normal(groups, tokens, model_dim)
 

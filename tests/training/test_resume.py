@@ -116,7 +116,7 @@ def test_metrics_have_every_step_and_no_clock(world):
     assert names == {
         *("step", "split", "loss", "bits_per_byte", "total_loss", "gradient_norm", "learning_rate", "load"),
         *("balance_loss", "z_loss", "capacity_factor", "confidence", "entropy", "dead_experts", "fraction_dropped"),
-        *("load_cv", "load_max_over_mean", "seats_filled", "tokens_unrouted"),
+        *("load_cv", "load_gini", "load_max_over_mean", "seats_filled", "tokens_unrouted"),
     }
 
 
