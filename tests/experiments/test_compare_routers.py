@@ -70,9 +70,7 @@ def tiny(text: Path) -> Preset:
         config.data.sequence_length, config.data.batch_size = 16, 4
         config.model.vocab_size = 257 + (config.data.task == "masked")
         config.model.model_dim = 16
-        config.model.num_layers = 2
         if "moe" in config.model:
-            config.model.moe_layers = (1,)
             config.model.moe.expert_dim = 8
             config.model.moe.group_size = 64
         return config

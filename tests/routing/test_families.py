@@ -157,7 +157,7 @@ def test_the_load_of_noisy_top_k_is_shazeer_s_equation(seed, k):
         others = sorted(np.delete(noisy[0, s], i))[::-1]
         expected[0, s, i] = norm.cdf((clean[0, s, i] - others[k - 1]) / scale[0, s, i])
     actual = chance_in_top_k(*(jnp.asarray(x, jnp.float32) for x in (clean, noisy, scale)), k)
-    assert_close(actual, expected, 2e-5)
+    assert_close(actual, expected)
 
 
 def noisy_reference(tokens, params, k, noise):
@@ -199,8 +199,8 @@ def test_noisy_top_k_is_shazeer_s(k):
         assignment, sown = run(router, tokens, params)
     gates, importance, load = noisy_reference(tokens, params, k, np.asarray(noise[0], np.float64))
     assert_close(assignment.combine_weights(), gates)
-    assert_close(sown["importance_loss"], importance, 1e-4)
-    assert_close(sown["load_loss"], load, 1e-4)
+    assert_close(sown["importance_loss"], importance)
+    assert_close(sown["load_loss"], load)
     quiet, _ = run(router.clone(training=False), tokens, params)
     gates, _, _ = noisy_reference(tokens, params, k, 0.0)
     assert_close(quiet.combine_weights(), gates)
@@ -227,7 +227,7 @@ def test_vmoe_is_its_paper_s(k):
     assert_close(assignment.combine_weights(), gates * valid[..., None])
     for name, amounts in (("importance_loss", references.softmax(clean)), ("load_loss", load)):
         total = amounts[valid].sum(axis=0)
-        assert_close(sown[name], total.var() / total.mean() ** 2, 1e-4, name)
+        assert_close(sown[name], total.var() / total.mean() ** 2, what=name)
 
 
 @pytest.mark.parametrize(("group_score", "counted"), [("max", 1), ("top2_sum", 2)])
@@ -295,6 +295,15 @@ def test_the_auction_is_the_linear_assignment(seed, shape, alike):
     assert np.bincount(expert, minlength=experts).max() <= seats
     rows, columns = linear_sum_assignment(np.repeat(scores, seats, axis=1), maximize=True)
     assert scores[np.arange(tokens), expert].sum() == scores[rows, columns // seats].sum()
+
+
+def test_an_auction_that_is_cut_short_seats_everyone_all_the_same():
+    """After one round of bids many have no seat: they get the free ones."""
+    scores = jnp.asarray(np.random.default_rng(0).normal(size=(21, 4)) + np.asarray([5, 0, 0, 0]), jnp.float32)
+    short, whole = auction(scores, 6, most_rounds=1), auction(scores, 6)
+    assert np.bincount(short, minlength=4).max() <= 6
+    worth = [float(scores[np.arange(21), expert].sum()) for expert in (short, whole)]
+    assert worth[0] < worth[1]
 
 
 def test_base_is_even_in_training_and_greedy_in_evaluation():
@@ -568,11 +577,11 @@ def test_hierarchical_routing_is_the_product_of_two(training):
             sent[i] += 1
     assert_close(assignment.combine_weights(), expected)
     importance = expected.sum(axis=(0, 1))
-    assert_close(sown["importance_loss"], importance.var() / importance.mean() ** 2, 1e-4)
+    assert_close(sown["importance_loss"], importance.var() / importance.mean() ** 2)
     asked = (expected > 0).sum(axis=(0, 1))
     assert_close(sown["load"], asked / asked.sum(), 1e-6)
     load = (outer_load[:, None] * inner_load / sent[:, None]).reshape(-1) if training else asked
-    assert_close(sown["load_loss"], load.var() / load.mean() ** 2, 1e-4)
+    assert_close(sown["load_loss"], load.var() / load.mean() ** 2)
 
 
 def chances(clean, before_softplus, k):
