@@ -100,6 +100,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="override a field, e.g. optimizer.learning_rate=1e-3",
     )
+    train.add_argument(
+        "--distributed",
+        metavar="HOW",
+        help="join the processes of a cluster: auto (SLURM, Open MPI, Cloud TPU, Kubernetes), or HOST:PORT,COUNT,INDEX",
+    )
     train.set_defaults(run=_train)
     routers = commands.add_parser(
         "routers",
@@ -134,17 +139,34 @@ def _routers(options: argparse.Namespace) -> int:
     return 0
 
 
+def _processes(how: str) -> Any:
+    from moe_jax.training.distributed import Processes
+
+    if how == "auto":
+        return Processes()
+    fields = how.split(",")
+    accepted = "accepted: auto, or HOST:PORT,COUNT,INDEX, for example 10.0.0.1:1234,4,0"
+    if len(fields) != 3 or not all(field.isdigit() for field in fields[1:]):
+        raise ConfigError(f"--distributed is {how!r}; {accepted}")
+    return Processes(fields[0], int(fields[1]), int(fields[2]))
+
+
 def _train(options: argparse.Namespace) -> int:
     # Imported here so that --help and a bad file name answer at once.
     from moe_jax.training.config import TrainConfig
+    from moe_jax.training.distributed import is_writer, start
     from moe_jax.training.loop import DivergenceError, train
 
     config = TrainConfig.from_dict(override(load_config(options.config), options.set))
+    if options.distributed:
+        start(_processes(options.distributed))
     try:
         result = train(config, options.workdir)
     except DivergenceError as error:
         print(f"moe-jax train: {error}", file=sys.stderr)
         return 1
+    if not is_writer():
+        return 0
     last = result.curve[-1]
     print(
         f"{config.name}: validation loss {last['validation_loss']:.4f} nats/token, "

@@ -11,8 +11,9 @@ from moe_jax.models.decoder import Decoder
 from moe_jax.models.parameters import Params, init_router_state, unstack_layers
 from moe_jax.routing import Router
 from moe_jax.routing.assignment import Assignment
-from moe_jax.routing.router import METRICS, RNG, STATE
+from moe_jax.routing.router import RNG, STATE
 from moe_jax.routing.soft_moe import Slots
+from moe_jax.routing.statistics import METRICS
 
 
 def trace_assignments(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.experts.ffn import FFNKind, Weights
-from moe_jax.experts.run import EXECUTIONS
+from moe_jax.experts.run import EXECUTIONS, Execution
 from moe_jax.routing.assignment import Assignment
 
 Combine = Literal["output", "input", "mix"]
@@ -34,9 +34,20 @@ def apply_experts(
       combine: `output`: weight[a] * expert(x[t]), a mixture. `input`: expert(weight[a] * x[t]), Llama 4's. `mix`:
         weight[a] * expert(x[t]) + (1 - weight[a]) * x[t], BASE layers', so that a token without an expert gets zeros.
     """
-    run = EXECUTIONS[execution]
+    return apply_with(EXECUTIONS[execution], x, assignment, weights, kind, combine)
+
+
+def apply_with(
+    run: Execution,
+    x: Float[Array, "G S D"],
+    assignment: Assignment,
+    weights: Weights,
+    kind: FFNKind,
+    combine: Combine,
+) -> Float[Array, "G S D"]:
+    """`apply_experts` with any function that runs experts."""
     if combine == "input":
-        return _on_input(x, assignment, weights, kind, execution)
+        return _on_input(run, x, assignment, weights, kind)
     y = run(x, assignment, weights, kind)
     if combine == "output":
         return y
@@ -46,7 +57,7 @@ def apply_experts(
 
 
 def _on_input(
-    x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind, execution: str
+    run: Execution, x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind
 ) -> Float[Array, "G S D"]:
     """Each assignment becomes a token of its own, already weighted, with weight 1."""
     scale = assignment.weight[..., None].astype(x.dtype)
@@ -58,7 +69,7 @@ def _on_input(
         num_tokens=count,
         choices=1,
     )
-    outputs = EXECUTIONS[execution](rows, alone, weights, kind)
+    outputs = run(rows, alone, weights, kind)
     return _by_token(assignment, outputs)
 
 

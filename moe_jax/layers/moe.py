@@ -1,6 +1,6 @@
 """The mixture-of-experts layer: joins a router and a way of running experts.
 
-B batch, S sequence, D model width, E experts, F expert width.
+B batch, S sequence (in `_run` G groups of S tokens), D model width, E experts, F expert width.
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,20 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.configuration import require
+from moe_jax.devices import current_mesh, kept_by_token
 from moe_jax.experts.apply import Combine, apply_experts
-from moe_jax.experts.ffn import FFN_KINDS
+from moe_jax.experts.ffn import FFN_KINDS, Weights
+from moe_jax.experts.parallel.run import apply_on_mesh
+from moe_jax.experts.parallel.strategy import ParallelConfig
 from moe_jax.layers.feed_forward import FeedForward
 from moe_jax.layers.initialization import kernel_init, network_weights
 from moe_jax.routing import make_router
+from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.capacity import CapacityRule
 from moe_jax.routing.losses import LossLevel
 from moe_jax.routing.router import Tokens
 from moe_jax.routing.soft_moe import Slots
+from moe_jax.routing.statistics import mean_of_parts, report
 
 
 class MoE(nn.Module):
@@ -45,6 +50,7 @@ class MoE(nn.Module):
       training: whether the router draws and explores as in training.
       init_scale: see `kernel_init`.
       dtype: compute type of the experts; the router is float32.
+      parallel: how tokens reach experts on other devices, where `jax.set_mesh` says that there are any.
     """
 
     num_experts: int
@@ -64,6 +70,7 @@ class MoE(nn.Module):
     training: bool = False
     init_scale: float = 1.0
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    parallel: ParallelConfig = ParallelConfig()
 
     @nn.compact
     def __call__(
@@ -94,7 +101,7 @@ class MoE(nn.Module):
         x = jnp.where(token_valid[..., None], x, jnp.zeros((), x.dtype))
 
         def by_group(values: Array | None) -> Array | None:
-            return None if values is None else values.reshape(-1, group_size, *values.shape[2:])
+            return None if values is None else kept_by_token(values.reshape(-1, group_size, *values.shape[2:]))
 
         tokens = Tokens(by_group(x), by_group(token_valid), by_group(ids), by_group(positions), x.shape[1])
         router = make_router(
@@ -111,12 +118,22 @@ class MoE(nn.Module):
         inputs = tokens.x.astype(self.dtype)
         decision = router(tokens)
         if isinstance(decision, Slots):
-            outputs = apply_experts(decision.fill(inputs), decision.assignment(), weights, kind, self.execution)
-            y = decision.read(outputs)
+            y = decision.read(self._run(decision.fill(inputs), decision.assignment(), weights))
         else:
-            y = apply_experts(inputs, decision, weights, kind, self.execution, self.combine)
-        y = y.reshape(x.shape)
+            y = self._run(inputs, decision, weights)
+        y = kept_by_token(y.reshape(x.shape))
         return y if self.shared_dim is None else y + self._shared(x)
+
+    def _run(self, x: Float[Array, "G S D"], assignment: Assignment, weights: Weights) -> Float[Array, "G S D"]:
+        kind, mesh = FFN_KINDS[self.kind], current_mesh()
+        if mesh is None:
+            return apply_experts(x, assignment, weights, kind, self.execution, self.combine)
+        rows = self.k * (1.0 if self.capacity_factor is None else self.capacity_factor)
+        y, metrics = apply_on_mesh(
+            x, assignment, weights, kind, self.execution, self.combine, mesh, self.parallel, rows
+        )
+        report(self, {name: mean_of_parts(value) for name, value in metrics.items()})
+        return y
 
     def _shared(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         y = FeedForward(self.kind, self.shared_dim, self.init_scale, self.dtype, name="shared")(x)

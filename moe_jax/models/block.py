@@ -73,5 +73,6 @@ class Block(nn.Module):
             training=self.training,
             init_scale=config.init_scale,
             dtype=jnp.dtype(config.dtype),
+            parallel=moe.parallel,
             name="moe",
         )

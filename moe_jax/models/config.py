@@ -7,6 +7,7 @@ from typing import Any, Literal
 from moe_jax.configuration import ConfigError, require, require_name
 from moe_jax.experts.apply import Combine
 from moe_jax.experts.ffn import FFN_KINDS
+from moe_jax.experts.parallel.strategy import ParallelConfig
 from moe_jax.experts.run import EXECUTIONS
 from moe_jax.routing import ROUTERS, Router, check_router
 from moe_jax.routing.capacity import CapacityRule
@@ -35,6 +36,7 @@ class MoEConfig:
       shared_dim: width of a network that every token runs besides its experts (DeepSeekMoE); None has none.
       shared_gate: whether a token weighs that network by a learned gate (Qwen2-MoE).
       router_options: further fields of the router's module, by name.
+      parallel: how tokens reach experts on other devices.
       allow_noncausal_router: run a router that lets a token see later ones (expert choice) in a causal model.
     """
 
@@ -54,6 +56,7 @@ class MoEConfig:
     shared_dim: int | None = None
     shared_gate: bool = False
     router_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     allow_noncausal_router: bool = False
 
     def __post_init__(self) -> None:
@@ -109,6 +112,11 @@ class MoEConfig:
             capacity_rule=self.capacity_rule,
             **fields,
         )
+
+    @property
+    def rows_per_token(self) -> float:
+        """How often a token is sent to an expert in training, with the seats that stay empty."""
+        return self.k * (1.0 if self.capacity_factor is None else self.capacity_factor)
 
     @property
     def coefficients(self) -> dict[str, float]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moe_jax.devices import kept_by_token
 from moe_jax.layers.attention import attention_mask
 from moe_jax.layers.initialization import kernel_init
 from moe_jax.layers.norms import RMSNorm
@@ -17,7 +18,8 @@ from moe_jax.models.block import Block
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.depth import DepthBlock
 from moe_jax.routing.assignment import ROUTING_DECISION
-from moe_jax.routing.router import METRICS, RNG, STATE
+from moe_jax.routing.router import RNG, STATE
+from moe_jax.routing.statistics import METRICS, SUMS
 
 
 class Period(nn.Module):
@@ -77,7 +79,7 @@ class Decoder(nn.Module):
         else:
             bias = RelativeBias(config.num_heads, config.causal, name="relative_bias")(tokens.shape[1])
         shared = (angles, attention_mask(segment_ids, config.causal), bias, segment_ids != 0, tokens, positions)
-        x = RMSNorm(dtype, name="final_norm")(self._layers(embed(tokens), shared))
+        x = RMSNorm(dtype, name="final_norm")(self._layers(kept_by_token(embed(tokens)), shared))
         if config.tie_embeddings:
             logits = embed.attend(x)
         else:
@@ -94,7 +96,7 @@ class Decoder(nn.Module):
             return x
         scan = nn.scan(
             Period,
-            variable_axes={"params": 0, METRICS: 0, STATE: 0},
+            variable_axes={"params": 0, METRICS: 0, SUMS: 0, STATE: 0},
             split_rngs={"params": True, RNG: True},
             in_axes=nn.broadcast,
             length=config.num_layers // config.period,

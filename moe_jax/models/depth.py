@@ -4,7 +4,6 @@ B batch, S sequence, C tokens of a sequence that run, D model width, H heads.
 """
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,8 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from moe_jax.layers.positions import RotaryAngles
 from moe_jax.models.block import Block
 from moe_jax.routing.assignment import decided
-from moe_jax.routing.losses import masked_mean
-from moe_jax.routing.router import METRICS
+from moe_jax.routing.statistics import Statistic, mean_where, report
 
 
 class DepthBlock(Block):
@@ -47,8 +45,7 @@ class DepthBlock(Block):
         index, best = best_tokens(score, token_valid, self.config.depth.capacity)
         positive = decided(score > 0) & token_valid
         runs = best if self.training else positive
-        for name, value in depth_metrics(score, best, positive, runs, token_valid).items():
-            self.sow(METRICS, name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+        report(self, depth_metrics(score, best, positive, runs, token_valid))
         if not self.training:
             seen = mask & (runs[:, None, None] | jnp.eye(x.shape[1], dtype=bool)[None, None])
             y = super().__call__(x, angles, seen, bias, runs, ids, positions)
@@ -100,11 +97,11 @@ def depth_metrics(
     positive: Bool[Array, "B S"],
     runs: Bool[Array, "B S"],
     token_valid: Bool[Array, "B S"],
-) -> dict[str, Any]:
+) -> dict[str, Statistic]:
     """See `DepthBlock`; means over valid tokens."""
     loss = optax.sigmoid_binary_cross_entropy(score, best.astype(jnp.float32))
     return {
-        "depth_loss": masked_mean(loss, token_valid),
-        "depth_accuracy": masked_mean((positive == best).astype(jnp.float32), token_valid),
-        "depth_share": masked_mean(runs.astype(jnp.float32), token_valid),
+        "depth_loss": mean_where(loss, token_valid),
+        "depth_accuracy": mean_where((positive == best).astype(jnp.float32), token_valid),
+        "depth_share": mean_where(runs.astype(jnp.float32), token_valid),
     }

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.configuration import require_name
+from moe_jax.devices import by_group
 from moe_jax.routing.capacity import Priority, seats_by_position, seats_by_score
 
 ROUTING_DECISION = "routing_decision"
@@ -62,6 +63,16 @@ class Assignment:
     def num_groups(self) -> int:
         return self.token.shape[0]
 
+    def asked(self) -> Float[Array, " E"]:
+        """How many assignments ask for each expert, before any is dropped."""
+
+        def count(expert: Int[Array, "G A"], requested: Bool[Array, "G A"]) -> Float[Array, "G E"]:
+            group = jnp.arange(expert.shape[0])[:, None]
+            zeros = jnp.zeros((expert.shape[0], self.num_experts), jnp.float32)
+            return zeros.at[group, expert].add(requested.astype(jnp.float32))
+
+        return by_group(count)(self.expert, self.requested).sum(axis=0)
+
     def dispatch_mask(self) -> Bool[Array, "G S E"]:
         """Which expert runs which token."""
         return self._dense(self.kept.astype(jnp.int32)) > 0
@@ -71,9 +82,13 @@ class Assignment:
         return self._dense(jnp.where(self.kept, self.weight, 0.0))
 
     def _dense(self, values: Shaped[Array, "G A"]) -> Shaped[Array, "G S E"]:
-        group = jnp.arange(self.num_groups)[:, None]
-        zeros = jnp.zeros((self.num_groups, self.num_tokens, self.num_experts), values.dtype)
-        return zeros.at[group, self.token, self.expert].add(values)
+        def add(
+            token: Int[Array, "G A"], expert: Int[Array, "G A"], values: Shaped[Array, "G A"]
+        ) -> Shaped[Array, "G S E"]:
+            zeros = jnp.zeros((token.shape[0], self.num_tokens, self.num_experts), values.dtype)
+            return zeros.at[jnp.arange(token.shape[0])[:, None], token, expert].add(values)
+
+        return by_group(add)(self.token, self.expert, values)
 
 
 def assign_choices(
@@ -124,8 +139,12 @@ def assign_choices(
     )
 
 
+def top_experts(scores: Float[Array, "G S E"], k: int) -> Int[Array, "G S K"]:
+    """The experts of the `k` largest entries of each token, largest first."""
+    return by_group(lambda scores: jax.lax.top_k(scores, k)[1].astype(jnp.int32))(scores)
+
+
 def best_choices(scores: Float[Array, "G S E"], k: int) -> tuple[Float[Array, "G S K"], Int[Array, "G S K"]]:
     """The `k` largest entries of each token, largest first, and their experts, as a decision that remat saves."""
-    _, expert = jax.lax.top_k(scores, k)
-    expert = decided(expert.astype(jnp.int32))
+    expert = decided(top_experts(scores, k))
     return jnp.take_along_axis(scores, expert, axis=-1), expert

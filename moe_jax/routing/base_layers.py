@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.configuration import require
+from moe_jax.devices import by_group
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices, decided
 from moe_jax.routing.router import Metrics, Router, Tokens, exact_matmul
 
@@ -127,8 +128,8 @@ def balanced_assignment(
     logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], seats: int, tolerance: float
 ) -> Int[Array, "G S"]:
     """`auction` in each group; padding is worth the same to every expert and takes what seats are left."""
-    worth = jax.lax.stop_gradient(jnp.where(token_valid[..., None], logits, logits.min()))
-    return decided(jax.vmap(lambda scores: auction(scores, seats, tolerance))(worth))
+    worth = jax.lax.stop_gradient(jnp.where(token_valid[..., None], logits, logits.min(axis=(1, 2), keepdims=True)))
+    return decided(by_group(jax.vmap(lambda scores: auction(scores, seats, tolerance)))(worth))
 
 
 class BASE(Router):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.configuration import require, require_name
+from moe_jax.devices import by_group
 
 # ceil: this project's; mesh_tensorflow: of the code that trained GShard and Switch Transformer.
 CapacityRule = Literal["ceil", "mesh_tensorflow"]
@@ -52,9 +53,13 @@ def capacity_per_expert(
 
 def seats_by_position(expert: Int[Array, "G A"], requested: Bool[Array, "G A"], num_experts: int) -> Int[Array, "G A"]:
     """How many earlier requested assignments of the same group ask for the same expert."""
-    asks = jax.nn.one_hot(expert, num_experts, dtype=jnp.int32) * requested[..., None].astype(jnp.int32)
-    earlier = jnp.cumsum(asks, axis=1) - asks
-    return jnp.take_along_axis(earlier, expert[..., None], axis=-1)[..., 0]
+
+    def count(expert: Int[Array, "G A"], requested: Bool[Array, "G A"]) -> Int[Array, "G A"]:
+        asks = jax.nn.one_hot(expert, num_experts, dtype=jnp.int32) * requested[..., None].astype(jnp.int32)
+        earlier = jnp.cumsum(asks, axis=1) - asks
+        return jnp.take_along_axis(earlier, expert[..., None], axis=-1)[..., 0]
+
+    return by_group(count)(expert, requested)
 
 
 def seats_by_score(
@@ -64,12 +69,18 @@ def seats_by_score(
     num_experts: int,
 ) -> Int[Array, "G S K"]:
     """Seats when, among choices of one rank, a larger `score` comes first, and the earlier token where scores tie."""
-    order = jnp.argsort(-score, axis=1, stable=True)
 
-    def in_order(x: Shaped[Array, "G S K"]) -> Shaped[Array, "G A"]:
-        return jnp.take_along_axis(x, order, axis=1).transpose(0, 2, 1).reshape(x.shape[0], -1)
+    def seat(
+        expert: Int[Array, "G S K"], requested: Bool[Array, "G S K"], score: Float[Array, "G S K"]
+    ) -> Int[Array, "G S K"]:
+        order = jnp.argsort(-score, axis=1, stable=True)
 
-    seats = seats_by_position(in_order(expert), in_order(requested), num_experts)
-    groups, tokens, choices = expert.shape
-    place = jnp.argsort(order, axis=1)
-    return jnp.take_along_axis(seats.reshape(groups, choices, tokens).transpose(0, 2, 1), place, axis=1)
+        def in_order(x: Shaped[Array, "G S K"]) -> Shaped[Array, "G A"]:
+            return jnp.take_along_axis(x, order, axis=1).transpose(0, 2, 1).reshape(x.shape[0], -1)
+
+        seats = seats_by_position(in_order(expert), in_order(requested), num_experts)
+        groups, tokens, choices = expert.shape
+        place = jnp.argsort(order, axis=1)
+        return jnp.take_along_axis(seats.reshape(groups, choices, tokens).transpose(0, 2, 1), place, axis=1)
+
+    return by_group(seat)(expert, requested, score)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.configuration import require
+from moe_jax.devices import by_group
 from moe_jax.routing.assignment import Assignment, assign_choices, decided
 from moe_jax.routing.losses import LossLevel, updated_bias
 from moe_jax.routing.router import STATE, Metrics, Router, Tokens
@@ -34,15 +35,19 @@ def group_limited_choices(
       groups_per_token: how many of them a token's experts may lie in.
       group_score: a group is as good as its best expert (`max`, V2) or its best two together (`top2_sum`, V3).
     """
-    if groups_per_token < num_groups:
-        by_group = selection.reshape(*selection.shape[:-1], num_groups, -1)
-        counted = 1 if group_score == "max" else 2
-        score = jax.lax.top_k(by_group, counted)[0].sum(axis=-1)
-        _, best = jax.lax.top_k(score, groups_per_token)
-        allowed = jax.nn.one_hot(best, num_groups, dtype=jnp.int32).sum(axis=-2) > 0
-        # Not 0, which would beat the negative scores that a bias can make.
-        selection = jnp.where(allowed[..., None], by_group, -jnp.inf).reshape(selection.shape)
-    return decided(jax.lax.top_k(selection, k)[1].astype(jnp.int32))
+
+    def choose(selection: Float[Array, "G S E"]) -> Int[Array, "G S K"]:
+        if groups_per_token < num_groups:
+            in_groups = selection.reshape(*selection.shape[:-1], num_groups, -1)
+            counted = 1 if group_score == "max" else 2
+            score = jax.lax.top_k(in_groups, counted)[0].sum(axis=-1)
+            _, best = jax.lax.top_k(score, groups_per_token)
+            allowed = jax.nn.one_hot(best, num_groups, dtype=jnp.int32).sum(axis=-2) > 0
+            # Not 0, which would beat the negative scores that a bias can make.
+            selection = jnp.where(allowed[..., None], in_groups, -jnp.inf).reshape(selection.shape)
+        return jax.lax.top_k(selection, k)[1].astype(jnp.int32)
+
+    return decided(by_group(choose)(selection))
 
 
 class DeepSeek(Router):

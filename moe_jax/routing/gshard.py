@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from moe_jax.configuration import require, require_name
-from moe_jax.routing.assignment import Assignment, assign_choices, decided
+from moe_jax.routing.assignment import Assignment, assign_choices, decided, top_experts
 from moe_jax.routing.router import RNG, Metrics, Router, Tokens
 
 SecondPolicy = Literal["all", "none", "threshold", "random"]
@@ -40,8 +40,7 @@ def gshard(
       rng: of the draws, for `random` only.
     """
     probabilities = jax.nn.softmax(logits)
-    _, expert = jax.lax.top_k(probabilities, 2)
-    expert = decided(expert.astype(jnp.int32))
+    expert = decided(top_experts(probabilities, 2))
     weight = jnp.take_along_axis(probabilities, expert, axis=-1)
     weight = weight / (weight.sum(axis=-1, keepdims=True) + 1e-9)
     second = decided(_asks_second(weight[..., 1], second_policy, second_threshold, rng))

@@ -15,7 +15,8 @@ from moe_jax.configuration import require, require_name
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.losses import LossLevel, squared_variation
 from moe_jax.routing.noisy_top_k import EXPECTED_LOAD
-from moe_jax.routing.router import RNG, STATE, Router, Tokens
+from moe_jax.routing.router import RNG, STATE, Metrics, Router, Tokens
+from moe_jax.routing.statistics import Statistic
 
 
 class Hierarchical(Router):
@@ -100,11 +101,11 @@ class Hierarchical(Router):
         return None if self.capacity_factor is None else self.capacity_factor * self.outer_k / self.groups
 
     @nn.compact
-    def route(self, tokens: Tokens) -> tuple[Assignment, Mapping[str, Array]]:
+    def route(self, tokens: Tokens) -> tuple[Assignment, Metrics]:
         first, outer = self._outer(name="outer").route(tokens)
         sent, weight = first.dispatch_mask(), first.combine_weights()
 
-        def within(router: Router, valid: Array) -> tuple[Assignment, Mapping[str, Array]]:
+        def within(router: Router, valid: Array) -> tuple[Assignment, Metrics]:
             return router.route(tokens.replace(valid=valid))
 
         lifted = nn.vmap(
@@ -115,7 +116,7 @@ class Hierarchical(Router):
         gates = assignment.replace(capacity=assignment.num_tokens + 1).combine_weights()
         return assignment, {
             "importance_loss": self.variation(gates, tokens),
-            "load_loss": squared_variation(self._load(assignment, outer, inner, sent)[None])[0],
+            "load_loss": self._load_loss(assignment, outer, inner, sent),
         }
 
     def _product(self, weight: Float[Array, "G S N"], second: Assignment) -> Assignment:
@@ -138,12 +139,21 @@ class Hierarchical(Router):
             choices=None,
         )
 
-    def _load(
-        self, assignment: Assignment, outer: Mapping[str, Array], inner: Mapping[str, Array], sent: Array
-    ) -> Float[Array, " E"]:
-        """Load_H(i, j) = Load_outer(i) * Load_inner(j) / tokens sent to i; without noise what is asked for."""
+    def _load_loss(self, assignment: Assignment, outer: Metrics, inner: Metrics, sent: Array) -> Statistic:
+        """Of Load_H(i, j) = Load_outer(i) * Load_inner(j) / tokens sent to i; without noise of what is asked for."""
         if EXPECTED_LOAD not in outer or EXPECTED_LOAD not in inner:
-            asked = assignment.requested.astype(jnp.float32)
-            return jnp.zeros(self.num_experts, jnp.float32).at[assignment.expert].add(asked)
-        count = jnp.maximum(sent.sum(axis=(0, 1)).astype(jnp.float32), 1.0)
-        return (outer[EXPECTED_LOAD][:, None] * inner[EXPECTED_LOAD] / count[:, None]).reshape(-1)
+            return Statistic((assignment.asked(),), variation_of_all)
+        (first,), (second,) = outer[EXPECTED_LOAD].sums, inner[EXPECTED_LOAD].sums
+        return Statistic((first, second, sent.sum(axis=(0, 1), dtype=jnp.float32)), variation_of_product)
+
+
+def variation_of_all(load: Float[Array, " E"]) -> Float[Array, ""]:
+    """`squared_variation` of one load."""
+    return squared_variation(load[None])[0]
+
+
+def variation_of_product(
+    outer: Float[Array, " N"], inner: Float[Array, "N M"], sent: Float[Array, " N"]
+) -> Float[Array, ""]:
+    """The same of two levels, from both loads and the tokens sent to each group of experts."""
+    return variation_of_all((outer[:, None] * inner / jnp.maximum(sent, 1.0)[:, None]).reshape(-1))

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.routing.assignment import Assignment
-from moe_jax.routing.losses import masked_mean
+from moe_jax.routing.statistics import Statistic, mean_where, ratio
 
 
-def assignment_metrics(assignment: Assignment, token_valid: Bool[Array, "G S"]) -> dict[str, Float[Array, "..."]]:
+def assignment_metrics(assignment: Assignment, token_valid: Bool[Array, "G S"]) -> dict[str, Statistic]:
     """What can be said of any decision.
 
     Returns:
@@ -16,19 +16,18 @@ def assignment_metrics(assignment: Assignment, token_valid: Bool[Array, "G S"]) 
       tokens_unrouted: share of the valid tokens that no expert runs.
       seats_filled: share of all seats that are taken.
     """
-    experts = assignment.num_experts
-    requested = assignment.requested.astype(jnp.float32)
-    kept = assignment.kept.astype(jnp.float32)
-    asked = jnp.zeros(experts, jnp.float32).at[assignment.expert].add(requested)
+    requested = assignment.requested.sum(dtype=jnp.float32)
+    kept = assignment.kept.sum(dtype=jnp.float32)
+    seats = jnp.float32(assignment.num_groups * assignment.num_experts * assignment.capacity)
     runs = assignment.dispatch_mask().any(axis=-1)
-    return load_metrics(asked) | {
-        "fraction_dropped": (requested.sum() - kept.sum()) / jnp.maximum(requested.sum(), 1.0),
-        "tokens_unrouted": masked_mean((~runs).astype(jnp.float32), token_valid),
-        "seats_filled": kept.sum() / (assignment.num_groups * experts * assignment.capacity),
+    return load_metrics(assignment.asked()) | {
+        "fraction_dropped": Statistic((requested - kept, requested), ratio),
+        "tokens_unrouted": mean_where((~runs).astype(jnp.float32), token_valid),
+        "seats_filled": Statistic((kept, seats), ratio),
     }
 
 
-def load_metrics(asked: Float[Array, " E"]) -> dict[str, Float[Array, "..."]]:
+def load_metrics(asked: Float[Array, " E"]) -> dict[str, Statistic]:
     """What can be said of how much each expert is asked for.
 
     Returns:
@@ -38,20 +37,43 @@ def load_metrics(asked: Float[Array, " E"]) -> dict[str, Float[Array, "..."]]:
       load_gini: mean difference between two experts' loads over twice the mean load; 0 at balance, 1 - 1/E at collapse.
       dead_experts: share of the experts that nothing asks for.
     """
-    experts = asked.shape[0]
-    load = asked / jnp.maximum(asked.sum(), jnp.finfo(jnp.float32).tiny)
-    return {
+    numbers = {
         "load": load,
-        "load_max_over_mean": load.max() * experts,
-        "load_cv": load.std() * experts,
-        "load_gini": jnp.abs(load[:, None] - load[None]).mean() * experts / 2,
-        "dead_experts": jnp.mean(asked == 0, dtype=jnp.float32),
+        "load_max_over_mean": max_over_mean,
+        "load_cv": variation,
+        "load_gini": gini,
+        "dead_experts": dead,
     }
+    return {name: Statistic((asked,), number) for name, number in numbers.items()}
 
 
-def probability_metrics(
-    probabilities: Float[Array, "G S E"], token_valid: Bool[Array, "G S"]
-) -> dict[str, Float[Array, ""]]:
+def load(asked: Float[Array, " E"]) -> Float[Array, " E"]:
+    """Each expert's share of what is asked."""
+    return asked / jnp.maximum(asked.sum(), jnp.finfo(jnp.float32).tiny)
+
+
+def max_over_mean(asked: Float[Array, " E"]) -> Float[Array, ""]:
+    """The largest load over the mean load."""
+    return load(asked).max() * asked.shape[0]
+
+
+def variation(asked: Float[Array, " E"]) -> Float[Array, ""]:
+    """Standard deviation of the load over its mean."""
+    return load(asked).std() * asked.shape[0]
+
+
+def gini(asked: Float[Array, " E"]) -> Float[Array, ""]:
+    """Mean difference between two loads over twice the mean load."""
+    share = load(asked)
+    return jnp.abs(share[:, None] - share[None]).mean() * asked.shape[0] / 2
+
+
+def dead(asked: Float[Array, " E"]) -> Float[Array, ""]:
+    """Share of the experts with no load."""
+    return jnp.mean(asked == 0, dtype=jnp.float32)
+
+
+def probability_metrics(probabilities: Float[Array, "G S E"], token_valid: Bool[Array, "G S"]) -> dict[str, Statistic]:
     """What can be said of a router's probabilities.
 
     Returns:
@@ -61,6 +83,6 @@ def probability_metrics(
     log_probabilities = jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
     entropy = -jnp.sum(probabilities * log_probabilities, axis=-1)
     return {
-        "entropy": masked_mean(entropy, token_valid),
-        "confidence": masked_mean(probabilities.max(axis=-1), token_valid),
+        "entropy": mean_where(entropy, token_valid),
+        "confidence": mean_where(probabilities.max(axis=-1), token_valid),
     }

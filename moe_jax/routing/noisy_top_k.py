@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moe_jax.devices import by_group
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.capacity import Priority
 from moe_jax.routing.losses import LossLevel
 from moe_jax.routing.router import RNG, Metrics, Router, Tokens, exact_matmul
+from moe_jax.routing.statistics import sum_of_parts
 
 # Each expert's load before the noise was drawn, a metric of training, for two-level routing.
 EXPECTED_LOAD = "expected_load"
@@ -31,7 +33,7 @@ def chance_in_top_k(
       scale: standard deviation of the noise.
       k: below E.
     """
-    best, expert = jax.lax.top_k(noisy, k + 1)
+    best, expert = by_group(lambda noisy: jax.lax.top_k(noisy, k + 1))(noisy)
     chosen = jax.nn.one_hot(expert[..., :k], noisy.shape[-1], dtype=jnp.int32).sum(axis=-2) > 0
     # The k-th largest of the others: for a chosen expert the (k+1)-th of all.
     threshold = jnp.where(chosen, best[..., k, None], best[..., k - 1, None])
@@ -83,7 +85,7 @@ class NoisyTopK(Router):
         return assignment, {
             "importance_loss": self.variation(gates, tokens),
             "load_loss": self.variation(load, tokens),
-            EXPECTED_LOAD: jnp.sum(jnp.where(tokens.valid[..., None], load, 0.0), axis=(0, 1)),
+            EXPECTED_LOAD: sum_of_parts(jnp.sum(jnp.where(tokens.valid[..., None], load, 0.0), axis=(0, 1))),
         }
 
 

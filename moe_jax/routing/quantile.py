@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.configuration import require
+from moe_jax.devices import by_group
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.router import STATE, Metrics, Router, Tokens
+from moe_jax.routing.statistics import mean_of_parts
 
 
 def quantile_bias(
@@ -27,7 +29,7 @@ def quantile_bias(
     num_experts = scores.shape[-1]
     if k == num_experts:
         return jnp.zeros(num_experts, jnp.float32)
-    threshold = jax.lax.top_k(scores - bias[None, None], k + 1)[0][..., -1:]
+    threshold = by_group(lambda scores: jax.lax.top_k(scores, k + 1)[0])(scores - bias[None, None])[..., -1:]
     surplus = jnp.where(token_valid[..., None], scores - threshold, -jnp.inf).reshape(-1, num_experts)
     share = token_valid.sum() * k // num_experts
     quantile = -jnp.sort(-surplus, axis=0)[share]
@@ -63,7 +65,7 @@ class Quantile(Router):
             weight = weight / (weight.sum(axis=-1, keepdims=True) + 1e-20)
         requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
         assignment = assign_choices(expert, weight, requested, self.num_experts, capacity)
-        return assignment, {"quantile_bias": quantile_bias(fixed, tokens.valid, bias, self.k)}
+        return assignment, {"quantile_bias": mean_of_parts(quantile_bias(fixed, tokens.valid, bias, self.k))}
 
     def next_state(self, state: Mapping[str, Array], metrics: Mapping[str, Array]) -> Mapping[str, Array]:
         return {"bias": state["bias"] + self.rate * (metrics["quantile_bias"] - state["bias"])}

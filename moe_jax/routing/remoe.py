@@ -1,6 +1,6 @@
 """ReMoE: experts with a positive logit run, and a penalty keeps their number near k (Wang et al. 2024).
 
-G groups, S tokens of a group, E experts, C capacity.
+G groups, S tokens of a group, E experts, C capacity, P parts of the batch.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,16 @@ from jaxtyping import Array, Float
 
 from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices, decided
-from moe_jax.routing.losses import LossLevel, masked_mean
+from moe_jax.routing.losses import LossLevel, over_parts
 from moe_jax.routing.router import STATE, Metrics, Router, Tokens
+from moe_jax.routing.statistics import mean_where
+
+
+def loaded_weight(
+    load: Float[Array, "P E"], weight: Float[Array, "P E"], tokens: Float[Array, " P"]
+) -> Float[Array, " P"]:
+    """Sum over experts of mean load times mean weight, in each part, from sums over its tokens."""
+    return jnp.sum(load * weight, axis=-1) / jnp.maximum(tokens, 1.0) ** 2
 
 
 class ReMoE(Router):
@@ -52,12 +60,12 @@ class ReMoE(Router):
         assignment = assign_choices(expert, weight, runs, self.num_experts, capacity)
         coefficient = self.variable(STATE, "coefficient", lambda: jnp.full((), self.start, jnp.float32)).value
         weights, running, valid = (self.by_part(x, tokens) for x in (weight, runs, tokens.valid))
-        count = jnp.maximum(valid.sum(axis=1, dtype=jnp.float32), 1.0)[:, None]
-        load = running.sum(axis=1, dtype=jnp.float32) / count * (self.num_experts / self.k)
-        mean_weight = jnp.sum(jnp.where(valid[..., None], weights, 0.0), axis=1) / count
-        penalty = masked_mean(jnp.sum(load * mean_weight, axis=-1), valid.any(axis=1))
-        share = masked_mean(runs.mean(axis=-1, dtype=jnp.float32), tokens.valid)
-        return assignment, {"sparsity_loss": coefficient * penalty, "active_share": share}
+        load = running.sum(axis=1, dtype=jnp.float32) * (self.num_experts / self.k)
+        total = coefficient * jnp.sum(jnp.where(valid[..., None], weights, 0.0), axis=1)
+        sums = load, total, valid.sum(axis=1, dtype=jnp.float32)
+        share = mean_where(runs.mean(axis=-1, dtype=jnp.float32), tokens.valid)
+        penalty = over_parts(sums, loaded_weight, valid.any(axis=1), self.loss_level)
+        return assignment, {"sparsity_loss": penalty, "active_share": share}
 
     def next_state(self, state: Mapping[str, Array], metrics: Mapping[str, Array]) -> Mapping[str, Array]:
         too_many = jnp.sign(metrics["active_share"] - self.k / self.num_experts)

@@ -4,7 +4,7 @@ G groups, S tokens of a group, D model width, E experts, C capacity.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -16,13 +16,13 @@ from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.capacity import CapacityRule, capacity_per_expert
 from moe_jax.routing.losses import LossLevel, balance_loss, regroup, variation_loss, z_loss
 from moe_jax.routing.metrics import assignment_metrics, probability_metrics
+from moe_jax.routing.statistics import Statistic, mean_of_parts, report
 
-METRICS = "routing"
 STATE = "router_state"
 RNG = "routing"
 
 # By name: losses, and what else a router has to say.
-Metrics = dict[str, Float[Array, "..."]]
+Metrics = dict[str, Statistic]
 
 
 @struct.dataclass
@@ -51,8 +51,8 @@ class Tokens:
 class Router(nn.Module):
     """Turns tokens into an Assignment; a subclass says how in `decide`.
 
-    Sows into the collection `routing`: the metrics of `moe_jax.routing.metrics`, `capacity_factor` (as realised, after
-    rounding), and each loss in `losses`, unweighted.
+    Sows the metrics of `moe_jax.routing.metrics`, `capacity_factor` (as realised, after rounding), and each loss in
+    `losses`, unweighted; see `moe_jax.routing.statistics.report`.
 
     Attributes:
       num_experts: E.
@@ -118,17 +118,12 @@ class Router(nn.Module):
         assignment, metrics = self.route(tokens)
         metrics = assignment_metrics(assignment, tokens.valid) | dict(metrics)
         realised = assignment.capacity * self.num_experts / (assignment.num_tokens * self.k)
-        metrics["capacity_factor"] = jnp.float32(realised)
-        self.report(metrics)
+        metrics["capacity_factor"] = mean_of_parts(jnp.float32(realised))
+        report(self, metrics)
         return assignment
 
-    def report(self, metrics: Mapping[str, Array]) -> None:
-        """Sows what a call has to say."""
-        for name, value in metrics.items():
-            self.sow(METRICS, name, value, init_fn=lambda: None, reduce_fn=_last)
-
     @nn.compact
-    def route(self, tokens: Tokens) -> tuple[Assignment, Mapping[str, Array]]:
+    def route(self, tokens: Tokens) -> tuple[Assignment, Metrics]:
         """The decision, with the router's losses and what can be said of its logits, sowing nothing."""
         logits = self.project(self.seen(tokens.x.astype(jnp.float32)))
         capacity = capacity_per_expert(
@@ -156,21 +151,16 @@ class Router(nn.Module):
         """Values of tokens by the parts of the batch that a loss is a mean over."""
         return regroup(x, self.loss_level, tokens.sequence_length)
 
-    def balance(
-        self, probabilities: Float[Array, "G S E"], expert: Int[Array, "G S K"], tokens: Tokens
-    ) -> Float[Array, ""]:
+    def balance(self, probabilities: Float[Array, "G S E"], expert: Int[Array, "G S K"], tokens: Tokens) -> Statistic:
         """`balance_loss` at this router's `loss_level`."""
-        return balance_loss(*(self.by_part(x, tokens) for x in (probabilities, expert, tokens.valid)))
+        parts = (self.by_part(x, tokens) for x in (probabilities, expert, tokens.valid))
+        return balance_loss(*parts, self.loss_level)
 
-    def variation(self, amounts: Float[Array, "G S E"], tokens: Tokens) -> Float[Array, ""]:
+    def variation(self, amounts: Float[Array, "G S E"], tokens: Tokens) -> Statistic:
         """`variation_loss` at this router's `loss_level`."""
-        return variation_loss(self.by_part(amounts, tokens), self.by_part(tokens.valid, tokens))
+        return variation_loss(self.by_part(amounts, tokens), self.by_part(tokens.valid, tokens), self.loss_level)
 
 
 def exact_matmul(x: Float[Array, "G S D"], kernel: Float[Array, "D E"]) -> Float[Array, "G S E"]:
     """x @ kernel; accelerators round float32 operands unless told otherwise, and routing must not be rounded."""
     return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
-
-
-def _last(_: Any, new: Any) -> Any:
-    return new

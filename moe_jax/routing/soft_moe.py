@@ -16,6 +16,7 @@ from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.capacity import capacity_per_expert
 from moe_jax.routing.metrics import load_metrics, probability_metrics
 from moe_jax.routing.router import Router, Tokens
+from moe_jax.routing.statistics import mean_of_parts, report
 
 
 @struct.dataclass
@@ -122,9 +123,11 @@ class SoftMoE(Router):
         logits = scale * jnp.matmul(direction(x, -1), direction(kernel, 0), precision=jax.lax.Precision.HIGHEST)
         dispatch, combine = slot_weights(logits, tokens.valid)
         by_expert = combine.reshape(*combine.shape[:2], self.num_experts, -1).sum(axis=-1)
-        self.report(
+        nothing = mean_of_parts(jnp.float32(0.0))
+        report(
+            self,
             load_metrics(by_expert.sum(axis=(0, 1)))
             | probability_metrics(by_expert, tokens.valid)
-            | {"fraction_dropped": jnp.float32(0.0), "tokens_unrouted": jnp.float32(0.0)}
+            | {"fraction_dropped": nothing, "tokens_unrouted": nothing},
         )
         return Slots(dispatch, combine, self.num_experts)

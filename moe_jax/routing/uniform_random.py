@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from moe_jax.routing.assignment import Assignment, assign_choices, decided
+from moe_jax.routing.assignment import Assignment, assign_choices, decided, top_experts
 from moe_jax.routing.router import RNG, Metrics, Router, Tokens
 
 
@@ -18,8 +18,7 @@ def uniform_random(
     token_valid: Bool[Array, "G S"], capacity: int, num_experts: int, k: int, rng: Key[Array, ""]
 ) -> Assignment:
     """Each token to `k` different experts, each set equally likely, each with weight 1 / k."""
-    _, expert = jax.lax.top_k(jax.random.uniform(rng, (*token_valid.shape, num_experts)), k)
-    expert = decided(expert.astype(jnp.int32))
+    expert = decided(top_experts(jax.random.uniform(rng, (*token_valid.shape, num_experts)), k))
     requested = jnp.broadcast_to(token_valid[..., None], expert.shape)
     return assign_choices(expert, jnp.full(expert.shape, 1.0 / k, jnp.float32), requested, num_experts, capacity)
 

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from moe_jax.files import write_whole
 from moe_jax.routing.assignment import Assignment
-from moe_jax.routing.router import METRICS, RNG, STATE, Tokens
+from moe_jax.routing.router import RNG, STATE, Tokens
+from moe_jax.routing.statistics import METRICS
 from moe_jax.training.config import TrainConfig
 
 

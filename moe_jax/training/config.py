@@ -1,6 +1,7 @@
 """Everything a training run depends on, validated before anything is compiled or written."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -50,12 +51,46 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of a run's mesh; see `moe_jax.training.mesh`. One of each is a run on one device.
+
+    Attributes:
+      data: copies of the model, each with its part of the batch.
+      fsdp: the same, but parameters and optimizer state are stored in parts, and gathered where they are used.
+      expert: devices that share the experts, each with its part of the batch.
+      tensor: devices that share each width, and a part of the batch.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    expert: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            size = getattr(self, field.name)
+            require(size >= 1, f"mesh.{field.name}", size, "an integer of at least 1")
+
+    @property
+    def size(self) -> int:
+        """Devices in all."""
+        return self.token_shards * self.tensor
+
+    @property
+    def token_shards(self) -> int:
+        """Devices that divide a batch."""
+        return self.data * self.fsdp * self.expert
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run; with the corpus and the software's versions, all that its metrics depend on.
 
     Attributes:
       name: what reports call the model, for example `switch-16`.
       steps: optimizer steps.
+      mesh: the devices it runs on; its numbers are the same on any.
+      accumulation: parts of a batch that follow one another, where all of it at once needs too much memory.
       seed: of the initialisation, the data order and the routers' draws.
       eval_every: steps between evaluations (there is one after the last step, and one before the first).
       eval_batches: fixed validation batches per evaluation.
@@ -68,6 +103,8 @@ class TrainConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     steps: int = 1000
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    accumulation: int = 1
     seed: int = 0
     eval_every: int = 100
     eval_batches: int = 8
@@ -75,7 +112,7 @@ class TrainConfig:
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("steps", "eval_every", "eval_batches", "log_every", "checkpoint_every"):
+        for name in ("steps", "accumulation", "eval_every", "eval_batches", "log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "an integer of at least 1")
         require(0 <= self.seed < 2**32, "seed", self.seed, "an integer of at least 0 and below 2**32")
         require(
@@ -101,6 +138,36 @@ class TrainConfig:
                 moe.group_size,
                 f"a divisor of {tokens} tokens a step",
             )
+
+        self._check_mesh()
+
+    def _check_mesh(self) -> None:
+        batch, unit, shards = self.data.batch_size, self.sequences_per_group, self.mesh.token_shards
+        share, tokens = (
+            f"each of {shards} devices that divide a batch",
+            self.data.batch_size * self.data.sequence_length,
+        )
+        accepted = f"a multiple of {shards}, so that {share} has as many sequences"
+        require(batch % shards == 0, "data.batch_size", batch, accepted)
+        if unit > 1:
+            group = self.model.moe.group_size
+            accepted = f"a divisor of the {tokens // shards} tokens of {share}"
+            require(batch % (unit * shards) == 0, "model.moe.group_size", group, accepted)
+        accepted = f"a divisor of {batch // (unit * shards)}, the sequences or whole routing groups of {share}"
+        require(batch % (unit * shards * self.accumulation) == 0, "accumulation", self.accumulation, accepted)
+        if self.model.moe_layers:
+            experts, width = self.model.moe.num_experts, self.model.expert_dim
+            accepted = f"a divisor of model.moe.num_experts ({experts})"
+            require(experts % self.mesh.expert == 0, "mesh.expert", self.mesh.expert, accepted)
+            accepted = f"a divisor of the experts' width ({width})"
+            require(width % self.mesh.tensor == 0, "mesh.tensor", self.mesh.tensor, accepted)
+
+    @property
+    def sequences_per_group(self) -> int:
+        """The fewest sequences that are whole routing groups."""
+        group = self.model.moe.group_size if self.model.moe_layers else None
+        length = self.data.sequence_length
+        return 1 if group is None else math.lcm(group, length) // length
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -18,10 +20,12 @@ from moe_jax.configuration import to_dict
 from moe_jax.data.pipeline import TextData, load_text
 from moe_jax.files import read_json_lines
 from moe_jax.training.config import TrainConfig
+from moe_jax.training.distributed import is_writer, wait_for_all
 from moe_jax.training.evaluation import evaluate
+from moe_jax.training.mesh import data_process, describe_mesh, make_mesh, process_batch, state_shardings, whole_batch
 from moe_jax.training.optimizer import make_optimizer, make_schedule
-from moe_jax.training.records import StepLog, claim_workdir
-from moe_jax.training.state import TrainState, init_state
+from moe_jax.training.records import NoLog, StepLog, claim_workdir
+from moe_jax.training.state import TrainState, abstract_state, place_state
 from moe_jax.training.step import Batch, Metrics, make_eval_step, make_train_step
 
 
@@ -73,13 +77,24 @@ def train(
       ConfigError: the corpus cannot be read or is too small, or `workdir` holds another run; nothing is written then.
       DivergenceError: the loss or its gradient is no longer a finite number.
     """
+    mesh = make_mesh(config.mesh)
+    description = describe_mesh(config)
+    if progress and mesh.size > 1 and is_writer():
+        tqdm.write(description, file=sys.stderr)
     data = load_text(config.data)
     validation = data.validation_batches(config.eval_batches)
-    claim_workdir(workdir, {"config": to_dict(config), "corpus": {"name": data.corpus_name, "digest": data.digest}})
+    identity = {"config": to_dict(config), "corpus": {"name": data.corpus_name, "digest": data.digest}}
+    # Its numbers are the same on any mesh, so that a run may go on on another.
+    del identity["config"]["mesh"]
+    if is_writer():
+        claim_workdir(workdir, identity)
+    wait_for_all("workdir")
     with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
         if checkpoints.latest_step() != config.steps:
             compiled = {} if compiled is None else compiled
-            with contextlib.closing(_Session(config, workdir, data, validation, checkpoints, compiled)) as session:
+            with contextlib.closing(
+                _Session(config, mesh, workdir, data, validation, checkpoints, compiled)
+            ) as session:
                 session.run(progress)
         clock = checkpoints.position()["clock"]
     return RunResult(
@@ -115,6 +130,7 @@ class _Session:
     def __init__(
         self,
         config: TrainConfig,
+        mesh: Mesh,
         workdir: Path,
         data: TextData,
         validation: list[Batch],
@@ -122,28 +138,33 @@ class _Session:
         compiled: MutableMapping[str, Steps],
     ) -> None:
         self.config = config
-        self.validation = validation
+        self.mesh = mesh
+        self.validation = [whole_batch(batch, mesh) for batch in validation]
         self.bytes_per_target = data.bytes_per_target(validation)
         optimizer = make_optimizer(config.optimizer, config.steps)
         schedule = make_schedule(config.optimizer, config.steps)
-        self.state = init_state(config, optimizer)
-        self.batches = data.train_batches(config.seed)
+        self.batches = data.train_batches(config.seed, *data_process(mesh))
         self.seconds = 0.0
         self.checkpoints = checkpoints
         self.resumed = self.checkpoints.latest_step() is not None
         if self.resumed:
-            self.state, position = self.checkpoints.restore(self.state)
+            self.state, position = self.checkpoints.restore(abstract_state(config, optimizer, mesh))
             self.batches.set_state(position["data"])
             self.seconds = position["clock"]["seconds"]
+        else:
+            self.state = place_state(config, optimizer, mesh)
         self.step = int(self.state.step)
         started = time.perf_counter()
         shared = repr(to_dict(dataclasses.replace(config, name="", seed=0)))
         if shared not in compiled:
-            compiled[shared] = compile_steps(config, optimizer, schedule, self.state, validation[0])
+            compiled[shared] = compile_steps(config, optimizer, schedule, self.state, self.validation[0], mesh)
         self.train_step, self.eval_step = compiled[shared]
         self.compile_seconds = time.perf_counter() - started
         # Without a checkpoint nothing is kept, not even what was measured before the first step.
         last = self.step if self.resumed else -1
+        if not is_writer():
+            self.metrics = self.timing = self.board = NoLog()
+            return
         self.metrics = StepLog(workdir / "metrics.jsonl", last)
         self.timing = StepLog(workdir / "timing.jsonl", last)
         # TensorBoard forgets this step and later ones: a killed process logged them, and they are logged again.
@@ -153,14 +174,16 @@ class _Session:
         """Steps until the configured number is done."""
         config = self.config
         tokens = config.data.batch_size * config.data.sequence_length
-        bar = tqdm(total=config.steps, initial=self.step, desc=config.name, unit="step", disable=not progress)
+        bar = tqdm(
+            total=config.steps, initial=self.step, desc=config.name, unit="step", disable=not (progress and is_writer())
+        )
         with bar:
             if not self.resumed:
                 self.evaluate()
             started = time.perf_counter()
             while self.step < config.steps:
                 self.step += 1
-                self.state, metrics = self.train_step(self.state, next(self.batches))
+                self.state, metrics = self.train_step(self.state, process_batch(next(self.batches), self.mesh))
                 last = self.step == config.steps
                 evaluates = last or self.step % config.eval_every == 0
                 saves = last or self.step % config.checkpoint_every == 0
@@ -213,11 +236,19 @@ class _Session:
             log.close()
 
 
-def compile_steps(config: TrainConfig, optimizer: Any, schedule: Any, state: TrainState, batch: Batch) -> Steps:
-    """The training step, which consumes its state, and the evaluation step, compiled before they are timed."""
-    train_step = jax.jit(make_train_step(config, optimizer, schedule), donate_argnums=0)
-    eval_step = jax.jit(make_eval_step(config))
-    return train_step.lower(state, batch).compile(), eval_step.lower(state, batch).compile()
+def compile_steps(
+    config: TrainConfig, optimizer: Any, schedule: Any, state: TrainState, batch: Batch, mesh: Mesh
+) -> Steps:
+    """The training step, which consumes its state, and the evaluation step, compiled before they are timed.
+
+    The new state lies on the mesh as the old one does, and metrics are whole on every device.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    out_shardings = (state_shardings(state, mesh), whole)
+    train_step = jax.jit(make_train_step(config, optimizer, schedule), donate_argnums=0, out_shardings=out_shardings)
+    eval_step = jax.jit(make_eval_step(config), out_shardings=whole)
+    with jax.set_mesh(mesh):
+        return train_step.lower(state, batch).compile(), eval_step.lower(state, batch).compile()
 
 
 def require_finite(step: int, metrics: Metrics) -> None:

@@ -71,6 +71,18 @@ class StepLog:
         self._file.close()
 
 
+class NoLog:
+    """What a process that does not write has in the place of its logs."""
+
+    def append(self, line: dict[str, Any]) -> None: ...
+
+    def add_scalar(self, name: str, value: float, step: int) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def _differences(ours: Any, theirs: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(ours, dict) and isinstance(theirs, dict):
         keys = [*ours, *(key for key in theirs if key not in ours)]

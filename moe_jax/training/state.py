@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, Key
 
 from moe_jax.models.parameters import init_params, init_router_state
 from moe_jax.training.config import TrainConfig
+from moe_jax.training.mesh import state_shardings
 
 
 @struct.dataclass
@@ -32,6 +34,29 @@ class TrainState:
     opt_state: optax.OptState
     router_state: Any
     rng: Key[Array, ""]
+
+
+def place_state(config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """`init_state` on a mesh, each device drawing only what it keeps."""
+    if mesh.size == 1:
+        return jax.device_put(init_state(config, optimizer), state_shardings(abstract_state(config, optimizer), mesh))
+    return jax.jit(
+        lambda: init_state(config, optimizer), out_shardings=state_shardings(abstract_state(config, optimizer), mesh)
+    )()
+
+
+def abstract_state(
+    config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
+) -> TrainState:
+    """The shapes and types of a state, and on a `mesh` also where its arrays lie."""
+    state = jax.eval_shape(lambda: init_state(config, optimizer))
+    if mesh is None:
+        return state
+
+    def placed(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, state, state_shardings(state, mesh))
 
 
 def init_state(config: TrainConfig, optimizer: optax.GradientTransformation) -> TrainState:

@@ -11,12 +11,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.decoder import Decoder
-from moe_jax.routing.router import METRICS, RNG, STATE
+from moe_jax.routing.router import RNG, STATE
+from moe_jax.routing.statistics import METRICS, SUMS, Statistic, mean_where, values
+from moe_jax.training.accumulation import batch_parts, value_and_grad_of_sums
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.state import TrainState
 
 Batch = Mapping[str, Array | np.ndarray]
 Metrics = dict[str, Any]
+# Statistics: "loss", and "routing", what the routers sowed into `routing_sums`.
+Sums = dict[str, Any]
 
 
 def make_train_step(
@@ -25,19 +29,23 @@ def make_train_step(
     """The step as a pure function; metrics: `routing_metrics`, loss, total_loss, gradient_norm, learning_rate.
 
     `loss` is the mean cross-entropy in nats per token; `total_loss` adds the routers' losses with their coefficients.
+    With `config.accumulation` parts of the batch follow one another; losses, metrics and gradients are the batch's.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(state.rng, state.step)
 
-        def loss_function(params: Any) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
-            logits, routing = apply_model(config.model, params, state.router_state, batch, rng, True)
-            loss = mean_loss(logits, batch["targets"], batch["loss_mask"])
-            metrics = {"loss": loss} | routing_metrics(routing, config.model)
-            return loss + auxiliary_loss(metrics, config.model), (metrics, routing)
+        def sums(params: Any, part: Batch, rng: Array) -> Sums:
+            return batch_sums(config.model, params, state.router_state, part, rng)
 
-        gradient_function = jax.value_and_grad(loss_function, has_aux=True)
-        (total, (metrics, routing)), gradients = gradient_function(state.params)
+        def objective(sums: Sums) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
+            routing = routing_values(sums["routing"], config.model)
+            metrics = {"loss": sums["loss"].value} | routing_metrics(routing, config.model)
+            return metrics["loss"] + auxiliary_loss(metrics, config.model), (metrics, routing)
+
+        gradient_function = value_and_grad_of_sums(objective, sums, config.accumulation)
+        parts = batch_parts(batch, config)
+        (total, (metrics, routing)), gradients = gradient_function(state.params, parts, rng)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics |= {
             "total_loss": total,
@@ -56,32 +64,42 @@ def make_eval_step(config: TrainConfig) -> Callable[[TrainState, Batch], Metrics
 
     def eval_step(state: TrainState, batch: Batch) -> Metrics:
         logits, routing = apply_model(config.model, state.params, state.router_state, batch, jax.random.key(0), False)
-        targets = jnp.sum(batch["loss_mask"], dtype=jnp.float32)
-        loss = mean_loss(logits, batch["targets"], batch["loss_mask"])
-        return {"loss_sum": loss * targets, "targets": targets} | routing_metrics(routing, config.model)
+        loss_sum, targets = mean_loss(logits, batch["targets"], batch["loss_mask"]).sums
+        return {"loss_sum": loss_sum, "targets": targets} | routing_metrics(routing, config.model)
 
     return eval_step
 
 
 def apply_model(
-    config: ModelConfig, params: Any, router_state: Any, batch: Batch, rng: Array, training: bool
+    config: ModelConfig,
+    params: Any,
+    router_state: Any,
+    batch: Batch,
+    rng: Array,
+    training: bool,
+    collection: str = METRICS,
 ) -> tuple[Float[Array, "B S V"], Any]:
-    """Logits, and the collection that the routers sowed."""
+    """Logits, and what the routers sowed into `collection`."""
     logits, collections = Decoder(config, training).apply(
         {"params": params, STATE: router_state},
         batch["tokens"],
         batch["positions"],
         batch["segment_ids"],
         rngs={RNG: rng},
-        mutable=[METRICS],
+        mutable=[collection],
     )
-    return logits, collections.get(METRICS, {})
+    return logits, collections.get(collection, {})
 
 
-def mean_loss(logits: Float[Array, "B S V"], targets: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> Float[Array, ""]:
+def batch_sums(config: ModelConfig, params: Any, router_state: Any, batch: Batch, rng: Array) -> Sums:
+    """Statistics of a forward pass in training: the loss, and `routing`, all that routers sowed."""
+    logits, routing = apply_model(config, params, router_state, batch, rng, True, SUMS)
+    return {"loss": mean_loss(logits, batch["targets"], batch["loss_mask"]), "routing": routing}
+
+
+def mean_loss(logits: Float[Array, "B S V"], targets: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> Statistic:
     """Cross-entropy in nats per target token; 0 if there is none."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return jnp.sum(jnp.where(mask, losses, 0.0)) / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
+    return mean_where(optax.softmax_cross_entropy_with_integer_labels(logits, targets), mask)
 
 
 def auxiliary_loss(metrics: Metrics, config: ModelConfig) -> Float[Array, ""]:
@@ -114,6 +132,11 @@ def next_router_state(config: ModelConfig, router_state: Any, routing: Any) -> A
     }
 
 
+def routing_values(sums: Any, config: ModelConfig) -> Any:
+    """The collection `routing`, from `routing_sums`."""
+    return {name: values(tree, config.scan_layers and name == "layers") for name, tree in sums.items()}
+
+
 def routing_metrics(routing: Any, config: ModelConfig) -> Metrics:
     """From what the routers sowed: scalars as means over layers, and vectors over experts as {"layer_i": Float[E]}."""
     metrics = {}
@@ -125,8 +148,12 @@ def routing_metrics(routing: Any, config: ModelConfig) -> Metrics:
 
 
 def routing_by_layer(routing: Any, config: ModelConfig) -> dict[str, Metrics]:
-    """Each sparse layer's router metrics under the name `layer_i`, whether or not layers were scanned."""
-    return {f"layer_{i}": sown_in_layer(routing, config, i)["moe"]["router"] for i in config.moe_layers}
+    """What each sparse layer sowed, its router and how its experts ran, as `layer_i`, whether or not it was scanned."""
+    by_layer = {}
+    for i in config.moe_layers:
+        mixture = dict(sown_in_layer(routing, config, i)["moe"])
+        by_layer[f"layer_{i}"] = dict(mixture.pop("router")) | mixture
+    return by_layer
 
 
 def depth_by_layer(routing: Any, config: ModelConfig) -> dict[str, Metrics]:

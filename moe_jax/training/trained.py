@@ -4,13 +4,12 @@ import dataclasses
 import json
 from pathlib import Path
 
-import jax
-
 from moe_jax.checkpoints.manager import Checkpoints
 from moe_jax.configuration import ConfigError
-from moe_jax.training.config import TrainConfig
+from moe_jax.training.config import MeshConfig, TrainConfig
+from moe_jax.training.mesh import make_mesh
 from moe_jax.training.optimizer import make_optimizer
-from moe_jax.training.state import TrainState, init_state
+from moe_jax.training.state import TrainState, abstract_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +26,7 @@ class TrainedRun:
 
 
 def load_run(workdir: Path) -> TrainedRun:
-    """Reads what `train(config, workdir)` left, finished or not; nothing is computed and nothing written.
+    """Reads what `train(config, workdir)` left, finished or not, on one device; nothing is computed or written.
 
     Raises:
       ConfigError: `workdir` holds no run, or one without a checkpoint yet.
@@ -44,7 +43,7 @@ def load_run(workdir: Path) -> TrainedRun:
         if checkpoints.latest_step() is None:
             raise ConfigError(f"workdir is {str(workdir)!r}, which has no checkpoint yet; {accepted}")
         optimizer = make_optimizer(config.optimizer, config.steps)
-        state, _ = checkpoints.restore(jax.eval_shape(lambda: init_state(config, optimizer)))
+        state, _ = checkpoints.restore(abstract_state(config, optimizer, make_mesh(MeshConfig())))
     finally:
         checkpoints.close()
     return TrainedRun(config, state)

@@ -8,7 +8,8 @@ import numpy as np
 from flax.core import freeze
 
 from moe_jax.routing import ROUTERS, make_router
-from moe_jax.routing.router import METRICS, STATE, Tokens
+from moe_jax.routing.router import STATE, Tokens
+from moe_jax.routing.statistics import METRICS
 
 G, S, D, E = 2, 12, 5, 4
 

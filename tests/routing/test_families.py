@@ -25,9 +25,10 @@ from moe_jax.routing.hash import balanced_table, mixed
 from moe_jax.routing.losses import updated_bias
 from moe_jax.routing.noisy_top_k import chance_in_top_k
 from moe_jax.routing.quantile import quantile_bias
-from moe_jax.routing.router import METRICS, STATE, Tokens
+from moe_jax.routing.router import STATE, Tokens
 from moe_jax.routing.sparse_mixer import mixed_choice
 from moe_jax.routing.st_moe import top_n
+from moe_jax.routing.statistics import METRICS
 from moe_jax.routing.switch import switch, switch_rerouted
 from tests.comparison import assert_close
 from tests.routing import references

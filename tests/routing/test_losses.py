@@ -13,7 +13,8 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 )
 from transformers.models.switch_transformers.modeling_switch_transformers import router_z_loss_func
 
-from moe_jax.routing.losses import balance_loss, masked_mean, z_loss
+from moe_jax.routing.losses import balance_loss, z_loss
+from moe_jax.routing.statistics import mean_where
 from tests.comparison import assert_close
 from tests.routing import references
 
@@ -35,25 +36,25 @@ def test_losses_equal_loops(seed, share_valid, k):
     logits, valid = problem(seed, share_valid)
     probabilities, expert = jax.nn.softmax(logits), top(logits, k)
     expected = references.balance(*map(np.asarray, (probabilities, expert, valid)))
-    assert_close(balance_loss(probabilities, expert, valid), expected, 1e-6)
-    assert_close(z_loss(logits, valid), references.z(np.asarray(logits), np.asarray(valid)), 1e-6)
+    assert_close(balance_loss(probabilities, expert, valid).value, expected, 1e-6)
+    assert_close(z_loss(logits, valid).value, references.z(np.asarray(logits), np.asarray(valid)), 1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_balance_loss_is_1_at_balance_and_experts_over_k_at_collapse(k):
     valid = jnp.ones((G, S), bool)
     in_turn = jnp.broadcast_to((jnp.arange(S)[:, None] + jnp.arange(k)[None]) % E, (G, S, k))
-    assert_close(balance_loss(jnp.full((G, S, E), 1 / E), in_turn, valid), 1.0, 1e-6)
+    assert_close(balance_loss(jnp.full((G, S, E), 1 / E), in_turn, valid).value, 1.0, 1e-6)
     same = jnp.broadcast_to(jnp.arange(k), (G, S, k))
     certain = jnp.broadcast_to((jnp.arange(E) < k).astype(jnp.float32) / k, (G, S, E))
-    assert_close(balance_loss(certain, same, valid), E / k, 1e-6)
+    assert_close(balance_loss(certain, same, valid).value, E / k, 1e-6)
 
 
 def test_groups_are_balanced_one_by_one():
     """Two groups collapsed on different experts are not balanced, though their union is: groups are not pooled."""
     expert = jnp.broadcast_to(jnp.asarray([[[0]], [[1]]]), (2, S, 1))
     probabilities = jax.nn.one_hot(expert[..., 0], 2)
-    assert_close(balance_loss(probabilities, expert, jnp.ones((2, S), bool)), 2.0)
+    assert_close(balance_loss(probabilities, expert, jnp.ones((2, S), bool)).value, 2.0)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -64,7 +65,7 @@ def test_balance_loss_is_that_of_mixtral_in_transformers_over_k(k):
         theirs = mixtral_balance(
             (torch.tensor(np.asarray(logits[0])),), E, k, torch.tensor(np.asarray(mask[:1], np.float32))
         )
-        ours = balance_loss(jax.nn.softmax(logits[:1]), top(logits[:1], k), mask[:1])
+        ours = balance_loss(jax.nn.softmax(logits[:1]), top(logits[:1], k), mask[:1]).value
         assert_close(ours, float(theirs) / k, 1e-6)
 
 
@@ -74,8 +75,8 @@ def test_losses_equal_those_of_switch_in_transformers():
     probabilities = torch.softmax(logits_torch, dim=-1)
     theirs = switch_balance(probabilities, probabilities.argmax(dim=-1)), router_z_loss_func(logits_torch)
     ours = (
-        (lambda logits: balance_loss(jax.nn.softmax(logits), top(logits, 1), valid)),
-        (lambda logits: z_loss(logits, valid)),
+        (lambda logits: balance_loss(jax.nn.softmax(logits), top(logits, 1), valid).value),
+        (lambda logits: z_loss(logits, valid).value),
     )
     for expected, loss in zip(theirs, ours, strict=True):
         value, gradient = jax.value_and_grad(loss)(logits)
@@ -88,7 +89,7 @@ def test_padding_pays_no_loss_and_gets_no_gradient():
     valid = jnp.broadcast_to(jnp.arange(S) < 5, (G, S))
 
     def losses(logits, valid):
-        return balance_loss(jax.nn.softmax(logits), top(logits, 2), valid) + z_loss(logits, valid)
+        return balance_loss(jax.nn.softmax(logits), top(logits, 2), valid).value + z_loss(logits, valid).value
 
     value, gradient = jax.value_and_grad(losses)(logits, valid)
     expected, expected_gradient = jax.value_and_grad(losses)(logits[:, :5], valid[:, :5])
@@ -97,7 +98,7 @@ def test_padding_pays_no_loss_and_gets_no_gradient():
     assert (gradient[:, 5:] == 0).all()
 
 
-def test_masked_mean():
+def test_mean_where():
     x, mask = jnp.asarray([1.0, 2.0, jnp.nan]), jnp.asarray([True, True, False])
-    assert masked_mean(x, mask) == 1.5
-    assert masked_mean(x, jnp.zeros(3, bool)) == 0.0
+    assert mean_where(x, mask).value == 1.5
+    assert mean_where(x, jnp.zeros(3, bool)).value == 0.0

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_jax.routing.metrics import assignment_metrics, probability_metrics
+from moe_jax.routing.statistics import values
 from tests.comparison import assert_close
 from tests.routing import references
 from tests.routing.decisions import DECISIONS, decide
@@ -23,7 +24,7 @@ def test_metrics_equal_counts(router, seed, skew, share_valid):
     valid = jnp.asarray(rng.uniform(size=(G, S)) < share_valid)
     assignment = decide(router, logits, valid, 1.0)
     expected = references.counts(assignment, np.asarray(valid))
-    actual = assignment_metrics(assignment, valid)
+    actual = values(assignment_metrics(assignment, valid))
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(actual[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -32,7 +33,9 @@ def test_metrics_equal_counts(router, seed, skew, share_valid):
 def test_nothing_dropped_is_a_fraction_of_0():
     """A second choice that was never asked for is not a dropped one."""
     logits = jax.random.normal(jax.random.key(0), (G, S, E))
-    metrics = assignment_metrics(decide("gshard_none", logits, jnp.ones((G, S), bool), None), jnp.ones((G, S), bool))
+    metrics = values(
+        assignment_metrics(decide("gshard_none", logits, jnp.ones((G, S), bool), None), jnp.ones((G, S), bool))
+    )
     assert metrics["fraction_dropped"] == 0
     assert metrics["tokens_unrouted"] == 0
 
@@ -40,7 +43,7 @@ def test_nothing_dropped_is_a_fraction_of_0():
 def test_collapse():
     valid = jnp.ones((G, S), bool)
     logits = jnp.zeros((G, S, E)).at[..., 2].set(50.0)
-    metrics = assignment_metrics(decide("switch", logits, valid, 1.0), valid)
+    metrics = values(assignment_metrics(decide("switch", logits, valid, 1.0), valid))
     assert metrics["load_max_over_mean"] == E
     assert metrics["dead_experts"] == 0.75
     assert metrics["fraction_dropped"] == metrics["tokens_unrouted"] == 0.75
@@ -50,7 +53,7 @@ def test_collapse():
 def test_expert_choice_has_no_imbalance():
     valid = jnp.ones((G, S), bool)
     logits = jax.random.normal(jax.random.key(0), (G, S, E)).at[..., 2].add(50.0)
-    metrics = assignment_metrics(decide("expert_choice", logits, valid, 1.0), valid)
+    metrics = values(assignment_metrics(decide("expert_choice", logits, valid, 1.0), valid))
     assert metrics["load_cv"] == metrics["fraction_dropped"] == metrics["dead_experts"] == 0
     assert metrics["seats_filled"] == metrics["load_max_over_mean"] == 1
 
@@ -64,13 +67,13 @@ def test_metrics_of_a_padded_batch_equal_those_of_the_unpadded_one():
     expected = assignment_metrics(decision(logits, valid[:, :S], 3, 2), valid[:, :S])
     actual |= probability_metrics(jax.nn.softmax(padded), valid)
     expected |= probability_metrics(jax.nn.softmax(logits), valid[:, :S])
-    for name, value in expected.items():
-        assert_close(actual[name], value, 1e-6, name)
+    for name, statistic in expected.items():
+        assert_close(actual[name].value, statistic.value, 1e-6, name)
 
 
 def test_probability_metrics():
     certain, indifferent = jax.nn.one_hot(jnp.zeros((1, 1), jnp.int32), E), jnp.full((1, 1, E), 1 / E)
     valid = jnp.asarray([[True, True, False]])
-    metrics = probability_metrics(jnp.concatenate([certain, indifferent, certain], axis=1), valid)
+    metrics = values(probability_metrics(jnp.concatenate([certain, indifferent, certain], axis=1), valid))
     assert_close(metrics["entropy"], np.log(E) / 2, 1e-6)
     assert_close(metrics["confidence"], (1 + 1 / E) / 2, 1e-6)

@@ -10,7 +10,8 @@ from moe_jax.experts.run import EXECUTIONS
 from moe_jax.layers.moe import MoE
 from moe_jax.models.config import MoEConfig
 from moe_jax.routing import make_router
-from moe_jax.routing.router import METRICS, Tokens
+from moe_jax.routing.router import Tokens
+from moe_jax.routing.statistics import METRICS
 from tests.comparison import assert_close, assert_trees_close
 from tests.routing import references
 

@@ -56,7 +56,7 @@ def test_bars_are_requests_split_at_the_capacity(assignment):
     assert sum(kept) == int(assignment.kept[0].sum())
     requests = np.add(kept, dropped)
     one_group = jax.tree.map(lambda x: x[:1], assignment)
-    load = np.asarray(assignment_metrics(one_group, VALID[:1])["load"])
+    load = np.asarray(assignment_metrics(one_group, VALID[:1])["load"].value)
     np.testing.assert_allclose(requests / requests.sum(), load, rtol=1e-6)
     assert [bar.get_x() for bar in right.containers[1]] == kept
     (line,) = right.lines

@@ -11,7 +11,8 @@ import pytest
 from moe_jax.layers.norms import RMSNorm
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.parameters import unstack_layers
-from moe_jax.routing.router import METRICS, RNG, Router
+from moe_jax.routing.router import RNG, Router
+from moe_jax.routing.statistics import METRICS
 from moe_jax.training.optimizer import make_optimizer, make_schedule
 from moe_jax.training.state import init_state
 from moe_jax.training.step import auxiliary_loss, make_eval_step, make_train_step, routing_by_layer, routing_metrics

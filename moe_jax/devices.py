@@ -1,0 +1,52 @@
+"""The mesh that a computation runs on, and what each device does with its own groups of tokens.
+
+A mesh is ambient: whoever runs a model does so inside `jax.set_mesh`. Tokens are divided over the axes `data`, `fsdp`
+and `expert`, whole groups to each device. G groups.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, PartitionSpec
+
+# What a mesh is made of, outermost first.
+AXES = ("data", "fsdp", "expert", "tensor")
+# Those that divide tokens.
+TOKEN_AXES = ("data", "fsdp", "expert")
+BY_TOKEN = PartitionSpec(TOKEN_AXES)
+
+
+def current_mesh() -> AbstractMesh | None:
+    """The mesh set by `jax.set_mesh`; None where there is one device, and within `shard_map`, where each is alone."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        return None
+    return mesh
+
+
+def token_shards(mesh: AbstractMesh) -> int:
+    """How many devices share the tokens of a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+
+
+def by_group(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, of arrays whose first axis is groups, run by each device on its own groups.
+
+    XLA gathers the whole array for what it cannot divide: a top-k, a sort, an indexed update. Where the function sees
+    no group but its own there is no need to. It must give arrays by group, too.
+    """
+
+    def divided(*arrays: Any) -> Any:
+        if current_mesh() is None:
+            return function(*arrays)
+        return jax.shard_map(function, in_specs=BY_TOKEN, out_specs=BY_TOKEN)(*arrays)
+
+    return divided
+
+
+def kept_by_token(tree: Any) -> Any:
+    """Tells XLA that the first axis of each array (batch, or groups) stays divided over devices as tokens are."""
+    if current_mesh() is None:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, BY_TOKEN), tree)

@@ -1,0 +1,69 @@
+"""Several processes as one: how they find each other, and who writes."""
+
+import dataclasses
+
+import jax
+from jax.experimental import multihost_utils
+
+from moe_jax.configuration import ConfigError, require
+
+# Seconds after which a process that is not heard of any more counts as lost, and the others end.
+HEARTBEAT = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Where processes meet, if the environment does not say: None leaves a field to jax.
+
+    Attributes:
+      coordinator: HOST:PORT of the first process.
+      count: of the processes.
+      index: of this one, from 0.
+    """
+
+    coordinator: str | None = None
+    count: int | None = None
+    index: int | None = None
+
+    def __post_init__(self) -> None:
+        fields = dataclasses.asdict(self)
+        given = [name for name, value in fields.items() if value is not None]
+        require(len(given) in (0, 3), "processes", given, "coordinator, count and index together, or none of them")
+        if not given:
+            return
+        host, _, port = self.coordinator.rpartition(":")
+        require(bool(host) and port.isdigit(), "coordinator", self.coordinator, "HOST:PORT")
+        require(self.count >= 1, "count", self.count, "an integer of at least 1")
+        require(0 <= self.index < self.count, "index", self.index, f"0 to {self.count - 1}")
+
+
+def start(processes: Processes) -> None:
+    """Joins this process with the others; to be called before jax looks for devices.
+
+    Without fields the environment is asked: SLURM, Open MPI, Cloud TPU and Kubernetes are known to jax.
+
+    Raises:
+      ConfigError: the processes did not meet, or the environment says nothing of them.
+    """
+    # The default of a single process would not let CPU devices reach those of others.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            processes.coordinator, processes.count, processes.index, heartbeat_timeout_seconds=HEARTBEAT
+        )
+    except (ValueError, RuntimeError) as error:
+        accepted = (
+            "accepted: a cluster that jax knows (SLURM, Open MPI, Cloud TPU, Kubernetes), or HOST:PORT,COUNT,INDEX"
+        )
+        raise ConfigError(f"distributed is {processes}: {error}; {accepted}") from error
+
+
+def is_writer() -> bool:
+    """Whether this is the one process that writes metrics."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come to this point."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,127 @@
+"""The mesh of a run, and how each array of its state lies on it.
+
+The axes: `data` repeats the model, `fsdp` repeats the computation but divides what is stored, `expert` divides the
+experts, `tensor` divides widths. All but `tensor` divide the tokens of a batch.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from moe_jax.configuration import require
+from moe_jax.devices import AXES, BY_TOKEN
+from moe_jax.experts.parallel.strategy import choose_strategy
+from moe_jax.training.config import MeshConfig, TrainConfig
+
+# The last axes of a parameter, by the end of its path; what no rule names is whole on every device.
+RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
+    ("embedding", "embedding"): (None, "fsdp"),
+    ("query", "kernel"): ("fsdp", "tensor"),
+    ("key", "kernel"): ("fsdp", "tensor"),
+    ("value", "kernel"): ("fsdp", "tensor"),
+    ("output", "kernel"): ("tensor", "fsdp"),
+    ("head", "kernel"): ("fsdp", "tensor"),
+    ("gate",): ("fsdp", "tensor"),
+    ("up",): ("fsdp", "tensor"),
+    ("down",): ("tensor", "fsdp"),
+    ("experts_gate",): ("expert", "fsdp", "tensor"),
+    ("experts_up",): ("expert", "fsdp", "tensor"),
+    ("experts_down",): ("expert", "tensor", "fsdp"),
+    ("experts_gate_bias",): ("expert", None, "tensor"),
+    ("experts_up_bias",): ("expert", None, "tensor"),
+    ("experts_down_bias",): ("expert", None, "fsdp"),
+    ("experts_hidden_scale",): ("expert", None, "tensor"),
+}
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The configured mesh over the first devices that jax sees.
+
+    Raises:
+      ConfigError: there are not as many devices.
+    """
+    sizes = [getattr(config, axis) for axis in AXES]
+    count, devices = math.prod(sizes), jax.devices()
+    if jax.process_count() > 1:
+        accepted = f"sizes whose product is the {len(devices)} devices of all {jax.process_count()} processes"
+        require(count == len(devices), "mesh", config, accepted)
+    require(count <= len(devices), "mesh", config, f"at most {len(devices)} devices, which is how many there are")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count])
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """Where each array of a training state (arrays or their shapes) lies: by RULES, moments of a parameter like it."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: NamedSharding(mesh, spec_of(path, x.shape, mesh)), state)
+
+
+def spec_of(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The division of one array; an axis of it that the mesh's does not divide evenly stays whole."""
+    names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+    rule = next((rule for end, rule in RULES.items() if names[-len(end) :] == end), ())
+    if len(rule) > len(shape):
+        # A factored moment has no place for each axis.
+        return PartitionSpec()
+    # Layers that are scanned are stacked in front.
+    rule = (None,) * (len(shape) - len(rule)) + rule
+    return PartitionSpec(
+        *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(rule, shape, strict=True))
+    )
+
+
+def data_process(mesh: Mesh) -> tuple[int, int]:
+    """Which part of a batch's rows this process's devices have, and how many such parts there are.
+
+    Processes that share a width, along `tensor`, have the same part.
+
+    Raises:
+      ConfigError: its devices' rows are not one run of them, for the order in which the mesh has its devices.
+    """
+    by_shard = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    mine = [i for i, row in enumerate(by_shard) if any(d.process_index == jax.process_index() for d in row)]
+    first, count = mine[0], len(mine)
+    whole = mine == list(range(first, first + count)) and first % count == 0 and len(by_shard) % count == 0
+    require(whole, "mesh", mesh.shape, "sizes with which each process has as many rows of a batch, one after another")
+    return first // count, len(by_shard) // count
+
+
+def process_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+    """A batch on the mesh, from the rows that belong to this process (all of them, where there is one)."""
+    sharding, (_, parts) = NamedSharding(mesh, BY_TOKEN), data_process(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows, (rows.shape[0] * parts, *rows.shape[1:]))
+        for name, rows in batch.items()
+    }
+
+
+def whole_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+    """A batch on the mesh, from a copy of all its rows in every process."""
+    sharding = NamedSharding(mesh, BY_TOKEN)
+    return {
+        name: jax.make_array_from_callback(rows.shape, sharding, lambda index, rows=rows: rows[index])
+        for name, rows in batch.items()
+    }
+
+
+def describe_mesh(config: TrainConfig) -> str:
+    """One line: on what a run computes, and how its tokens reach their experts.
+
+    Raises:
+      ConfigError: the platform lacks the strategy that is asked for.
+    """
+    sizes = ", ".join(f"{axis} {getattr(config.mesh, axis)}" for axis in AXES if getattr(config.mesh, axis) > 1)
+    where = f"{config.name} on {config.mesh.size} {jax.default_backend()} device{'s' * (config.mesh.size > 1)}"
+    if not sizes:
+        return where
+    moe = config.model.moe
+    if not config.model.moe_layers:
+        return f"{where} ({sizes})"
+    strategy = choose_strategy(
+        moe.parallel, moe.execution, jax.default_backend(), config.mesh.expert, moe.rows_per_token
+    )
+    chosen = "as configured" if moe.parallel.strategy == strategy else "chosen by 'auto'"
+    return f"{where} ({sizes}); experts reached by {strategy!r}, {chosen}"
