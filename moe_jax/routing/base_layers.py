@@ -49,7 +49,7 @@ def auction(
     worth = jnp.round((scores.T - lowest) / unit).astype(jnp.int32)
     # Prices may start anywhere if in the end all seats are taken: by tokens that like all experts alike.
     worth = jnp.pad(worth, ((0, 0), (0, num_experts * seats - tokens)))
-    price = jnp.zeros(num_experts, jnp.int32)
+    price = jnp.zeros_like(worth[:, 0])
     first = int(max(0.0, math.log(LARGEST_STEP / tolerance, STEP_RATIO)))
 
     def bid_with(price: Array, step: Array) -> tuple[Array, Array]:
@@ -85,7 +85,7 @@ def _seat_all(
     def goes_on(carry: tuple[Array, Array, Array, Array]) -> Array:
         return (carry[0] == FREE).any() & (carry[3] < most_rounds)
 
-    start = jnp.full(tokens, FREE, jnp.int32), jnp.zeros(tokens, jnp.int32), price, jnp.int32(0)
+    start = jnp.full_like(worth[0], FREE), jnp.zeros_like(worth[0]), price, jnp.int32(0)
     expert, _, price, _ = jax.lax.while_loop(goes_on, round_of_bids, start)
     return expert, price
 

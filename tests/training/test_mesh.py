@@ -5,6 +5,7 @@ The optimizer is momentum with clipping: Adam divides rounding by rounding, and 
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +13,21 @@ import numpy as np
 import optax
 import pytest
 
+from moe_jax.routing import ROUTERS
 from moe_jax.training.config import MeshConfig
 from moe_jax.training.mesh import process_batch, state_shardings
 from moe_jax.training.state import place_state
 from moe_jax.training.step import make_train_step
 from tests.comparison import assert_close, assert_each_close
 from tests.meshes import MESHES, make_mesh
+from tests.routing.every import K
 from tests.training.tiny_runs import S, random_batch, tiny_config
 
 ROWS, STEPS = 32, 5
 COMMON = {
     "data.batch_size": ROWS,
     "model.num_layers": 2,
+    "model.num_heads": 2,
     "model.moe_layers": (0, 1),
     "model.moe.num_experts": 8,
     "model.moe.router_options": {},
@@ -33,12 +37,16 @@ COMMON = {
 }
 PROBLEMS = {
     "switch, drops": {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.capacity_factor": 1.0},
-    "noisy_top_k, losses of the batch": {"model.moe.router": "vmoe", "model.moe.capacity_factor": 1.0},
+    "vmoe, drawn": {"model.moe.router": "vmoe", "model.moe.capacity_factor": 1.0},
     "top_k, dropless": {
         "model.moe.router": "top_k",
         "model.moe.capacity_factor": None,
         "model.moe.execution": "dropless",
         "model.moe.loss_level": "batch",
+    },
+    "hierarchical, losses of the batch": {
+        "model.moe.router": "hierarchical",
+        "model.moe.router_options": {"groups": 4, "outer": "top_k", "inner": "switch"},
     },
     "expert_choice": {"model.moe.router": "expert_choice", "model.moe.allow_noncausal_router": True},
     "deepseek, selection bias": {
@@ -46,17 +54,24 @@ PROBLEMS = {
         "model.moe.router_options": {"bias_rate": 0.05},
         "model.moe.shared_dim": 4,
         "model.moe.group_size": 2 * S,
+        "data.batch_size": 2 * ROWS,
         "model.moe.losses": {"balance_loss": 0.5, "z_loss": 0.1},
     },
 }
-# Of the batch, in how many parts: several only where routers draw nothing, since parts draw anew.
-ACCUMULATIONS = (1, 4)
+# Parts of a batch draw anew, so that there is nothing to compare where a router draws.
+CASES = [
+    (problem, mesh, accumulation)
+    for problem in PROBLEMS
+    for mesh in ("one", *MESHES)
+    for accumulation in (1, 4)
+    if (mesh, accumulation) != ("one", 1) and (accumulation == 1 or "drawn" not in problem)
+]
 
 
-def padded_batch(seed):
+def padded_batch(seed, rows):
     """As `random_batch`, its rows ending in padding of different lengths, one of them all padding."""
-    batch = random_batch(seed, ROWS)
-    length = np.random.default_rng(seed).integers(S // 2, S + 1, ROWS)
+    batch = random_batch(seed, rows)
+    length = np.random.default_rng(seed).integers(S // 2, S + 1, rows)
     length[3] = 0
     present = np.arange(S)[None] < length[:, None]
     batch["segment_ids"] = np.where(present, batch["segment_ids"], 0)
@@ -82,27 +97,35 @@ def configuration(problem, mesh, accumulation):
     return dataclasses.replace(config, mesh=MESHES.get(mesh, MeshConfig()))
 
 
+def sharpened(path, leaf):
+    return 10.0 * leaf if "router" in jax.tree_util.keystr(path) else leaf
+
+
 def compiled_step(config, mesh):
     """The first state, on the mesh, and the step compiled for it."""
-    momentum = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), optax.sgd(0.5, momentum=0.9))
+    momentum = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), optax.sgd(0.1, momentum=0.9))
     optimizer = keep_gradients(momentum)
     state = place_state(config, optimizer, mesh)
+    # Away from even load, where the losses on it are little but rounding.
+    state = state.replace(params=jax.tree_util.tree_map_with_path(sharpened, state.params))
+    whole = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
     step = jax.jit(
-        make_train_step(config, optimizer, lambda _: jnp.float32(0.5)),
-        out_shardings=(state_shardings(state, mesh), jax.NamedSharding(mesh, jax.sharding.PartitionSpec())),
+        make_train_step(config, optimizer, lambda _: jnp.float32(0.1)),
+        out_shardings=(state_shardings(state, mesh), whole),
     )
     with jax.set_mesh(mesh):
-        return state, step.lower(state, process_batch(padded_batch(0), mesh)).compile()
+        return state, step.lower(state, process_batch(padded_batch(0, config.data.batch_size), mesh)).compile()
 
 
 @functools.cache
 def five_steps(problem, mesh_name, accumulation):
     """Metrics of each step, gradients of the last, and the state after it."""
     mesh = make_mesh(mesh_name)
-    state, step = compiled_step(configuration(problem, mesh_name, accumulation), mesh)
+    config = configuration(problem, mesh_name, accumulation)
+    state, step = compiled_step(config, mesh)
     history = []
     for i in range(STEPS):
-        state, metrics = step(state, process_batch(padded_batch(i), mesh))
+        state, metrics = step(state, process_batch(padded_batch(i, config.data.batch_size), mesh))
         history.append(metrics)
     return state, history
 
@@ -117,12 +140,8 @@ def assert_state_close(actual, expected, what):
         compare(one, other, 1e-5, name)
 
 
-@pytest.mark.parametrize("accumulation", ACCUMULATIONS)
-@pytest.mark.parametrize("mesh", ["one", *MESHES])
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(("problem", "mesh", "accumulation"), CASES)
 def test_five_steps_are_those_of_one_device(problem, mesh, accumulation):
-    if PROBLEMS[problem]["model.moe.router"] == "vmoe" and accumulation > 1:
-        accumulation = 1
     state, history = five_steps(problem, mesh, accumulation)
     expected, metrics_expected = five_steps(problem, "one", 1)
     for i, (one, other) in enumerate(zip(history, metrics_expected, strict=True)):
@@ -135,3 +154,63 @@ def test_five_steps_are_those_of_one_device(problem, mesh, accumulation):
         shards = {}
         for shard in leaf.addressable_shards:
             np.testing.assert_array_equal(shards.setdefault(str(shard.index), np.asarray(shard.data)), shard.data)
+
+
+def lines_of_program(sets, mesh_name):
+    """The optimised program of a training step, line by line."""
+    config = dataclasses.replace(tiny_config(sets=COMMON | sets), mesh=MESHES[mesh_name])
+    return compiled_step(config, make_mesh(mesh_name))[1].as_text().splitlines()
+
+
+def count(lines, operation):
+    return sum(re.search(rf" {operation}(-start)?\(", line) is not None for line in lines)
+
+
+@pytest.mark.parametrize("mesh", ["8 expert", "2x4 data-expert", "2x2x2 data-expert-tensor"])
+def test_a_layer_exchanges_twice_forward_and_twice_backward_and_gathers_nothing(mesh):
+    """Not one array of the whole step, experts' weights or other, is gathered."""
+    one, two = (
+        lines_of_program(
+            PROBLEMS["switch, drops"]
+            | {
+                "model.num_layers": layers,
+                "model.moe_layers": tuple(range(layers)),
+                "model.moe.parallel": {"strategy": "all_to_all"},
+            },
+            mesh,
+        )
+        for layers in (1, 2)
+    )
+    assert count(one, "all-to-all") == 4
+    assert count(two, "all-to-all") == 8
+    assert count(two, "all-gather") == 0
+
+
+def test_experts_are_gathered_along_fsdp_alone():
+    """Their three matrices, once each for both passes or once for each."""
+    config = PROBLEMS["switch, drops"] | {"model.num_layers": 1, "model.moe_layers": (0,)}
+    gathers = [
+        line
+        for line in lines_of_program(config, "2x2x2 fsdp-expert-tensor")
+        if re.search(r" all-gather(-start)?\(", line) and "moe" in line and "router" not in line
+    ]
+    assert len(gathers) in (3, 6)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_router_gathers_no_tokens(router):
+    """Devices exchange sums alone; `quantile` its scores too, because a quantile is one of all."""
+    sets = {
+        "model.causal": True,
+        "model.num_layers": 1,
+        "model.moe_layers": (0,),
+        "model.moe.router": router,
+        "model.moe.k": K[router] if router != "dense_mixture" else 8,
+        "model.moe.capacity_factor": 1.0 if ROUTERS[router].drops else None,
+        "model.moe.group_size": S,
+        "model.moe.allow_noncausal_router": True,
+    }
+    options = {"hierarchical": {"groups": 2}, "top_k": {}}.get(router, {})
+    lines = lines_of_program(sets | {"model.moe.router_options": options}, "8 data")
+    exchanges = count(lines, "all-gather") + count(lines, "all-to-all")
+    assert (exchanges > 0) == (router == "quantile")

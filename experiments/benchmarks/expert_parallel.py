@@ -1,0 +1,242 @@
+"""What experts on several devices cost: bytes between the devices, and a layer's time beside that of one device.
+
+    python -m experiments.benchmarks.expert_parallel --repeats 10     # minutes, with nothing else running
+    python -m experiments.benchmarks.expert_parallel --json
+
+Bytes: sent by one device for each of its tokens in the forward pass of a layer in float32 on eight devices, counted in
+the compiled program; beside them the least, k rows there and k back but for the experts on the token's own device, and
+how often that is sent. In another type both are as much smaller. Two rows where what is sent depends on the load.
+
+Times: of a layer forward and backward, with as many tokens and experts on each device whatever their number. Devices
+are forced ones, threads of one machine, which computes P times as much for P of them: the overhead is the time over P
+times that of one device without a strategy, the median (least, most) over repeats in which all take turns. It says what
+dividing and joining cost where links cost nothing, and nothing of speed; it is below 1 where one device alone leaves
+cores idle.
+"""
+
+import argparse
+import functools
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from moe_jax.accounting.communication import Collective, collectives, least_bytes_per_token
+from moe_jax.configuration import ConfigError, require
+from moe_jax.devices import BY_TOKEN
+from moe_jax.experts.parallel.strategy import ParallelConfig
+from moe_jax.files import write_whole
+from moe_jax.host_memory import keep_freed_memory
+from moe_jax.layers.moe import MoE
+from moe_jax.routing.statistics import METRICS
+from moe_jax.study.provenance import git_revision, host, versions
+from moe_jax.training.config import MeshConfig
+from moe_jax.training.mesh import make_mesh, state_shardings
+
+DEVICES = 8
+
+
+class Shape(NamedTuple):
+    """A layer and its tokens: S tokens of each device, D, F, E experts (of each device, where it is timed), k."""
+
+    tokens: int
+    model_dim: int
+    expert_dim: int
+    num_experts: int
+    k: int
+
+
+class Way(NamedTuple):
+    """How a strategy is run."""
+
+    execution: str
+    capacity_factor: float | None
+
+
+# Layers of these models, whose bytes are counted; nothing of them is computed.
+SHAPES = {
+    "Switch-Base-128": Shape(2048, 768, 3072, 128, 1),
+    "Mixtral-8x7B": Shape(2048, 4096, 14336, 8, 2),
+    "OLMoE-1B-7B": Shape(2048, 2048, 1024, 64, 8),
+    "DeepSeek-V3": Shape(2048, 7168, 2048, 256, 8),
+}
+TIMED = Shape(512, 256, 512, 4, 2)
+WAYS = {"all_to_all": Way("padded", 1.25), "gather": Way("padded", 1.25), "dropless": Way("dropless", None)}
+# The branch of a program -> what it is for: `dropless` has one for buffers that overflow.
+LOADS = {(): "any", (0,): "near even", (1,): "uneven"}
+
+Row = dict[str, Any]
+
+
+def make_layer(strategy: str, shape: Shape) -> MoE:
+    """A layer of `shape` with top-k routing, run by `strategy` on a mesh."""
+    return MoE(
+        num_experts=shape.num_experts,
+        expert_dim=shape.expert_dim,
+        router="top_k",
+        k=shape.k,
+        capacity_factor=WAYS[strategy].capacity_factor,
+        kind="swiglu",
+        execution=WAYS[strategy].execution,
+        parallel=ParallelConfig(strategy),
+    )
+
+
+def forward_collectives(strategy: str, shape: Shape) -> list[Collective]:
+    """What the forward pass of a layer on DEVICES devices sends; it is compiled, and no array is made."""
+    layer, mesh = make_layer(strategy, shape), make_mesh(MeshConfig(expert=DEVICES))
+    x = jax.ShapeDtypeStruct((DEVICES, shape.tokens, shape.model_dim), jnp.float32)
+    params = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
+    placed = state_shardings(params, mesh), NamedSharding(mesh, BY_TOKEN)
+    with jax.set_mesh(mesh):
+        forward = jax.jit(lambda params, x: layer.apply({"params": params}, x), in_shardings=placed)
+        return collectives(forward.lower(params, x).compile().as_text())
+
+
+def sent_by_load(found: Sequence[Collective]) -> dict[str, float]:
+    """Bytes that a device sends, by the load under which it does: `any`, or `near even` and `uneven`."""
+    branches = {one.branches for one in found if one.branches} or {()}
+    return {
+        LOADS[branch]: sum(one.bytes_sent for one in found if one.branches in ((), branch))
+        for branch in sorted(branches)
+    }
+
+
+def byte_rows() -> list[Row]:
+    """Bytes per token of each shape and strategy."""
+    rows = []
+    for name, shape in tqdm(SHAPES.items(), "Counting bytes", delay=2):
+        least = least_bytes_per_token(shape.k, shape.model_dim, 4, DEVICES)
+        for strategy in WAYS:
+            for load, sent in sent_by_load(forward_collectives(strategy, shape)).items():
+                sent /= shape.tokens
+                row = {"row": "bytes", "layer": name, "strategy": strategy, "load": load}
+                rows.append(row | {"sent": sent, "least": least, "ratio": sent / least})
+    return rows
+
+
+@functools.cache
+def draw_params(shape: Shape) -> Any:
+    """Parameters of a layer, whatever its strategy."""
+    x = jnp.zeros((1, shape.tokens, shape.model_dim))
+    return jax.jit(make_layer("gather", shape).init)(jax.random.key(1), x)["params"]
+
+
+def layer_step(strategy: str, shape: Shape, devices: int) -> Callable[[], Any]:
+    """The gradients of a layer on drawn tokens: computes them, waits, and says whether buffers overflowed."""
+    shape = shape._replace(num_experts=devices * shape.num_experts)
+    layer, mesh = make_layer(strategy, shape), make_mesh(MeshConfig(expert=devices))
+    x, cotangent = jax.random.normal(jax.random.key(0), (2, devices, shape.tokens, shape.model_dim))
+    params = draw_params(shape)
+    placed = state_shardings(params, mesh), NamedSharding(mesh, BY_TOKEN), NamedSharding(mesh, BY_TOKEN)
+
+    def total(
+        params: Any, x: Float[Array, "P S D"], cotangent: Float[Array, "P S D"]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        y, sown = layer.apply({"params": params}, x, mutable=[METRICS])
+        return jnp.sum(y * cotangent), sown[METRICS].get("buffers_overflowed", jnp.float32(0.0))
+
+    with jax.set_mesh(mesh):
+        gradients = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True), in_shardings=placed)
+        arguments = jax.device_put((params, x, cotangent), placed)
+        step = gradients.lower(*arguments).compile()
+    return lambda: bool(jax.block_until_ready(step(*arguments))[1])
+
+
+def time_rows(repeats: int) -> list[Row]:
+    """Milliseconds of each strategy on 1, 2, 4, ... devices, and the overhead over as many times one device's."""
+    counts = [1 << i for i in range(DEVICES.bit_length())]
+    works = [(strategy, devices) for strategy in WAYS for devices in counts]
+    steps = {work: layer_step(work[0], TIMED, work[1]) for work in tqdm(works, "Compiling", delay=2)}
+    seconds: dict[tuple[str, int], list[float]] = {work: [] for work in works}
+    overflowed = {work: step() | step() for work, step in steps.items()}
+    for _ in tqdm(range(repeats), "Timing", delay=2):
+        for work, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[work].append(time.perf_counter() - started)
+    rows = []
+    for strategy, devices in works:
+        spent, alone = seconds[strategy, devices], seconds[strategy, 1]
+        overhead = [several / (devices * one) for several, one in zip(spent, alone, strict=True)]
+        load = "uneven" if overflowed[strategy, devices] else "near even"
+        row = {"row": "time", "strategy": strategy, "devices": devices, "load": load}
+        rows.append(row | {"ms": spread([1000 * s for s in spent]), "overhead": spread(overhead)})
+    return rows
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def header_row(repeats: int) -> Row:
+    """What the numbers depend on."""
+    made_by = {"host": host(), "versions": versions(), "revision": git_revision()}
+    return {"row": "header", **made_by, "repeats": repeats, "timed": TIMED._asdict()}
+
+
+def table(header: Row, rows: Sequence[Row]) -> str:
+    """Rows for people."""
+    machine = f"{header['host']['cpu']}, {header['host']['cores']} cores, {platform.machine()}"
+    software = f"jax {header['versions']['jax']}, python {header['versions']['python']}"
+    lines = [
+        f"{machine}; {software}; revision {header['revision']}; {header['host']['devices']} forced devices",
+        f"\n{'bytes per token, forward':<24} {'strategy':<11} {'load':<10} {'sent':>10} {'least':>10} {'ratio':>7}",
+    ]
+    for row in rows:
+        if row["row"] == "bytes":
+            names = f"{row['layer']:<24} {row['strategy']:<11} {row['load']:<10}"
+            lines.append(f"{names} {row['sent']:>10,.0f} {row['least']:>10,.0f} {row['ratio']:>7.3f}")
+    shape = ", ".join(f"{name} {value}" for name, value in header["timed"].items())
+    lines.append(f"\nforward and backward; repeats: {header['repeats']}; each device: {shape}")
+    lines.append(f"{'strategy':<11} {'devices':>7} {'load':<10} {'ms':>8} {'overhead (least, most)':>26}")
+    for row in rows:
+        if row["row"] == "time":
+            overhead = "{median:.2f} ({least:.2f}, {most:.2f})".format(**row["overhead"])
+            names = f"{row['strategy']:<11} {row['devices']:>7} {row['load']:<10}"
+            lines.append(f"{names} {row['ms']['median']:>8.1f} {overhead:>26}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the rows and returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=10, help="turns of timing; default: 10")
+    parser.add_argument("--json", action="store_true", help="one JSON object per row, the first one of the machine")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="what is printed goes here, too")
+    options = parser.parse_args(arguments)
+    try:
+        require(options.repeats >= 1, "--repeats", options.repeats, "an integer of at least 1")
+        rows = byte_rows() + time_rows(options.repeats)
+    except ConfigError as error:
+        print(f"expert_parallel: {error}", file=sys.stderr)
+        return 2
+    header = header_row(options.repeats)
+    text = "\n".join(map(json.dumps, [header, *rows])) if options.json else table(header, rows)
+    if options.output:
+        write_whole(options.output, text + "\n")
+    print(text)
+    return 0
+
+
+def force_devices() -> None:
+    """Makes the host DEVICES devices, and the only ones; before jax has looked for any."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    force_devices()
+    sys.exit(main())
