@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0; 1 after one line on how a run failed; 2 after one line on what is wrong with the input.
     """
-    options = _parser().parse_args(arguments)
+    options = cli_parser().parse_args(arguments)
     try:
         return options.run(options)
     except ConfigError as error:
@@ -70,7 +71,8 @@ def _module(location: str, path: Path) -> dict[str, Any]:
     return names
 
 
-def _parser() -> argparse.ArgumentParser:
+def cli_parser() -> argparse.ArgumentParser:
+    """Of all commands and their options."""
     parser = argparse.ArgumentParser(
         prog="moe-jax",
         description="Train and study sparse Mixture-of-Experts transformers.",
@@ -153,6 +155,8 @@ def _processes(how: str) -> Any:
 
 def _train(options: argparse.Namespace) -> int:
     # Imported here so that --help and a bad file name answer at once.
+    from jax.errors import JaxRuntimeError
+
     from moe_jax.training.config import TrainConfig
     from moe_jax.training.distributed import is_writer, start
     from moe_jax.training.loop import DivergenceError, train
@@ -165,6 +169,18 @@ def _train(options: argparse.Namespace) -> int:
     except DivergenceError as error:
         print(f"moe-jax train: {error}", file=sys.stderr)
         return 1
+    except JaxRuntimeError as error:
+        if not options.distributed:
+            raise
+        reason = str(error).splitlines()[0]
+        print(
+            f"moe-jax train: processes no longer reach each other: {reason}; the same commands, "
+            "once all can run again, go on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        # To leave in good order would be to wait for the process that is lost.
+        os._exit(1)
     if not is_writer():
         return 0
     last = result.curve[-1]

@@ -1,13 +1,17 @@
 """The examples in README and CONTRIBUTING run, and their links lead somewhere."""
 
 import re
+import shlex
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_jax.cli import cli_parser, load_config
+from moe_jax.configuration import override
 from moe_jax.routing.router import Tokens
+from moe_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,3 +45,16 @@ def test_links_lead_to_files(name):
     assert links
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+def commands_of_training():
+    """Each `moe_jax train` in the README, as its words."""
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    return [shlex.split(line) for line in text.splitlines() if "-m moe_jax train" in line]
+
+
+@pytest.mark.parametrize("words", commands_of_training(), ids=lambda words: words[words.index("--workdir") + 1])
+def test_commands_of_the_readme_name_runs_that_can_be_built(words):
+    options = cli_parser().parse_args(words[words.index("train") :])
+    config = TrainConfig.from_dict(override(load_config(str(ROOT / options.config)), options.set))
+    assert config.mesh.size in (1, 8, 32)

@@ -65,7 +65,7 @@ def _seat_all(
     worth: Int[Array, "E S"], price: Int[Array, " E"], step: Int[Array, ""], seats: int, most_rounds: int
 ) -> tuple[Int[Array, " S"], Int[Array, " E"]]:
     """The experts of tokens that bid until all have a seat, FREE where `most_rounds` were too few, and the prices."""
-    num_experts, tokens = worth.shape
+    num_experts = worth.shape[0]
     names = jnp.arange(num_experts, dtype=jnp.int32)[:, None]
 
     def round_of_bids(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:

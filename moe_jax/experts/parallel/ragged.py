@@ -34,7 +34,7 @@ def ragged(
     me = jax.lax.axis_index(AXIS)
     there, back = transfers(by_pair, me)
     most = devices * most_rows_to_one_device(assignment, devices)
-    received = exchange.move(sent, jnp.zeros((most, sent.shape[1]), sent.dtype), there)
+    received = exchange.move(sent, jnp.zeros_like(sent, shape=(most, sent.shape[1])), there)
     expert, present = experts_of_runs(counts[:, me].reshape(-1), counts.shape[2], most)
     outputs = run_rows(received[None], local_rows(expert, present, counts.shape[2]), weights, kind)[0]
     returned = exchange.move(outputs, jnp.zeros_like(sent), back)
