@@ -14,6 +14,7 @@ from moe_jax.models.block import Block
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.depth import DepthBlock, best_tokens, depth_metrics
 from moe_jax.models.parameters import init_params
+from moe_jax.routing.statistics import values
 from moe_jax.training.step import depth_by_layer
 from tests.comparison import assert_close, assert_trees_close
 from tests.models import small
@@ -85,7 +86,7 @@ def test_metrics_are_their_definitions():
     best, valid = rng.random((B, S)) < 0.4, rng.random((B, S)) < 0.8
     positive = score > 0
     arrays = (jnp.asarray(a) for a in (score.astype(np.float32), best, positive, best, valid))
-    metrics = depth_metrics(*arrays)
+    metrics = values(depth_metrics(*arrays))
     probability = 1 / (1 + np.exp(-score))
     assert_close(metrics["depth_loss"], -np.log(np.where(best, probability, 1 - probability))[valid].mean())
     assert_close(metrics["depth_accuracy"], (positive == best)[valid].mean())
