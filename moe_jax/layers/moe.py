@@ -24,7 +24,7 @@ from moe_jax.routing import make_router
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.capacity import CapacityRule
 from moe_jax.routing.losses import LossLevel
-from moe_jax.routing.router import Tokens
+from moe_jax.routing.router import STATE, Tokens
 from moe_jax.routing.soft_moe import Slots
 from moe_jax.routing.statistics import mean_of_parts, report
 
@@ -118,11 +118,18 @@ class MoE(nn.Module):
         inputs = tokens.x.astype(self.dtype)
         decision = router(tokens)
         if isinstance(decision, Slots):
-            y = decision.read(self._run(decision.fill(inputs), decision.assignment(), weights))
+            y = decision.read(self._run(decision.fill(inputs), self._placed(decision.assignment()), weights))
         else:
-            y = self._run(inputs, decision, weights)
+            y = self._run(inputs, self._placed(decision), weights)
         y = kept_by_token(y.reshape(x.shape))
         return y if self.shared_dim is None else y + self._shared(x)
+
+    def _placed(self, assignment: Assignment) -> Assignment:
+        """With the places of experts among the stored weights for their numbers, where places may change."""
+        if self.parallel.rebalance_every is None:
+            return assignment
+        placement = self.variable(STATE, "placement", lambda: jnp.arange(self.num_experts, dtype=jnp.int32))
+        return assignment.replace(expert=placement.value[assignment.expert])
 
     def _run(self, x: Float[Array, "G S D"], assignment: Assignment, weights: Weights) -> Float[Array, "G S D"]:
         kind, mesh = FFN_KINDS[self.kind], current_mesh()

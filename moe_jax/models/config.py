@@ -223,6 +223,10 @@ class ModelConfig:
         if self.moe_layers:
             require(self.moe is not None, "model.moe", None, "a mixture's fields, because moe_layers is not empty")
             self._check_causal()
+        every = self.moe.parallel.rebalance_every if self.moe else None
+        require(
+            every is None or self.moe_layers, "model.moe.parallel.rebalance_every", every, "None, without moe_layers"
+        )
 
     def _check_causal(self) -> None:
         allowed = self.moe.allow_noncausal_router or not self.causal

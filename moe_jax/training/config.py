@@ -139,6 +139,10 @@ class TrainConfig:
                 f"a divisor of {tokens} tokens a step",
             )
 
+        every = moe.parallel.rebalance_every if moe else None
+        accepted = f"None, with optimizer.name={self.optimizer.name!r}, whose factored moments do not go with an expert"
+        movable = every is None or self.optimizer.name == "adamw"
+        require(movable, "model.moe.parallel.rebalance_every", every, accepted)
         self._check_mesh()
 
     def _check_mesh(self) -> None:

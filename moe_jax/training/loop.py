@@ -24,6 +24,7 @@ from moe_jax.training.distributed import is_writer, wait_for_all
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.mesh import data_process, describe_mesh, make_mesh, process_batch, state_shardings, whole_batch
 from moe_jax.training.optimizer import make_optimizer, make_schedule
+from moe_jax.training.rebalance import rebalance
 from moe_jax.training.records import NoLog, StepLog, claim_workdir
 from moe_jax.training.state import TrainState, abstract_state, place_state
 from moe_jax.training.step import Batch, Metrics, make_eval_step, make_train_step
@@ -174,6 +175,7 @@ class _Session:
         """Steps until the configured number is done."""
         config = self.config
         tokens = config.data.batch_size * config.data.sequence_length
+        every = config.model.moe.parallel.rebalance_every if config.model.moe else None
         bar = tqdm(
             total=config.steps, initial=self.step, desc=config.name, unit="step", disable=not (progress and is_writer())
         )
@@ -184,6 +186,8 @@ class _Session:
             while self.step < config.steps:
                 self.step += 1
                 self.state, metrics = self.train_step(self.state, process_batch(next(self.batches), self.mesh))
+                if every and config.mesh.expert > 1 and self.step % every == 0:
+                    self.state = rebalance(self.state, metrics["load"], config, self.mesh)
                 last = self.step == config.steps
                 evaluates = last or self.step % config.eval_every == 0
                 saves = last or self.step % config.checkpoint_every == 0

@@ -115,21 +115,19 @@ def next_router_state(config: ModelConfig, router_state: Any, routing: Any) -> A
     if not router_state:
         return router_state
     router = config.moe.checked_router()
+    update = jax.vmap(router.next_state) if config.scan_layers else router.next_state
+
+    def of_layer(state: Any, sown: Any) -> Any:
+        # What is beside the router's, the placement of experts, does not move in a step.
+        mixture = dict(state["moe"])
+        if "router" in mixture:
+            mixture["router"] = update(mixture["router"], sown["moe"]["router"])
+        return {"moe": mixture}
+
     if not config.scan_layers:
-        return {
-            layer: {"moe": {"router": router.next_state(state["moe"]["router"], routing[layer]["moe"]["router"])}}
-            for layer, state in router_state.items()
-        }
-    update = jax.vmap(router.next_state)
+        return {layer: of_layer(state, routing[layer]) for layer, state in router_state.items()}
     blocks = router_state["layers"]
-    return {
-        "layers": {
-            block: {
-                "moe": {"router": update(state["moe"]["router"], routing["layers"][block]["moe"]["router"])},
-            }
-            for block, state in blocks.items()
-        }
-    }
+    return {"layers": {block: of_layer(state, routing["layers"][block]) for block, state in blocks.items()}}
 
 
 def routing_values(sums: Any, config: ModelConfig) -> Any:

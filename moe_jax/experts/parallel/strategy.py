@@ -22,14 +22,18 @@ class ParallelConfig:
         those that run experts by `model.moe.execution`.
       wire: type in which tokens and results travel; None takes the model's.
       slack: for `dropless`, how many rows a device has room for from each other one, relative to an even load.
+      rebalance_every: steps of training between changes of which device has which expert; None never changes it.
     """
 
     strategy: Choice = "auto"
     wire: Wire | None = None
     slack: float = 1.5
+    rebalance_every: int | None = None
 
     def __post_init__(self) -> None:
         require(self.slack >= 1, "model.moe.parallel.slack", self.slack, "a number of at least 1")
+        every, accepted = self.rebalance_every, "an integer of at least 1, or None"
+        require(every is None or every >= 1, "model.moe.parallel.rebalance_every", every, accepted)
 
 
 def choose_strategy(

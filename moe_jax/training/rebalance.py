@@ -1,0 +1,83 @@
+"""Experts moved between devices in the course of a run, their weights and moments with them. E experts, R repeats."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from moe_jax.experts.parallel.balance import balanced_placement
+from moe_jax.training.config import TrainConfig
+from moe_jax.training.mesh import state_shardings
+from moe_jax.training.state import TrainState
+
+
+def rebalance(
+    state: TrainState,
+    load_by_layer: Mapping[str, Float[Array | np.ndarray, " E"]],
+    config: TrainConfig,
+    mesh: Mesh,
+) -> TrainState:
+    """The state with each sparse layer's experts placed by `balanced_placement`; it computes what it did before.
+
+    Args:
+      state: consumed, unless nothing moves.
+      load_by_layer: the metric `load` of a step, `{"layer_i": [E]}`.
+      config: of the run, with `model.moe.parallel.rebalance_every`.
+      mesh: that the state lies on.
+    """
+    model = config.model
+    now = {path: np.asarray(jax.device_get(x)) for path, x in _placements(state.router_state).items()}
+    new = {path: x.copy() for path, x in now.items()}
+    for i in model.moe_layers:
+        repeat, block = divmod(i, model.period)
+        path, index = (("layers", f"block_{block}"), repeat) if model.scan_layers else ((f"layer_{i}",), ...)
+        load = np.asarray(jax.device_get(load_by_layer[f"layer_{i}"]), np.float64)
+        new[path][index] = balanced_placement(load, mesh.shape["expert"], now[path][index])
+    if all(np.array_equal(new[path], now[path]) for path in now):
+        return state
+    # What lies in each place afterwards, by where it lies now.
+    source = {path: np.take_along_axis(now[path], np.argsort(new[path], axis=-1), axis=-1) for path in now}
+    leaves, tree = jax.tree.flatten(state_shardings(state, mesh))
+    return _mover(tuple(leaves), tree)(state, new, source)
+
+
+@functools.cache
+def _mover(shardings: tuple[Any, ...], tree: Any) -> Any:
+    """The compiled move of states that lie as `shardings` says."""
+
+    def move(state: TrainState, placement: Any, source: Any) -> TrainState:
+        def moved(path: tuple[Any, ...], leaf: Array) -> Array:
+            names = _names(path)
+            if names[-2:] == ("moe", "placement"):
+                return placement[_layer(names)]
+            if names and names[-1].startswith("experts_"):
+                return _take(leaf, source[_layer(names)])
+            return leaf
+
+        return jax.tree_util.tree_map_with_path(moved, state)
+
+    return jax.jit(move, donate_argnums=0, out_shardings=jax.tree.unflatten(tree, shardings))
+
+
+def _take(x: Array, source: Int[Array, "*R E"]) -> Array:
+    take = functools.partial(jnp.take, axis=0)
+    return take(x, source) if source.ndim == 1 else jax.vmap(take)(x, source)
+
+
+def _placements(router_state: Any) -> dict[tuple[str, ...], Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(router_state)
+    return {_layer(_names(path)): x for path, x in leaves if _names(path)[-2:] == ("moe", "placement")}
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+
+
+def _layer(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The layer's part of a path that goes through its mixture."""
+    return names[: names.index("moe")]
