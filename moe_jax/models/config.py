@@ -225,7 +225,10 @@ class ModelConfig:
             self._check_causal()
         every = self.moe.parallel.rebalance_every if self.moe else None
         require(
-            every is None or self.moe_layers, "model.moe.parallel.rebalance_every", every, "None, without moe_layers"
+            every is None or bool(self.moe_layers),
+            "model.moe.parallel.rebalance_every",
+            every,
+            "None, without moe_layers",
         )
 
     def _check_causal(self) -> None:
