@@ -22,8 +22,8 @@ class TrainState:
       step: optimizer steps done.
       params: the model's parameters, float32.
       opt_state: the optimizer's.
-      router_state: what routers remember that is not a parameter, and where experts
-        lie, if that may change; {} where there is nothing.
+      router_state: what routers remember that is not a parameter, and where experts lie, if that may change; {} where
+        there is nothing.
       rng: the key that each step's draws are folded from.
     """
 
