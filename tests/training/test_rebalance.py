@@ -41,6 +41,7 @@ CASES = {
         "model.moe.router": "soft_moe",
         "model.moe.router_options": {},
         "model.moe.k": 1,
+        "model.moe.capacity_factor": None,
         "model.moe.group_size": 16,
         "model.moe.allow_noncausal_router": True,
     },
