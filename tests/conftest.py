@@ -36,6 +36,13 @@ hypothesis.settings.register_profile("moe_jax", deadline=None, max_examples=20, 
 hypothesis.settings.load_profile("moe_jax")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Each program holds mappings of memory, of which a process has only so many: a file's go when it is done."""
+    yield
+    jax.clear_caches()
+
+
 class NoSkips:
     """A skipped test is a test that was not run: the suite fails."""
 
