@@ -1,10 +1,55 @@
 """moe_jax: sparse Mixture-of-Experts transformers in JAX and Flax."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+import jaxlib
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
+NATIVE = ROOT / "moe_jax/experts/kernels/native"
+COMPILE = "-std=c++17 -O3 -ffp-contract=fast -fPIC -fno-exceptions -fno-rtti -fvisibility=hidden -Wall -Wextra".split()
+# Functions that tile.cc becomes, and the processors that these are for.
+VARIANTS = {
+    "x86_64": {
+        "TileAvx512": ["-mcpu=x86_64_v4", "-mprefer-vector-width=512"],
+        "TileAvx2": ["-mcpu=x86_64_v3"],
+        "TileBaseline": ["-mcpu=x86_64_v2"],
+    }
+}
+
+
+class BuildNative(build_ext):
+    """Compiles the CPU's kernels with the compiler that comes with Zig, so that nobody needs one of their own."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
+
+    def build_extension(self, extension: Extension) -> None:
+        machine = platform.machine()
+        variants = VARIANTS.get(machine, {"TileBaseline": []})
+        units = [("tile.cc", [f"-DTILE={name}", *flags]) for name, flags in variants.items()]
+        units.append(("grouped.cc", [f"-I{Path(jaxlib.__file__).parent / 'include'}", *variants["TileBaseline"]]))
+        folder = Path(self.build_temp).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        objects = [str(folder / f"{number}.o") for number in range(len(units))]
+        for (source, flags), built in zip(units, objects, strict=True):
+            self._zig("c++", *COMPILE, *flags, "-c", str(NATIVE / source), "-o", built)
+        target = Path(self.get_ext_fullpath(extension.name)).absolute()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._zig("cc", "-shared", "-s", "-o", str(target), *objects, "-lpthread")
+
+    def _zig(self, *arguments: str) -> None:
+        try:
+            subprocess.run([sys.executable, "-m", "ziglang", *arguments], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            # What setuptools forgives an optional extension.
+            raise CompileError(str(error)) from error
+
 
 INSTALL = [
     "absl-py>=2.1,<3",
@@ -54,6 +99,17 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["moe_jax", "moe_jax.*"]),
+    package_data={"moe_jax.experts.kernels.native": ["*.cc", "*.h"]},
+    ext_modules=[
+        Extension(
+            "moe_jax.experts.kernels.native.grouped",
+            sources=[],
+            depends=[str(path.relative_to(ROOT)) for path in sorted(NATIVE.glob("*.[ch]*"))],
+            # Where this cannot be built experts run on kernels that XLA compiles.
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildNative},
     install_requires=INSTALL,
     extras_require={
         "test": TEST,

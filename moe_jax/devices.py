@@ -25,6 +25,17 @@ def current_mesh() -> AbstractMesh | None:
     return mesh
 
 
+def current_platform() -> str:
+    """The platform that runs what is being traced, `cpu`, `gpu` or `tpu`: the mesh's, which need not be attached here."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return platform_of(mesh) if not mesh.empty else jax.default_backend()
+
+
+def platform_of(mesh: AbstractMesh) -> str:
+    """The platform that a mesh is of, also where it is not this process's own."""
+    return mesh.abstract_device.platform if mesh.abstract_device else jax.default_backend()
+
+
 def token_shards(mesh: AbstractMesh) -> int:
     """How many devices share the tokens of a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
@@ -43,6 +54,17 @@ def by_group(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.shard_map(function, in_specs=BY_TOKEN, out_specs=BY_TOKEN)(*arrays)
 
     return divided
+
+
+def varying_alike(tree: Any) -> Any:
+    """Within `shard_map`: arrays that vary over the same axes, all those over which any does."""
+    axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
+
+    def vary(x: Any) -> Any:
+        missing = tuple(axes - jax.typeof(x).manual_axis_type.varying)
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(vary, tree)
 
 
 def kept_by_token(tree: Any) -> Any:

@@ -1,33 +1,52 @@
-"""Experts as one grouped matrix product over assignments sorted by expert; no empty seats, so no capacity is needed.
+"""Experts as grouped matrix products over assignments sorted by expert; no empty seats, so no capacity is needed.
 
-G groups, S tokens of a group, A assignments of a group, E experts, D model width, M = G * A.
+G groups, S tokens of a group, A assignments of a group, K choices per token, E experts, D model width, T = G * S,
+M = G * A.
 """
 
-import jax
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.experts.ffn import FFNKind, Weights, feed_forward
-from moe_jax.experts.permutation import NOWHERE
-from moe_jax.experts.placement import combine_rows, dispatch_rows
+from moe_jax.experts.ffn import FFNKind, Products, Weights, feed_forward
+from moe_jax.experts.kernels.choice import KernelChoice, choose_kernel
+from moe_jax.experts.kernels.grouped_matmul import into_experts, out_of_experts
+from moe_jax.experts.kernels.kernel import Groups
+from moe_jax.experts.kernels.sorting import sort_by_expert
+from moe_jax.experts.permutation import NOWHERE, permute_rows
+from moe_jax.experts.placement import global_token, rows_of_tokens
 from moe_jax.routing.assignment import Assignment
 
 
 def dropless(
-    x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind
+    x: Float[Array, "G S D"],
+    assignment: Assignment,
+    weights: Weights,
+    kind: FFNKind,
+    kernel: KernelChoice = "auto",
 ) -> Float[Array, "G S D"]:
     """Runs exactly the kept assignments, grouped by expert; with capacity_factor=None that is every one requested."""
-    place, group_sizes = sorted_places(assignment)
-    rows = dispatch_rows(x, assignment, place, place.size)
-    outputs = feed_forward(rows, weights, kind, lambda rows, w: jax.lax.ragged_dot(rows, w, group_sizes))
-    return combine_rows(outputs, assignment, place)
+    kernel = choose_kernel(kernel)
+    row, source, sizes = _sorted_rows(assignment, kernel)
+    token = jnp.where(source == NOWHERE, NOWHERE, global_token(assignment).reshape(-1)[source])
+    by_token = None if assignment.choices is None else rows_of_tokens(row, assignment.choices)
+    groups = Groups(sizes, token, by_token, assignment.num_groups * assignment.num_tokens)
+    row_weight = permute_rows(assignment.weight.reshape(-1, 1), source, row.reshape(-1, 1))[:, 0]
+    products = Products(
+        functools.partial(into_experts, groups=groups, kernel=kernel),
+        functools.partial(out_of_experts, groups=groups, kernel=kernel),
+    )
+    return feed_forward(x.reshape(-1, x.shape[-1]), weights, kind, products, row_weight).reshape(x.shape)
 
 
 def sorted_places(assignment: Assignment) -> tuple[Int[Array, "G A"], Int[Array, " E"]]:
     """Row of each kept assignment in order of expert (NOWHERE for the others), and how many rows each expert has."""
-    last = assignment.num_experts
-    key = jnp.where(assignment.kept, assignment.expert, last).reshape(-1)
-    order = jnp.argsort(key, stable=True)
-    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size)).astype(jnp.int32)
-    group_sizes = jnp.bincount(key, length=last + 1)[:last].astype(jnp.int32)
-    return jnp.where(assignment.kept, place.reshape(assignment.kept.shape), NOWHERE), group_sizes
+    row, _, sizes = _sorted_rows(assignment, choose_kernel("auto"))
+    return row, sizes
+
+
+def _sorted_rows(assignment: Assignment, kernel: str) -> tuple[Int[Array, "G A"], Int[Array, " M"], Int[Array, " E"]]:
+    expert = jnp.where(assignment.kept, assignment.expert, NOWHERE).reshape(-1)
+    row, source, sizes = sort_by_expert(expert, assignment.num_experts, kernel)
+    return row.reshape(assignment.kept.shape), source, sizes

@@ -1,16 +1,16 @@
-"""What one expert computes, written once over a `matmul`: of batches, of groups, or of one expert.
+"""What one expert computes, written once over `Products`: of batches, of groups, or of one expert.
 
 D model width, F expert width.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Matmul = Callable[[Float[Array, "..."], Float[Array, "..."]], Float[Array, "..."]]
 # "up" and, if gated, "gate" [..., D, F]; "down" [..., F, D]; vectors of a network as matrices of one row.
 Weights = Mapping[str, Float[Array, "..."]]
 
@@ -62,16 +62,58 @@ FFN_KINDS: dict[str, FFNKind] = {
 }
 
 
-def feed_forward(x: Float[Array, "... D"], weights: Weights, kind: FFNKind, matmul: Matmul) -> Float[Array, "... D"]:
-    """Applies a network of `kind`; `matmul(x, w)` says which rows of x meet which expert's matrix."""
+class Products(NamedTuple):
+    """Which rows meet which expert's matrices, on the way into experts and out of them.
+
+    Attributes:
+      into: (x, matrices) -> one product for each matrix.
+      out: pairs of rows and a matrix -> the sum of their products.
+    """
+
+    into: Callable[[Float[Array, "..."], tuple[Float[Array, "..."], ...]], tuple[Float[Array, "..."], ...]]
+    out: Callable[[tuple[tuple[Float[Array, "..."], Float[Array, "..."]], ...]], Float[Array, "..."]]
+
+
+def products_by(matmul: Callable[[Float[Array, "..."], Float[Array, "..."]], Float[Array, "..."]]) -> Products:
+    """The products of one `matmul(x, w)`: batched, grouped or of one expert."""
+
+    def out(pairs: tuple[tuple[Float[Array, "..."], Float[Array, "..."]], ...]) -> Float[Array, "..."]:
+        first, *others = (matmul(x, w) for x, w in pairs)
+        return sum(others, start=first)
+
+    return Products(lambda x, ws: tuple(matmul(x, w) for w in ws), out)
+
+
+def feed_forward(
+    x: Float[Array, "... D"],
+    weights: Weights,
+    kind: FFNKind,
+    products: Products,
+    row_weight: Float[Array, "..."] | None = None,
+) -> Float[Array, "... D"]:
+    """Applies a network of `kind`.
+
+    Args:
+      x: inputs.
+      weights: of one network or of several.
+      kind: what a network computes.
+      products: which rows meet which matrices.
+      row_weight: float32 factor of each row's output; None is 1. It is applied to the hidden values, which are there
+        anyway, so that neither the products before the sum over a token's experts nor their gradient need be.
+    """
     ones = jnp.ones((*x.shape[:-1], 1), x.dtype) if kind.biased or kind.scaled else None
-
-    def project(rows: Float[Array, "..."], name: str) -> Float[Array, "..."]:
-        product = matmul(rows, weights[name])
-        return product + matmul(ones, weights[f"{name}_bias"]) if kind.biased else product
-
-    first = [project(x, name) for name in (("gate", "up") if kind.gated else ("up",))]
+    names = ("gate", "up") if kind.gated else ("up",)
+    first = products.into(x, tuple(weights[name] for name in names))
+    if kind.biased:
+        biases = products.into(ones, tuple(weights[f"{name}_bias"] for name in names))
+        first = tuple(product + bias for product, bias in zip(first, biases, strict=True))
     hidden = kind.unit(*first)
     if kind.scaled:
-        hidden *= matmul(ones, weights["hidden_scale"])
-    return project(hidden, "down")
+        (scale,) = products.into(ones, (weights["hidden_scale"],))
+        hidden *= scale
+    factor = None if row_weight is None else row_weight[..., None].astype(hidden.dtype)
+    pairs = [(hidden if factor is None else hidden * factor, weights["down"])]
+    if kind.biased:
+        column = jnp.ones((*hidden.shape[:-1], 1), hidden.dtype) if factor is None else factor
+        pairs.append((column, weights["down_bias"]))
+    return products.out(tuple(pairs))

@@ -6,7 +6,7 @@ G groups, S tokens of a group, E experts, C capacity, D model width.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.experts.ffn import FFNKind, Weights, feed_forward
+from moe_jax.experts.ffn import FFNKind, Weights, feed_forward, products_by
 from moe_jax.routing.assignment import Assignment
 
 
@@ -15,7 +15,8 @@ def one_hot(x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, 
     dispatch = _by_seat(assignment, jnp.ones_like(assignment.weight)).astype(x.dtype)
     combine = _by_seat(assignment, assignment.weight).astype(x.dtype)
     inputs = jnp.einsum("gsec,gsd->egcd", dispatch, x)
-    outputs = feed_forward(inputs, weights, kind, lambda rows, w: jnp.einsum("egcn,enm->egcm", rows, w))
+    products = products_by(lambda rows, w: jnp.einsum("egcn,enm->egcm", rows, w))
+    outputs = feed_forward(inputs, weights, kind, products)
     return jnp.einsum("gsec,egcd->gsd", combine, outputs)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.experts.ffn import FFNKind, Weights, feed_forward
+from moe_jax.experts.ffn import FFNKind, Weights, feed_forward, products_by
 from moe_jax.routing.assignment import Assignment
 
 
@@ -21,5 +21,5 @@ def oracle(x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, k
     y = jnp.zeros(x.shape, jnp.float32)
     for e in range(assignment.num_experts):
         expert = {name: weight[e].astype(jnp.float32) for name, weight in weights.items()}
-        y += combine[..., e, None] * feed_forward(x.astype(jnp.float32), expert, kind, matmul)
+        y += combine[..., e, None] * feed_forward(x.astype(jnp.float32), expert, kind, products_by(matmul))
     return y.astype(x.dtype)

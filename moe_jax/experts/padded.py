@@ -6,7 +6,7 @@ G groups, S tokens of a group, A assignments of a group, E experts, C capacity, 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.experts.ffn import FFNKind, Weights, feed_forward
+from moe_jax.experts.ffn import FFNKind, Weights, feed_forward, products_by
 from moe_jax.experts.permutation import NOWHERE
 from moe_jax.experts.placement import combine_rows, dispatch_rows
 from moe_jax.routing.assignment import Assignment
@@ -20,7 +20,7 @@ def padded(x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, k
     groups, experts, capacity = assignment.num_groups, assignment.num_experts, assignment.capacity
     place = seat_places(assignment)
     rows = dispatch_rows(x, assignment, place, experts * groups * capacity)
-    outputs = feed_forward(rows.reshape(experts, groups * capacity, -1), weights, kind, jnp.matmul)
+    outputs = feed_forward(rows.reshape(experts, groups * capacity, -1), weights, kind, products_by(jnp.matmul))
     return combine_rows(outputs.reshape(rows.shape), assignment, place)
 
 

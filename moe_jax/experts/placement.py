@@ -16,10 +16,10 @@ def dispatch_rows(
     """Copies each assignment's token to its row `place`, NOWHERE for none; rows without an assignment are zeros."""
     tokens = x.reshape(-1, x.shape[-1])
     assignment_at = invert(place.reshape(-1), rows)
-    token_at = jnp.where(assignment_at == NOWHERE, NOWHERE, _global_token(assignment).reshape(-1)[assignment_at])
+    token_at = jnp.where(assignment_at == NOWHERE, NOWHERE, global_token(assignment).reshape(-1)[assignment_at])
     if assignment.choices is None:
         return take_rows(tokens, token_at)
-    return permute_rows(tokens, token_at, _by_token(place, assignment.choices))
+    return permute_rows(tokens, token_at, rows_of_tokens(place, assignment.choices))
 
 
 def combine_rows(rows: Float[Array, "M D"], assignment: Assignment, place: Int[Array, "G A"]) -> Float[Array, "G S D"]:
@@ -30,17 +30,17 @@ def combine_rows(rows: Float[Array, "M D"], assignment: Assignment, place: Int[A
     outputs = outputs * jnp.where(assignment.kept, assignment.weight, 0.0)[..., None].astype(rows.dtype)
     if assignment.choices is None:
         zeros = jnp.zeros((groups * tokens, rows.shape[-1]), rows.dtype)
-        summed = zeros.at[_global_token(assignment)].add(outputs)
+        summed = zeros.at[global_token(assignment)].add(outputs)
         return summed.reshape(groups, tokens, -1)
     return outputs.reshape(groups, assignment.choices, tokens, -1).sum(axis=1)
 
 
-def _global_token(assignment: Assignment) -> Int[Array, "G A"]:
+def global_token(assignment: Assignment) -> Int[Array, "G A"]:
     group = jnp.arange(assignment.num_groups, dtype=jnp.int32)[:, None]
     return group * assignment.num_tokens + assignment.token
 
 
-def _by_token(place: Int[Array, "G A"], choices: int) -> Int[Array, "T K"]:
+def rows_of_tokens(place: Int[Array, "G A"], choices: int) -> Int[Array, "T K"]:
     """Each token's rows, from places in choice-major order."""
     groups = place.shape[0]
     return place.reshape(groups, choices, -1).transpose(0, 2, 1).reshape(-1, choices)

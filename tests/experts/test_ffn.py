@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_jax.experts.ffn import FFN_KINDS, feed_forward
+from moe_jax.experts.ffn import FFN_KINDS, feed_forward, products_by
 from tests.comparison import assert_close
 
 UNITS = {
@@ -33,7 +33,7 @@ def test_feed_forward_equals_torch(kind):
     weights = {name: (3 * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
     x, cotangent = rng.normal(size=(2, 7, 6)).astype(np.float32)
 
-    apply = jax.jit(lambda x, weights: feed_forward(x, weights, FFN_KINDS[kind], jnp.matmul))
+    apply = jax.jit(lambda x, weights: feed_forward(x, weights, FFN_KINDS[kind], products_by(jnp.matmul)))
     y, vjp = jax.vjp(apply, jnp.asarray(x), jax.tree.map(jnp.asarray, weights))
     x_gradient, gradients = vjp(jnp.asarray(cotangent))
 

@@ -7,7 +7,7 @@ C capacity, D model width.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.experts.ffn import FFNKind, Weights, feed_forward
+from moe_jax.experts.ffn import FFNKind, Weights, feed_forward, products_by
 from moe_jax.experts.padded import seat_places
 from moe_jax.experts.parallel.exchange import Exchange
 from moe_jax.experts.placement import combine_rows, dispatch_rows
@@ -24,6 +24,6 @@ def all_to_all(
     rows = dispatch_rows(x, assignment, place, experts * seats)
     received = exchange.swap(rows.reshape(devices, experts // devices, seats, -1))
     by_expert = received.swapaxes(0, 1).reshape(experts // devices, devices * seats, -1)
-    outputs = feed_forward(by_expert, weights, kind, jnp.matmul)
+    outputs = feed_forward(by_expert, weights, kind, products_by(jnp.matmul))
     returned = exchange.swap(outputs.reshape(experts // devices, devices, seats, -1).swapaxes(0, 1))
     return combine_rows(returned.reshape(rows.shape), assignment, place)

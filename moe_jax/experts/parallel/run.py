@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from moe_jax.configuration import require
-from moe_jax.devices import AXES, BY_TOKEN, token_shards
+from moe_jax.devices import AXES, BY_TOKEN, platform_of, token_shards
 from moe_jax.experts.apply import Combine, apply_with
 from moe_jax.experts.ffn import FFNKind, Weights
 from moe_jax.experts.parallel.all_to_all import all_to_all
@@ -96,11 +96,6 @@ def weight_spec(name: str) -> P:
     if name == "down":
         return P("expert", "tensor", None)
     return P("expert") if name == "down_bias" else P("expert", None, "tensor")
-
-
-def platform_of(mesh: AbstractMesh) -> str:
-    """The platform that a mesh is of, also where it is not this process's own."""
-    return mesh.abstract_device.platform if mesh.abstract_device else jax.default_backend()
 
 
 def _run_part(

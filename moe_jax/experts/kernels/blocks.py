@@ -1,0 +1,61 @@
+"""Grouped products that XLA compiles for any platform: blocks of rows, one after the other, each with one expert's matrix.
+
+A rows sorted by expert, E experts, M and N widths, R rows of a block.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from moe_jax.experts.kernels.kernel import of_sorted_rows
+
+# Enough for a product to be worth starting, few enough for the last block of an expert not to waste much.
+BLOCK = 128
+
+
+def _product(x: Float[Array, "A M"], w: Float[Array, "E M N"], sizes: Int[Array, " E"]) -> Float[Array, "A N"]:
+    """Blocks that end within a group overwrite rows of the next, which that group's own blocks then put right."""
+    expert, first = _blocks(sizes, x.shape[0])
+    padded = jnp.pad(x, ((0, BLOCK), (0, 0)))
+
+    def multiply(i: Int[Array, ""], y: Float[Array, "_ N"]) -> Float[Array, "_ N"]:
+        rows = jax.lax.dynamic_slice_in_dim(padded, first[i], BLOCK)
+        return jax.lax.dynamic_update_slice_in_dim(y, rows @ w[expert[i]], first[i], 0)
+
+    y = jnp.zeros_like(padded, shape=(padded.shape[0], w.shape[2]))
+    return jax.lax.fori_loop(0, _count(sizes), multiply, y)[: x.shape[0]]
+
+
+def _outer(x: Float[Array, "A M"], y: Float[Array, "A N"], sizes: Int[Array, " E"]) -> Float[Array, "E M N"]:
+    """Adds up one expert's gradient at a time, where it lies."""
+    expert, first = _blocks(sizes, x.shape[0])
+    ends = jnp.cumsum(sizes)
+    x, y = (jnp.pad(rows, ((0, BLOCK), (0, 0))) for rows in (x, y))
+
+    def add(i: Int[Array, ""], total: Float[Array, "E M N"]) -> Float[Array, "E M N"]:
+        mine = first[i] + jnp.arange(BLOCK) < ends[expert[i]]
+        left = jax.lax.dynamic_slice_in_dim(x, first[i], BLOCK)
+        right = jax.lax.dynamic_slice_in_dim(y, first[i], BLOCK)
+        left, right = (jnp.where(mine[:, None], rows, jnp.zeros((), rows.dtype)) for rows in (left, right))
+        return total.at[expert[i]].add(left.T @ right)
+
+    total = jnp.zeros_like(x, shape=(sizes.shape[0], x.shape[1], y.shape[1]))
+    return jax.lax.fori_loop(0, _count(sizes), add, total)
+
+
+def _blocks(sizes: Int[Array, " E"], rows: int) -> tuple[Int[Array, " _"], Int[Array, " _"]]:
+    """Expert and first row of each block, for as many blocks as there can be."""
+    experts = sizes.shape[0]
+    most = min(rows, experts) + rows // BLOCK
+    counts = -(-sizes // BLOCK)
+    expert = jnp.repeat(jnp.arange(experts, dtype=jnp.int32), counts, total_repeat_length=most)
+    before = (jnp.cumsum(counts) - counts)[expert]
+    start = (jnp.cumsum(sizes) - sizes)[expert]
+    return expert, start + (jnp.arange(most, dtype=jnp.int32) - before) * BLOCK
+
+
+def _count(sizes: Int[Array, " E"]) -> Int[Array, ""]:
+    return (-(-sizes // BLOCK)).sum()
+
+
+BLOCKS = of_sorted_rows(_product, _outer)

@@ -1,0 +1,100 @@
+"""What a kernel of grouped matrix products is: three products that know nothing of gradients.
+
+T tokens, A rows sorted by expert, E experts, M and N widths.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from moe_jax.experts.permutation import NOWHERE, take_rows
+
+
+@struct.dataclass
+class Groups:
+    """Rows sorted by expert.
+
+    Attributes:
+      sizes: how many rows each expert has; rows past the last are nobody's.
+      token: the token that each row is of, NOWHERE past the last; None where rows are themselves what is run.
+      row: the rows of each token, filled up with NOWHERE; None where their number is not known, or with `token` None.
+      num_tokens: T (static); None with `token` None.
+    """
+
+    # Read by jaxtyping: tree maps rebuild the value with other things than arrays, so its fields are not enforced.
+    __no_type_check__ = True
+
+    sizes: Int[Array, " E"]
+    token: Int[Array, " A"] | None = None
+    row: Int[Array, "T K"] | None = None
+    num_tokens: int | None = struct.field(pytree_node=False, default=None)
+
+
+class Kernel(NamedTuple):
+    """A way of computing grouped products.
+
+    Attributes:
+      product: (x [T, M], w [E, M, N], groups, transposed) -> [A, N]: x[token[a]] @ w[expert of a], zeros for rows past
+        the last; `transposed`: w is [E, N, M].
+      product_sum: (xs, each [A, M], ws, each [E, M, N], groups, transposed) -> [T, N]: over the rows a of each token, and
+        over pairs of x and w, the sum of x[a] @ w[expert of a].
+      outer: (x, y, groups, x_by_token, y_by_token) -> [E, M, N]: over the rows a of each expert the sum of
+        x[a]^T y[a], exactly zero where it has none; x [A, M] or, by token, [T, M], whose row token[a] it is; y likewise.
+    """
+
+    product: Callable[[Float[Array, "T M"], Float[Array, "E _ _"], Groups, bool], Float[Array, "A N"]]
+    product_sum: Callable[
+        [Sequence[Float[Array, "A M"]], Sequence[Float[Array, "E _ _"]], Groups, bool], Float[Array, "T N"]
+    ]
+    outer: Callable[[Float[Array, "_ M"], Float[Array, "_ N"], Groups, bool, bool], Float[Array, "E M N"]]
+
+
+def of_sorted_rows(
+    product: Callable[[Float[Array, "A M"], Float[Array, "E M N"], Int[Array, " E"]], Float[Array, "A N"]],
+    outer: Callable[[Float[Array, "A M"], Float[Array, "A N"], Int[Array, " E"]], Float[Array, "E M N"]],
+) -> Kernel:
+    """A kernel made of products of rows that lie in order: copies tokens there, and sums rows by gathering them.
+
+    What `product` gives for rows past the last does not matter, nor what `outer` gives for empty groups.
+    """
+
+    def gathered(x: Float[Array, "_ M"], groups: Groups, by_token: bool) -> Float[Array, "A M"]:
+        return take_rows(x, groups.token) if by_token else x
+
+    def multiply(x: Float[Array, "A M"], w: Float[Array, "E _ _"], groups: Groups, transposed: bool) -> Array:
+        y = product(x, w.swapaxes(1, 2) if transposed else w, groups.sizes)
+        inside = jnp.arange(x.shape[0]) < groups.sizes.sum()
+        return jnp.where(inside[:, None], y, jnp.zeros((), y.dtype))
+
+    def product_of_tokens(x: Array, w: Array, groups: Groups, transposed: bool) -> Array:
+        return multiply(gathered(x, groups, groups.token is not None), w, groups, transposed)
+
+    def product_sum(xs: Sequence[Array], ws: Sequence[Array], groups: Groups, transposed: bool) -> Array:
+        rows = sum(multiply(x, w, groups, transposed) for x, w in zip(xs, ws, strict=True))
+        return sum_by_token(rows, groups)
+
+    def outer_of_tokens(x: Array, y: Array, groups: Groups, x_by_token: bool, y_by_token: bool) -> Array:
+        # Zeros past the last row: 0 * NaN would be NaN.
+        inside = (jnp.arange(max(x.shape[0], y.shape[0]) if groups.token is None else groups.token.shape[0]) < groups.sizes.sum())[:, None]
+        x, y = gathered(x, groups, x_by_token), gathered(y, groups, y_by_token)
+        x, y = jnp.where(inside, x, jnp.zeros((), x.dtype)), jnp.where(inside, y, jnp.zeros((), y.dtype))
+        w = outer(x, y, groups.sizes)
+        return jnp.where((groups.sizes > 0)[:, None, None], w, jnp.zeros((), w.dtype))
+
+    return Kernel(product_of_tokens, product_sum, outer_of_tokens)
+
+
+def sum_by_token(rows: Float[Array, "A N"], groups: Groups) -> Float[Array, "T N"]:
+    """The sum of each token's rows; the rows themselves where they are of no tokens."""
+    if groups.token is None:
+        return rows
+    if groups.row is None:
+        target = jnp.where(groups.token == NOWHERE, groups.num_tokens, groups.token)
+        return jnp.zeros((groups.num_tokens, rows.shape[1]), rows.dtype).at[target].add(rows, mode="drop")
+    total = take_rows(rows, groups.row[:, 0])
+    for r in range(1, groups.row.shape[1]):
+        total += take_rows(rows, groups.row[:, r])
+    return total

@@ -1,0 +1,346 @@
+// Grouped matrix products for XLA:CPU, as handlers of its foreign function interface.
+//
+// A assignments sorted by expert, T tokens, E experts, M and N widths. `sizes` [E] says how many of the sorted rows each
+// expert has; rows past the last are nobody's. An index of no elements stands for the order of the rows themselves.
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "tile.h"
+#include "xla/ffi/api/c_api.h"
+
+namespace moe_jax {
+namespace {
+
+#if defined(__x86_64__)
+// Zig's __builtin_cpu_supports is always false.
+bool HasFeatures(bool avx512) {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
+  const bool saves = c & bit_OSXSAVE, fma = c & bit_FMA;
+  if (!saves || !fma) return false;
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if (!avx512) return (low & 0x6) == 0x6 && (b & bit_AVX2);
+  const unsigned wanted = bit_AVX512F | bit_AVX512CD | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+  return (low & 0xe6) == 0xe6 && (b & wanted) == wanted;
+}
+
+TileFunction FindBestTile() {
+  if (HasFeatures(true)) return TileAvx512;
+  return HasFeatures(false) ? TileAvx2 : TileBaseline;
+}
+#else
+TileFunction FindBestTile() { return TileBaseline; }
+#endif
+
+// Asked for once: in a virtual machine the processor's answer takes a while.
+TileFunction BestTile() {
+  static TileFunction best = nullptr;
+  TileFunction tile = __atomic_load_n(&best, __ATOMIC_RELAXED);
+  if (!tile) __atomic_store_n(&best, tile = FindBestTile(), __ATOMIC_RELAXED);
+  return tile;
+}
+
+// Pieces of work that threads take in turn. Helpers that come late find nothing left, whenever that is: the last of all
+// who hold it frees it.
+struct Job {
+  void (*work)(void* context, int64_t piece, float* scratch);
+  void* context;
+  int64_t pieces;
+  int64_t next;     // first piece that nobody took
+  int64_t done;     // pieces that are finished
+  int64_t holders;  // threads that may still look at this
+  bool failed;      // no memory
+  pthread_mutex_t mutex;
+  pthread_cond_t finished;
+};
+
+void Release(Job* job) {
+  if (__atomic_sub_fetch(&job->holders, 1, __ATOMIC_ACQ_REL) > 0) return;
+  pthread_mutex_destroy(&job->mutex);
+  pthread_cond_destroy(&job->finished);
+  free(job);
+}
+
+void Work(Job* job) {
+  void* scratch = nullptr;
+  int64_t mine = 0;
+  for (;;) {
+    const int64_t piece = __atomic_fetch_add(&job->next, 1, __ATOMIC_ACQ_REL);
+    if (piece >= job->pieces) break;
+    if (!scratch && posix_memalign(&scratch, 64, kScratch * sizeof(float))) {
+      __atomic_store_n(&job->failed, true, __ATOMIC_RELEASE);
+    } else {
+      job->work(job->context, piece, static_cast<float*>(scratch));
+    }
+    ++mine;
+  }
+  free(scratch);
+  if (mine) {
+    pthread_mutex_lock(&job->mutex);
+    job->done += mine;
+    if (job->done == job->pieces) pthread_cond_signal(&job->finished);
+    pthread_mutex_unlock(&job->mutex);
+  }
+}
+
+void Help(void* job) {
+  Work(static_cast<Job*>(job));
+  Release(static_cast<Job*>(job));
+}
+
+// What a handler is called with, and what it is run by.
+class Call {
+ public:
+  explicit Call(XLA_FFI_CallFrame* frame) : frame_(frame) {}
+
+  const XLA_FFI_Buffer& argument(int i) const { return *static_cast<XLA_FFI_Buffer*>(frame_->args.args[i]); }
+  const XLA_FFI_Buffer& result(int i = 0) const { return *static_cast<XLA_FFI_Buffer*>(frame_->rets.rets[i]); }
+  int arguments() const { return static_cast<int>(frame_->args.size); }
+
+  int64_t threads() const {
+    int64_t threads = 1;
+    XLA_FFI_ThreadPool_NumThreads_Args args = {};
+    args.struct_size = XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE;
+    args.ctx = frame_->ctx;
+    args.num_threads = &threads;
+    if (XLA_FFI_Error* error = frame_->api->XLA_FFI_ThreadPool_NumThreads(&args)) {
+      Destroy(error);
+      return 1;
+    }
+    return threads < 1 ? 1 : threads;
+  }
+
+  // Runs all pieces, on this thread and on those of XLA's pool that happen to be free; none waits for another to start.
+  template <typename F>
+  XLA_FFI_Error* Share(int64_t pieces, F& work) const {
+    if (pieces == 0) return nullptr;
+    Job* job = static_cast<Job*>(calloc(1, sizeof(Job)));
+    if (!job) return Error("out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
+    job->work = [](void* context, int64_t piece, float* scratch) { (*static_cast<F*>(context))(piece, scratch); };
+    job->context = &work;
+    job->pieces = pieces;
+    pthread_mutex_init(&job->mutex, nullptr);
+    pthread_cond_init(&job->finished, nullptr);
+    const int64_t all = threads(), helpers = (all < pieces ? all : pieces) - 1;
+    job->holders = helpers + 1;
+    for (int64_t i = 0; i < helpers; ++i) {
+      XLA_FFI_ThreadPool_Schedule_Args args = {};
+      args.struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE;
+      args.ctx = frame_->ctx;
+      args.task = Help;
+      args.data = job;
+      if (XLA_FFI_Error* error = frame_->api->XLA_FFI_ThreadPool_Schedule(&args)) {
+        Destroy(error);
+        Release(job);
+      }
+    }
+    Work(job);
+    pthread_mutex_lock(&job->mutex);
+    while (job->done < pieces) pthread_cond_wait(&job->finished, &job->mutex);
+    pthread_mutex_unlock(&job->mutex);
+    const bool failed = __atomic_load_n(&job->failed, __ATOMIC_ACQUIRE);
+    Release(job);
+    return failed ? Error("out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED) : nullptr;
+  }
+
+  XLA_FFI_Error* Error(const char* message, XLA_FFI_Error_Code code) const {
+    XLA_FFI_Error_Create_Args args = {};
+    args.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE;
+    args.message = message;
+    args.errc = code;
+    return frame_->api->XLA_FFI_Error_Create(&args);
+  }
+
+ private:
+  void Destroy(XLA_FFI_Error* error) const {
+    XLA_FFI_Error_Destroy_Args args = {};
+    args.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE;
+    args.error = error;
+    frame_->api->XLA_FFI_Error_Destroy(&args);
+  }
+
+  XLA_FFI_CallFrame* frame_;
+};
+
+Rows Matrix(const XLA_FFI_Buffer& values, const XLA_FFI_Buffer& index) {
+  const int32_t* picked = index.dims[0] ? static_cast<const int32_t*>(index.data) : nullptr;
+  return {static_cast<float*>(values.data), values.dims[values.rank - 1], picked};
+}
+
+Rows Matrix(const XLA_FFI_Buffer& values) {
+  return {static_cast<float*>(values.data), values.dims[values.rank - 1], nullptr};
+}
+
+int64_t Pieces(int64_t size, int64_t most) { return (size + most - 1) / most; }
+
+// How many rows, of `total` in all, one piece of work has at most: few enough that threads finish together.
+int64_t RowsOfPiece(int64_t total, int64_t threads) {
+  const int64_t even = total / (4 * threads);
+  return even < 64 ? 64 : even > 256 ? 256 : even;
+}
+
+// y [A, N] = x[index[a]] @ w[expert of a], x [T, M], w [E, M, N]; transposed: w [E, N, M].
+XLA_FFI_Error* Product(const Call& call, bool transposed) {
+  const TileFunction tile = BestTile();
+  const Rows x = Matrix(call.argument(0), call.argument(3)), w = Matrix(call.argument(1)), y = Matrix(call.result());
+  const int64_t experts = call.argument(1).dims[0], total = call.result().dims[0];
+  const int32_t* sizes = static_cast<const int32_t*>(call.argument(2).data);
+  const int64_t most = RowsOfPiece(total, call.threads());
+  int64_t pieces = 0, end = 0;
+  for (int64_t e = 0; e < experts; ++e) {
+    pieces += Pieces(sizes[e], most);
+    end += sizes[e];
+  }
+  if (end > total) return call.Error("more rows in groups than there are", XLA_FFI_Error_Code_INVALID_ARGUMENT);
+  memset(y.row(end), 0, (total - end) * y.width * sizeof(float));
+
+  struct Part {
+    int32_t expert;
+    int64_t first, last;
+  };
+  Part* parts = static_cast<Part*>(malloc((pieces + 1) * sizeof(Part)));
+  if (!parts) return call.Error("out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
+  int64_t next = 0, start = 0;
+  for (int64_t e = 0; e < experts; start += sizes[e++]) {
+    const int64_t count = Pieces(sizes[e], most);
+    for (int64_t p = 0; p < count; ++p) {
+      parts[next++] = {static_cast<int32_t>(e), start + sizes[e] * p / count, start + sizes[e] * (p + 1) / count};
+    }
+  }
+  auto work = [&](int64_t piece, float* scratch) {
+    const Part& part = parts[piece];
+    Tile t = {};
+    t.left = x, t.right = w, t.out = y;
+    t.left_row = t.out_row = part.first;
+    t.rows = part.last - part.first, t.columns = y.width, t.depth = x.width;
+    t.right_transposed = transposed;
+    t.right.data += part.expert * x.width * y.width;
+    tile(t, scratch);
+  };
+  XLA_FFI_Error* error = call.Share(pieces, work);
+  free(parts);
+  return error;
+}
+
+// y [T, N], y[index[a]] += x[a] @ w[expert of a], summed over pairs of x [A, M] and w [E, M, N]; transposed: w [E, N, M].
+// Threads share out the columns, so that no two add to one value, and the order of sums is always the same.
+XLA_FFI_Error* ProductSum(const Call& call, bool transposed) {
+  const TileFunction tile = BestTile();
+  const Rows y = Matrix(call.result(), call.argument(1));
+  const int64_t rows = call.result().dims[0], pairs = (call.arguments() - 2) / 2;
+  const int32_t* sizes = static_cast<const int32_t*>(call.argument(0).data);
+  const int64_t experts = call.argument(0).dims[0];
+  const int64_t narrow = Pieces(y.width, 32), wanted = call.threads(), pieces = narrow < wanted ? narrow : wanted;
+  auto work = [&](int64_t piece, float* scratch) {
+    const int64_t first = narrow * piece / pieces * 32, past = narrow * (piece + 1) / pieces * 32;
+    const int64_t columns = (past < y.width ? past : y.width) - first;
+    for (int64_t i = 0; i < rows; ++i) memset(y.data + i * y.width + first, 0, columns * sizeof(float));
+    int64_t start = 0;
+    for (int64_t e = 0; e < experts; start += sizes[e++]) {
+      for (int64_t pair = 0; pair < pairs; ++pair) {
+        Tile t = {};
+        t.left = Matrix(call.argument(2 + 2 * pair)), t.right = Matrix(call.argument(3 + 2 * pair)), t.out = y;
+        t.left_row = t.out_row = start;
+        t.out_column = first;
+        (transposed ? t.right_row : t.right_column) = first;
+        t.rows = sizes[e], t.columns = columns, t.depth = t.left.width;
+        t.right_transposed = transposed;
+        t.right.data += e * t.left.width * y.width;
+        t.add = true;
+        tile(t, scratch);
+      }
+    }
+  };
+  return call.Share(pieces, work);
+}
+
+// w [E, M, N], w[e] = sum over the rows a of e of x[left[a]]^T y[right[a]]; zeros where e has none.
+XLA_FFI_Error* Outer(const Call& call) {
+  const TileFunction tile = BestTile();
+  const Rows x = Matrix(call.argument(0), call.argument(3)), y = Matrix(call.argument(1), call.argument(4));
+  const Rows w = Matrix(call.result());
+  const int32_t* sizes = static_cast<const int32_t*>(call.argument(2).data);
+  const int64_t experts = call.result().dims[0];
+  const int64_t most = experts * x.width >= 8 * 128 * call.threads() ? 128 : 32, parts = Pieces(x.width, most);
+  int64_t* starts = static_cast<int64_t*>(malloc((experts + 1) * sizeof(int64_t)));
+  if (!starts) return call.Error("out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
+  starts[0] = 0;
+  for (int64_t e = 0; e < experts; ++e) starts[e + 1] = starts[e] + sizes[e];
+  auto work = [&](int64_t piece, float* scratch) {
+    const int64_t e = piece / parts, part = piece % parts;
+    const int64_t first = x.width * part / parts, last = x.width * (part + 1) / parts;
+    Tile t = {};
+    t.left = x, t.right = y, t.out = w;
+    t.left_row = t.right_row = starts[e];
+    t.left_column = first;
+    t.out_row = e * x.width + first;
+    t.rows = last - first, t.columns = w.width, t.depth = sizes[e];
+    t.left_transposed = true;
+    tile(t, scratch);
+  };
+  XLA_FFI_Error* error = call.Share(experts * parts, work);
+  free(starts);
+  return error;
+}
+
+// From each assignment's expert [A], negative for none: the row of each assignment in order of expert [A], the
+// assignment at each row [A], both -1 for none, and how many rows each expert has [E]. Stable.
+XLA_FFI_Error* Sort(const Call& call) {
+  const XLA_FFI_Buffer& assignments = call.argument(0);
+  const int32_t* expert = static_cast<const int32_t*>(assignments.data);
+  int32_t* row = static_cast<int32_t*>(call.result(0).data);
+  int32_t* at = static_cast<int32_t*>(call.result(1).data);
+  int32_t* sizes = static_cast<int32_t*>(call.result(2).data);
+  const int64_t count = assignments.dims[0], experts = call.result(2).dims[0];
+  memset(sizes, 0, experts * sizeof(int32_t));
+  for (int64_t a = 0; a < count; ++a) {
+    if (expert[a] >= experts) return call.Error("an expert that there is not", XLA_FFI_Error_Code_INVALID_ARGUMENT);
+    if (expert[a] >= 0) ++sizes[expert[a]];
+  }
+  int32_t* next = static_cast<int32_t*>(malloc((experts + 1) * sizeof(int32_t)));
+  if (!next) return call.Error("out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
+  next[0] = 0;
+  for (int64_t e = 0; e < experts; ++e) next[e + 1] = next[e] + sizes[e];
+  for (int64_t a = next[experts]; a < count; ++a) at[a] = -1;
+  for (int64_t a = 0; a < count; ++a) {
+    row[a] = expert[a] < 0 ? -1 : next[expert[a]]++;
+    if (row[a] >= 0) at[row[a]] = static_cast<int32_t>(a);
+  }
+  free(next);
+  return nullptr;
+}
+
+// XLA asks for a handler's version before it runs it.
+bool AnswersVersion(XLA_FFI_CallFrame* frame) {
+  XLA_FFI_Extension_Base* extension = frame->extension_start;
+  if (!extension || extension->type != XLA_FFI_Extension_Metadata) return false;
+  XLA_FFI_Metadata* metadata = reinterpret_cast<XLA_FFI_Metadata_Extension*>(extension)->metadata;
+  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  return true;
+}
+
+}  // namespace
+}  // namespace moe_jax
+
+#define MOE_JAX_HANDLER(name, expression)                                                              \
+  extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* name(XLA_FFI_CallFrame* frame) { \
+    if (moe_jax::AnswersVersion(frame)) return nullptr;                                              \
+    const moe_jax::Call call(frame);                                                                  \
+    return expression;                                                                                \
+  }
+
+MOE_JAX_HANDLER(moe_jax_product, moe_jax::Product(call, false))
+MOE_JAX_HANDLER(moe_jax_product_transposed, moe_jax::Product(call, true))
+MOE_JAX_HANDLER(moe_jax_product_sum, moe_jax::ProductSum(call, false))
+MOE_JAX_HANDLER(moe_jax_product_sum_transposed, moe_jax::ProductSum(call, true))
+MOE_JAX_HANDLER(moe_jax_outer, moe_jax::Outer(call))
+MOE_JAX_HANDLER(moe_jax_sort, moe_jax::Sort(call))

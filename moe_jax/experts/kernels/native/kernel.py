@@ -1,0 +1,89 @@
+"""The CPU's own kernel: float32 products as fast as one large product, whatever the groups' sizes.
+
+Tokens are read, and results summed, where they lie: no sorted copy of either is made.
+
+T tokens, A rows sorted by expert, E experts, M and N widths.
+"""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from moe_jax.devices import varying_alike
+from moe_jax.experts.kernels.kernel import Groups, Kernel
+
+LIBRARY = Path(__file__).with_name("grouped.so")
+HANDLERS = ("product", "product_transposed", "product_sum", "product_sum_transposed", "outer", "sort")
+
+
+@functools.cache
+def is_installed() -> bool:
+    """Whether the library is there, which XLA then knows of. It is built when moe_jax is installed."""
+    if not LIBRARY.exists():
+        return False
+    library = ctypes.CDLL(str(LIBRARY))
+    for name in HANDLERS:
+        handler = jax.ffi.pycapsule(getattr(library, f"moe_jax_{name}"))
+        jax.ffi.register_ffi_target(f"moe_jax_{name}", handler, platform="cpu")
+    return True
+
+
+def sort_rows(expert: Int[Array, " A"], num_experts: int) -> tuple[Int[Array, " A"], Int[Array, " A"], Int[Array, " E"]]:
+    """`sort_by_expert` by counting."""
+    shapes = [(expert.shape, jnp.int32), (expert.shape, jnp.int32), ((num_experts,), jnp.int32)]
+    row, assignment, sizes = _call("sort", shapes, expert)
+    return row, assignment, sizes
+
+
+def _product(x: Float[Array, "T M"], w: Float[Array, "E _ _"], groups: Groups, transposed: bool) -> Float[Array, "A N"]:
+    index = _index(groups.token)
+    rows = x.shape[0] if groups.token is None else index.shape[0]
+    name = "product_transposed" if transposed else "product"
+    shape = rows, w.shape[1 if transposed else 2]
+    return _floats(name, shape, x.dtype, x, w, groups.sizes, index)
+
+
+def _product_sum(
+    xs: Sequence[Float[Array, "A M"]], ws: Sequence[Float[Array, "E _ _"]], groups: Groups, transposed: bool
+) -> Float[Array, "T N"]:
+    rows = xs[0].shape[0] if groups.token is None else groups.num_tokens
+    name = "product_sum_transposed" if transposed else "product_sum"
+    shape = rows, ws[0].shape[1 if transposed else 2]
+    pairs = [factor for pair in zip(xs, ws, strict=True) for factor in pair]
+    return _floats(name, shape, xs[0].dtype, groups.sizes, _index(groups.token), *pairs)
+
+
+def _outer(
+    x: Float[Array, "_ M"], y: Float[Array, "_ N"], groups: Groups, x_by_token: bool, y_by_token: bool
+) -> Float[Array, "E M N"]:
+    shape = groups.sizes.shape[0], x.shape[1], y.shape[1]
+    index = [_index(groups.token if by_token else None) for by_token in (x_by_token, y_by_token)]
+    return _floats("outer", shape, x.dtype, x, y, groups.sizes, *index)
+
+
+NATIVE = Kernel(_product, _product_sum, _outer)
+
+
+def _index(token: Int[Array, " A"] | None) -> Int[Array, " _"]:
+    """Which rows; none at all stands for all in order."""
+    return jnp.zeros(0, jnp.int32) if token is None else token
+
+
+def _floats(name: str, shape: tuple[int, ...], dtype: Any, *operands: Array) -> Float[Array, "..."]:
+    """Calls a handler of floats, which computes in float32."""
+    wide = [x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in operands]
+    (result,) = _call(name, [(shape, jnp.float32)], *wide)
+    return result.astype(dtype)
+
+
+def _call(name: str, shapes: Sequence[tuple[tuple[int, ...], Any]], *operands: Array) -> Sequence[Array]:
+    operands = varying_alike(operands)
+    axes = jax.typeof(operands[0]).manual_axis_type
+    results = [jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes) for shape, dtype in shapes]
+    return jax.ffi.ffi_call(f"moe_jax_{name}", results)(*operands)
