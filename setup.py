@@ -11,8 +11,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
-NATIVE = ROOT / "moe_jax/experts/kernels/native"
-COMPILE = "-std=c++17 -O3 -ffp-contract=fast -fPIC -fno-exceptions -fno-rtti -fvisibility=hidden -Wall -Wextra".split()
+NATIVE = ROOT / "moe_jax/native"
+COMPILE = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden"]
 # Functions that tile.cc becomes, and the processors that these are for.
 VARIANTS = {
     "x86_64": {
@@ -33,12 +33,12 @@ class BuildNative(build_ext):
         machine = platform.machine()
         variants = VARIANTS.get(machine, {"TileBaseline": []})
         units = [("tile.cc", [f"-DTILE={name}", *flags]) for name, flags in variants.items()]
-        units.append(("grouped.cc", [f"-I{Path(jaxlib.__file__).parent / 'include'}", *variants["TileBaseline"]]))
+        units.append(("handlers.cc", [f"-I{Path(jaxlib.__file__).parent / 'include'}", *variants["TileBaseline"]]))
         folder = Path(self.build_temp).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         objects = [str(folder / f"{number}.o") for number in range(len(units))]
         for (source, flags), built in zip(units, objects, strict=True):
-            self._zig("c++", *COMPILE, *flags, "-c", str(NATIVE / source), "-o", built)
+            self._zig("c++", *COMPILE, "-Wall", "-Wextra", *flags, "-c", str(NATIVE / source), "-o", built)
         target = Path(self.get_ext_fullpath(extension.name)).absolute()
         target.parent.mkdir(parents=True, exist_ok=True)
         self._zig("cc", "-shared", "-s", "-o", str(target), *objects, "-lpthread")
@@ -99,10 +99,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["moe_jax", "moe_jax.*"]),
-    package_data={"moe_jax.experts.kernels.native": ["*.cc", "*.h"]},
+    package_data={"moe_jax.native": ["*.cc", "*.h"]},
     ext_modules=[
         Extension(
-            "moe_jax.experts.kernels.native.grouped",
+            "moe_jax.native.libmoe_jax",
             sources=[],
             depends=[str(path.relative_to(ROOT)) for path in sorted(NATIVE.glob("*.[ch]*"))],
             # Where this cannot be built experts run on kernels that XLA compiles.

@@ -26,7 +26,7 @@ def current_mesh() -> AbstractMesh | None:
 
 
 def current_platform() -> str:
-    """The platform that runs what is being traced, `cpu`, `gpu` or `tpu`: the mesh's, which need not be attached here."""
+    """The platform, `cpu`, `gpu` or `tpu`, that will run what is being traced; of a mesh, which need not be here."""
     mesh = jax.sharding.get_abstract_mesh()
     return platform_of(mesh) if not mesh.empty else jax.default_backend()
 

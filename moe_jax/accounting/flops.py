@@ -11,6 +11,7 @@ import dataclasses
 import math
 
 from moe_jax.accounting.parameters import attention_parameters, count_dense, count_expert, count_shared
+from moe_jax.experts.run import choose_execution
 from moe_jax.models.config import ModelConfig, MoEConfig
 from moe_jax.routing import ROUTERS
 from moe_jax.routing.capacity import capacity_per_expert
@@ -85,7 +86,10 @@ def _sparse_layer(config: ModelConfig, sequence_length: int) -> tuple[int, int, 
 
 
 def _executed(moe: MoEConfig, model_dim: int, expert: int, group: int) -> float:
-    """What a sparse layer costs one token of a `group` of tokens in training, where one expert costs it `expert`."""
+    """What a sparse layer costs one token of a `group` of tokens in training, where one expert costs it `expert`.
+
+    `dropless` is counted as if it dropped nothing.
+    """
     capacity = capacity_per_expert(moe.capacity_factor, group, moe.k, moe.num_experts, moe.capacity_rule)
     seats = moe.num_experts * capacity
     # The masks [S, E, C] multiply every token to and from every seat.
@@ -95,7 +99,7 @@ def _executed(moe: MoEConfig, model_dim: int, expert: int, group: int) -> float:
         "dropless": moe.k * expert,
         "oracle": moe.num_experts * expert,
     }
-    return float(executed[moe.execution])
+    return float(executed[choose_execution(moe.execution)])
 
 
 def _executed_slots(moe: MoEConfig, model_dim: int, expert: int, group: int) -> float:
@@ -107,4 +111,4 @@ def _executed_slots(moe: MoEConfig, model_dim: int, expert: int, group: int) -> 
         "dropless": expert,
         "oracle": moe.num_experts * expert,
     }
-    return 4.0 * slots * model_dim + slots / group * executed[moe.execution]
+    return 4.0 * slots * model_dim + slots / group * executed[choose_execution(moe.execution)]

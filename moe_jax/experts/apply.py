@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.experts.ffn import FFNKind, Weights
-from moe_jax.experts.run import EXECUTIONS, Execution
+from moe_jax.experts.kernels.choice import KernelChoice
+from moe_jax.experts.run import Execution, make_execution
 from moe_jax.routing.assignment import Assignment
 
 Combine = Literal["output", "input", "mix"]
@@ -22,6 +23,7 @@ def apply_experts(
     kind: FFNKind,
     execution: str,
     combine: Combine = "output",
+    kernel: KernelChoice = "auto",
 ) -> Float[Array, "G S D"]:
     """Runs the kept assignments a of each token t and sums what they give.
 
@@ -33,8 +35,9 @@ def apply_experts(
       execution: a name in EXECUTIONS.
       combine: `output`: weight[a] * expert(x[t]), a mixture. `input`: expert(weight[a] * x[t]), Llama 4's. `mix`:
         weight[a] * expert(x[t]) + (1 - weight[a]) * x[t], BASE layers', so that a token without an expert gets zeros.
+      kernel: of grouped products; see `choose_kernel`.
     """
-    return apply_with(EXECUTIONS[execution], x, assignment, weights, kind, combine)
+    return apply_with(make_execution(execution, kernel), x, assignment, weights, kind, combine)
 
 
 def apply_with(

@@ -9,12 +9,12 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moe_jax.counting import NOWHERE, sort_by_key
 from moe_jax.experts.ffn import FFNKind, Products, Weights, feed_forward
 from moe_jax.experts.kernels.choice import KernelChoice, choose_kernel
 from moe_jax.experts.kernels.grouped_matmul import into_experts, out_of_experts
 from moe_jax.experts.kernels.kernel import Groups
-from moe_jax.experts.kernels.sorting import sort_by_expert
-from moe_jax.experts.permutation import NOWHERE, permute_rows
+from moe_jax.experts.permutation import permute_rows
 from moe_jax.experts.placement import global_token, rows_of_tokens
 from moe_jax.routing.assignment import Assignment
 
@@ -28,7 +28,7 @@ def dropless(
 ) -> Float[Array, "G S D"]:
     """Runs exactly the kept assignments, grouped by expert; with capacity_factor=None that is every one requested."""
     kernel = choose_kernel(kernel)
-    row, source, sizes = _sorted_rows(assignment, kernel)
+    row, source, sizes = _sorted_rows(assignment)
     token = jnp.where(source == NOWHERE, NOWHERE, global_token(assignment).reshape(-1)[source])
     by_token = None if assignment.choices is None else rows_of_tokens(row, assignment.choices)
     groups = Groups(sizes, token, by_token, assignment.num_groups * assignment.num_tokens)
@@ -42,11 +42,11 @@ def dropless(
 
 def sorted_places(assignment: Assignment) -> tuple[Int[Array, "G A"], Int[Array, " E"]]:
     """Row of each kept assignment in order of expert (NOWHERE for the others), and how many rows each expert has."""
-    row, _, sizes = _sorted_rows(assignment, choose_kernel("auto"))
+    row, _, sizes = _sorted_rows(assignment)
     return row, sizes
 
 
-def _sorted_rows(assignment: Assignment, kernel: str) -> tuple[Int[Array, "G A"], Int[Array, " M"], Int[Array, " E"]]:
+def _sorted_rows(assignment: Assignment) -> tuple[Int[Array, "G A"], Int[Array, " M"], Int[Array, " E"]]:
     expert = jnp.where(assignment.kept, assignment.expert, NOWHERE).reshape(-1)
-    row, source, sizes = sort_by_expert(expert, assignment.num_experts, kernel)
+    row, source, sizes = sort_by_key(expert, assignment.num_experts)
     return row.reshape(assignment.kept.shape), source, sizes

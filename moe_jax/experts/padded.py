@@ -6,8 +6,8 @@ G groups, S tokens of a group, A assignments of a group, E experts, C capacity, 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moe_jax.counting import NOWHERE
 from moe_jax.experts.ffn import FFNKind, Weights, feed_forward, products_by
-from moe_jax.experts.permutation import NOWHERE
 from moe_jax.experts.placement import combine_rows, dispatch_rows
 from moe_jax.routing.assignment import Assignment
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from moe_jax.layers.by_row import by_row
 from moe_jax.layers.initialization import kernel_init
 from moe_jax.layers.positions import RotaryAngles, rotate
 
@@ -90,4 +91,5 @@ class Attention(nn.Module):
         return self._project(x, heads * self.head_dim, name).reshape(*x.shape[:2], heads, self.head_dim)
 
     def _project(self, x: Float[Array, "B S M"], width: int, name: str) -> Float[Array, "B S N"]:
-        return nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init(self.init_scale), name=name)(x)
+        dense = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init(self.init_scale), name=name)
+        return by_row(dense, x)

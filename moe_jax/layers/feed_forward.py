@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.experts.ffn import FFN_KINDS, feed_forward, products_by
+from moe_jax.layers.by_row import by_row
 from moe_jax.layers.initialization import network_weights
 
 
@@ -27,4 +28,5 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         kind = FFN_KINDS[self.kind]
         weights = network_weights(self, kind, x.shape[-1], self.ffn_dim, self.init_scale, self.dtype)
-        return feed_forward(x.astype(self.dtype), weights, kind, products_by(jnp.matmul))
+        products = products_by(jnp.matmul)
+        return by_row(lambda rows: feed_forward(rows, weights, kind, products), x.astype(self.dtype))

@@ -16,8 +16,10 @@ from moe_jax.configuration import require
 from moe_jax.devices import current_mesh, kept_by_token
 from moe_jax.experts.apply import Combine, apply_experts
 from moe_jax.experts.ffn import FFN_KINDS, Weights
+from moe_jax.experts.kernels.choice import KernelChoice
 from moe_jax.experts.parallel.run import apply_on_mesh
 from moe_jax.experts.parallel.strategy import ParallelConfig
+from moe_jax.experts.run import choose_execution
 from moe_jax.layers.feed_forward import FeedForward
 from moe_jax.layers.initialization import kernel_init, network_weights
 from moe_jax.routing import make_router
@@ -40,7 +42,8 @@ class MoE(nn.Module):
       capacity_factor: seats relative to even load; None drops nothing.
       group_size: tokens that share one capacity; None makes each sequence a group.
       kind: what an expert computes, a name in FFN_KINDS.
-      execution: a name in EXECUTIONS.
+      execution: a name in EXECUTIONS, or `auto`; see `choose_execution`.
+      kernel: of grouped matrix products, where the execution has any; see `choose_kernel`.
       router_options: further fields of the router's module.
       capacity_rule: how the factor becomes seats; see `capacity_per_expert`.
       loss_level: what the router's losses are means over; None takes the router's own.
@@ -60,7 +63,8 @@ class MoE(nn.Module):
     capacity_factor: float | None = 1.25
     group_size: int | None = None
     kind: str = "relu"
-    execution: str = "padded"
+    execution: str = "auto"
+    kernel: KernelChoice = "auto"
     router_options: Mapping[str, Any] = FrozenDict()
     capacity_rule: CapacityRule = "ceil"
     loss_level: LossLevel | None = None
@@ -132,12 +136,12 @@ class MoE(nn.Module):
         return assignment.replace(expert=placement.value[assignment.expert])
 
     def _run(self, x: Float[Array, "G S D"], assignment: Assignment, weights: Weights) -> Float[Array, "G S D"]:
-        kind, mesh = FFN_KINDS[self.kind], current_mesh()
+        kind, mesh, execution = FFN_KINDS[self.kind], current_mesh(), choose_execution(self.execution)
         if mesh is None:
-            return apply_experts(x, assignment, weights, kind, self.execution, self.combine)
+            return apply_experts(x, assignment, weights, kind, execution, self.combine, self.kernel)
         rows = self.k * (1.0 if self.capacity_factor is None else self.capacity_factor)
         y, metrics = apply_on_mesh(
-            x, assignment, weights, kind, self.execution, self.combine, mesh, self.parallel, rows
+            x, assignment, weights, kind, execution, self.combine, mesh, self.parallel, rows, self.kernel
         )
         report(self, {name: mean_of_parts(value) for name, value in metrics.items()})
         return y

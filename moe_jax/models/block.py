@@ -64,6 +64,7 @@ class Block(nn.Module):
             kind=config.expert_ffn,
             expert_dim=config.expert_dim,
             execution=moe.execution,
+            kernel=moe.kernel,
             router_options=moe.router_options,
             capacity_rule=moe.capacity_rule,
             loss_level=moe.loss_level,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from moe_jax.configuration import ConfigError, require, require_name
 from moe_jax.experts.apply import Combine
 from moe_jax.experts.ffn import FFN_KINDS
+from moe_jax.experts.kernels.choice import KernelChoice
 from moe_jax.experts.parallel.strategy import ParallelConfig
 from moe_jax.experts.run import EXECUTIONS
 from moe_jax.routing import ROUTERS, Router, check_router
@@ -27,7 +28,9 @@ class MoEConfig:
       group_size: S, tokens that share one capacity; None makes each sequence a group. Independent of the devices.
       expert_dim: F of one expert; None takes the model's `ffn_dim`.
       ffn: what an expert computes, a name in `moe_jax.experts.ffn.FFN_KINDS`; None takes the model's `ffn`.
-      execution: how experts are run, a name in `moe_jax.experts.run.EXECUTIONS`.
+      execution: how experts are run, a name in `moe_jax.experts.run.EXECUTIONS`; `auto` takes the fastest.
+      kernel: of grouped matrix products (execution `dropless`), a name in `moe_jax.experts.kernels.choice.KERNELS`;
+        `auto` takes the fastest.
       losses: coefficients of the router's losses by name, each a mean over layers; what is left out has the
         coefficient of the router's paper (`Router.losses`), as have all with None.
       loss_level: what a loss is a mean over, `group`, `sequence` or `batch`; None takes the router's own.
@@ -48,7 +51,8 @@ class MoEConfig:
     group_size: int | None = None
     expert_dim: int | None = None
     ffn: str | None = None
-    execution: str = "padded"
+    execution: str = "auto"
+    kernel: KernelChoice = "auto"
     losses: dict[str, Any] | None = None
     loss_level: LossLevel | None = None
     capacity_rule: CapacityRule = "ceil"
@@ -63,7 +67,7 @@ class MoEConfig:
         where = "model.moe."
         require(self.num_experts >= 1, where + "num_experts", self.num_experts, "an integer of at least 1")
         require_name(self.router, ROUTERS, where + "router")
-        require_name(self.execution, EXECUTIONS, where + "execution")
+        require_name(self.execution, ["auto", *EXECUTIONS], where + "execution")
         if self.ffn is not None:
             require_name(self.ffn, FFN_KINDS, where + "ffn")
         require(1 <= self.k <= self.num_experts, where + "k", self.k, f"1 to num_experts ({self.num_experts})")

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.devices import kept_by_token
 from moe_jax.layers.attention import attention_mask
+from moe_jax.layers.by_row import by_row
 from moe_jax.layers.initialization import kernel_init
 from moe_jax.layers.norms import RMSNorm
 from moe_jax.layers.positions import RelativeBias, rotary_angles
@@ -81,11 +82,10 @@ class Decoder(nn.Module):
         shared = (angles, attention_mask(segment_ids, config.causal), bias, segment_ids != 0, tokens, positions)
         x = RMSNorm(dtype, name="final_norm")(self._layers(kept_by_token(embed(tokens)), shared))
         if config.tie_embeddings:
-            logits = embed.attend(x)
+            logits = by_row(embed.attend, x)
         else:
-            logits = nn.Dense(
-                config.vocab_size, use_bias=False, dtype=dtype, kernel_init=kernel_init(1.0), name="head"
-            )(x)
+            head = nn.Dense(config.vocab_size, use_bias=False, dtype=dtype, kernel_init=kernel_init(1.0), name="head")
+            logits = by_row(head, x)
         return logits.astype(jnp.float32)
 
     def _layers(self, x: Float[Array, "B S D"], shared: tuple[Any, ...]) -> Float[Array, "B S D"]:

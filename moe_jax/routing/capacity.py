@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.configuration import require, require_name
+from moe_jax.counting import count_earlier, counts_natively
 from moe_jax.devices import by_group
 
 # ceil: this project's; mesh_tensorflow: of the code that trained GShard and Switch Transformer.
@@ -55,6 +56,9 @@ def seats_by_position(expert: Int[Array, "G A"], requested: Bool[Array, "G A"], 
     """How many earlier requested assignments of the same group ask for the same expert."""
 
     def count(expert: Int[Array, "G A"], requested: Bool[Array, "G A"]) -> Int[Array, "G A"]:
+        if counts_natively():
+            key = expert + num_experts * jnp.arange(expert.shape[0], dtype=jnp.int32)[:, None]
+            return count_earlier(key.reshape(-1), requested.reshape(-1)).reshape(key.shape)
         asks = jax.nn.one_hot(expert, num_experts, dtype=jnp.int32) * requested[..., None].astype(jnp.int32)
         earlier = jnp.cumsum(asks, axis=1) - asks
         return jnp.take_along_axis(earlier, expert[..., None], axis=-1)[..., 0]

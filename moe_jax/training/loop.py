@@ -80,7 +80,7 @@ def train(
     """
     mesh = make_mesh(config.mesh)
     description = describe_mesh(config)
-    if progress and mesh.size > 1 and is_writer():
+    if progress and is_writer():
         tqdm.write(description, file=sys.stderr)
     data = load_text(config.data)
     validation = data.validation_batches(config.eval_batches)

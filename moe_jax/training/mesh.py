@@ -15,7 +15,9 @@ from jaxtyping import Array
 
 from moe_jax.configuration import require
 from moe_jax.devices import AXES, BY_TOKEN
+from moe_jax.experts.kernels.choice import choose_kernel
 from moe_jax.experts.parallel.strategy import choose_strategy
+from moe_jax.experts.run import choose_execution
 from moe_jax.training.config import MeshConfig, TrainConfig
 
 # The last axes of a parameter, by the end of its path; what no rule names is whole on every device.
@@ -108,20 +110,27 @@ def whole_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]
 
 
 def describe_mesh(config: TrainConfig) -> str:
-    """One line: on what a run computes, and how its tokens reach their experts.
+    """One line: on what a run computes, and how its tokens reach their experts and experts are run.
 
     Raises:
       ConfigError: the platform lacks the strategy that is asked for.
     """
     sizes = ", ".join(f"{axis} {getattr(config.mesh, axis)}" for axis in AXES if getattr(config.mesh, axis) > 1)
     where = f"{config.name} on {config.mesh.size} {jax.default_backend()} device{'s' * (config.mesh.size > 1)}"
-    if not sizes:
+    where += f" ({sizes})" if sizes else ""
+    if not config.model.moe_layers:
         return where
     moe = config.model.moe
-    if not config.model.moe_layers:
-        return f"{where} ({sizes})"
-    strategy = choose_strategy(
-        moe.parallel, moe.execution, jax.default_backend(), config.mesh.expert, moe.rows_per_token
-    )
-    chosen = "as configured" if moe.parallel.strategy == strategy else "chosen by 'auto'"
-    return f"{where} ({sizes}); experts reached by {strategy!r}, {chosen}"
+    with jax.set_mesh(make_mesh(config.mesh)):
+        execution = choose_execution(moe.execution)
+    run = f"experts run by {_choice(moe.execution, execution)}"
+    if execution == "dropless":
+        run += f" with kernel {_choice(moe.kernel, choose_kernel(moe.kernel))}"
+    if not sizes:
+        return f"{where}; {run}"
+    strategy = choose_strategy(moe.parallel, execution, jax.default_backend(), config.mesh.expert, moe.rows_per_token)
+    return f"{where}; {run}, reached by {_choice(moe.parallel.strategy, strategy)}"
+
+
+def _choice(asked: str, chosen: str) -> str:
+    return f"{chosen!r} (chosen by 'auto')" if asked == "auto" else repr(chosen)

@@ -15,7 +15,7 @@ from moe_jax.models.parameters import init_params
 
 BATCH, LENGTH = 2, 128
 DENSE = ModelConfig(vocab_size=512, num_layers=2, model_dim=256, num_heads=4, ffn_dim=1024)
-SPARSE = dataclasses.replace(DENSE, moe_layers=(1,), moe=MoEConfig(num_experts=8))
+SPARSE = dataclasses.replace(DENSE, moe_layers=(1,), moe=MoEConfig(num_experts=8, execution="padded"))
 
 
 def with_moe(**fields) -> ModelConfig:

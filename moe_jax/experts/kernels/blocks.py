@@ -1,4 +1,4 @@
-"""Grouped products that XLA compiles for any platform: blocks of rows, one after the other, each with one expert's matrix.
+"""Grouped products for any platform: blocks of rows, one after the other, each with one expert's matrix.
 
 A rows sorted by expert, E experts, M and N widths, R rows of a block.
 """
@@ -46,7 +46,7 @@ def _outer(x: Float[Array, "A M"], y: Float[Array, "A N"], sizes: Int[Array, " E
 def _blocks(sizes: Int[Array, " E"], rows: int) -> tuple[Int[Array, " _"], Int[Array, " _"]]:
     """Expert and first row of each block, for as many blocks as there can be."""
     experts = sizes.shape[0]
-    most = min(rows, experts) + rows // BLOCK
+    most = max(1, min(rows, experts) + rows // BLOCK)
     counts = -(-sizes // BLOCK)
     expert = jnp.repeat(jnp.arange(experts, dtype=jnp.int32), counts, total_repeat_length=most)
     before = (jnp.cumsum(counts) - counts)[expert]

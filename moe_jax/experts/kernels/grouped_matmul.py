@@ -13,7 +13,7 @@ from moe_jax.devices import varying_alike
 from moe_jax.experts.kernels.choice import KERNELS, KernelChoice, choose_kernel
 from moe_jax.experts.kernels.kernel import Groups
 
-Pair = tuple[Float[Array, "A M"], Float[Array, "E M N"]]
+Pair = tuple[Float[Array, "A _"], Float[Array, "E _ N"]]
 
 
 def grouped_matmul(
@@ -44,13 +44,13 @@ def grouped_matmul(
 def into_experts(
     x: Float[Array, "T M"], ws: tuple[Float[Array, "E M _"], ...], groups: Groups, kernel: KernelChoice = "auto"
 ) -> tuple[Float[Array, "A _"], ...]:
-    """x[token[a]] @ w[expert of a] for each w: from tokens to sorted rows, whose copies nobody makes unless a kernel must."""
+    """x[token[a]] @ w[expert of a] for each w: from tokens to sorted rows."""
     x, ws, groups = varying_alike((x, ws, groups))
     return _into(choose_kernel(kernel), x, ws, groups)
 
 
 def out_of_experts(pairs: tuple[Pair, ...], groups: Groups, kernel: KernelChoice = "auto") -> Float[Array, "T N"]:
-    """The sum of x[a] @ w[expert of a] over the rows a of each token and over pairs (x, w): from sorted rows to tokens."""
+    """Over the rows a of each token, and pairs (x, w), the sum of x[a] @ w[expert of a]: from sorted rows to tokens."""
     pairs, groups = varying_alike((pairs, groups))
     return _out(choose_kernel(kernel), pairs, groups)
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from moe_jax.experts.permutation import NOWHERE, take_rows
+from moe_jax.counting import NOWHERE
+from moe_jax.experts.permutation import take_rows
 
 
 @struct.dataclass
@@ -39,15 +40,15 @@ class Kernel(NamedTuple):
     Attributes:
       product: (x [T, M], w [E, M, N], groups, transposed) -> [A, N]: x[token[a]] @ w[expert of a], zeros for rows past
         the last; `transposed`: w is [E, N, M].
-      product_sum: (xs, each [A, M], ws, each [E, M, N], groups, transposed) -> [T, N]: over the rows a of each token, and
-        over pairs of x and w, the sum of x[a] @ w[expert of a].
-      outer: (x, y, groups, x_by_token, y_by_token) -> [E, M, N]: over the rows a of each expert the sum of
-        x[a]^T y[a], exactly zero where it has none; x [A, M] or, by token, [T, M], whose row token[a] it is; y likewise.
+      product_sum: (xs, each [A, M], ws, each [E, M, N], groups, transposed) -> [T, N]: the sum of x[a] @ w[expert of a]
+        over the rows a of each token, and over pairs of x and w.
+      outer: (x, y, groups, x_by_token, y_by_token) -> [E, M, N]: the sum of x[a]^T y[a] over the rows a of each expert,
+        exactly zero where it has none; x is [A, M] or, by token, [T, M], of which token[a] is meant; y likewise.
     """
 
     product: Callable[[Float[Array, "T M"], Float[Array, "E _ _"], Groups, bool], Float[Array, "A N"]]
     product_sum: Callable[
-        [Sequence[Float[Array, "A M"]], Sequence[Float[Array, "E _ _"]], Groups, bool], Float[Array, "T N"]
+        [Sequence[Float[Array, "A _"]], Sequence[Float[Array, "E _ _"]], Groups, bool], Float[Array, "T N"]
     ]
     outer: Callable[[Float[Array, "_ M"], Float[Array, "_ N"], Groups, bool, bool], Float[Array, "E M N"]]
 
@@ -62,26 +63,27 @@ def of_sorted_rows(
     """
 
     def gathered(x: Float[Array, "_ M"], groups: Groups, by_token: bool) -> Float[Array, "A M"]:
-        return take_rows(x, groups.token) if by_token else x
+        """In order, with zeros past the last row, whatever is there: 0 * NaN would be NaN."""
+        rows = take_rows(x, groups.token) if by_token else x
+        inside = jnp.arange(rows.shape[0]) < groups.sizes.sum()
+        return jnp.where(inside[:, None], rows, jnp.zeros((), x.dtype))
 
-    def multiply(x: Float[Array, "A M"], w: Float[Array, "E _ _"], groups: Groups, transposed: bool) -> Array:
-        y = product(x, w.swapaxes(1, 2) if transposed else w, groups.sizes)
-        inside = jnp.arange(x.shape[0]) < groups.sizes.sum()
+    def multiply(
+        x: Float[Array, "_ M"], w: Float[Array, "E _ _"], groups: Groups, by_token: bool, transposed: bool
+    ) -> Float[Array, "A N"]:
+        y = product(gathered(x, groups, by_token), w.swapaxes(1, 2) if transposed else w, groups.sizes)
+        inside = jnp.arange(y.shape[0]) < groups.sizes.sum()
         return jnp.where(inside[:, None], y, jnp.zeros((), y.dtype))
 
     def product_of_tokens(x: Array, w: Array, groups: Groups, transposed: bool) -> Array:
-        return multiply(gathered(x, groups, groups.token is not None), w, groups, transposed)
+        return multiply(x, w, groups, groups.token is not None, transposed)
 
     def product_sum(xs: Sequence[Array], ws: Sequence[Array], groups: Groups, transposed: bool) -> Array:
-        rows = sum(multiply(x, w, groups, transposed) for x, w in zip(xs, ws, strict=True))
-        return sum_by_token(rows, groups)
+        first, *others = (multiply(x, w, groups, False, transposed) for x, w in zip(xs, ws, strict=True))
+        return sum_by_token(sum(others, start=first), groups)
 
     def outer_of_tokens(x: Array, y: Array, groups: Groups, x_by_token: bool, y_by_token: bool) -> Array:
-        # Zeros past the last row: 0 * NaN would be NaN.
-        inside = (jnp.arange(max(x.shape[0], y.shape[0]) if groups.token is None else groups.token.shape[0]) < groups.sizes.sum())[:, None]
-        x, y = gathered(x, groups, x_by_token), gathered(y, groups, y_by_token)
-        x, y = jnp.where(inside, x, jnp.zeros((), x.dtype)), jnp.where(inside, y, jnp.zeros((), y.dtype))
-        w = outer(x, y, groups.sizes)
+        w = outer(gathered(x, groups, x_by_token), gathered(y, groups, y_by_token), groups.sizes)
         return jnp.where((groups.sizes > 0)[:, None, None], w, jnp.zeros((), w.dtype))
 
     return Kernel(product_of_tokens, product_sum, outer_of_tokens)

@@ -14,6 +14,7 @@ from moe_jax.devices import TOKEN_AXES
 from moe_jax.experts.dropless import dropless as run_rows
 from moe_jax.experts.dropless import sorted_places
 from moe_jax.experts.ffn import FFNKind, Weights
+from moe_jax.experts.kernels.choice import KernelChoice
 from moe_jax.experts.parallel.exchange import Exchange
 from moe_jax.experts.parallel.indices import (
     bounded_rows,
@@ -34,6 +35,7 @@ def dropless(
     kind: FFNKind,
     exchange: Exchange,
     slack: float,
+    kernel: KernelChoice,
 ) -> Float[Array, "G S D"]:
     """Runs every kept assignment.
 
@@ -41,12 +43,13 @@ def dropless(
       x, assignment, weights, kind, exchange: as of all strategies.
       slack: rows that a device has room for from another, relative to an even load; where any has more for any, all
         take buffers that hold whatever may come.
+      kernel: of grouped products; see `choose_kernel`.
     """
     short = bounded_rows(assignment, exchange.devices, slack)
     longest = most_rows_to_one_device(assignment, exchange.devices)
 
     def through(rows: int, *values: Any) -> Float[Array, "G S D"]:
-        return _through_buffers(*values, kind, exchange, rows)
+        return _through_buffers(*values, kind, exchange, rows, kernel)
 
     if short == longest:
         return through(longest, x, assignment, weights)
@@ -69,6 +72,7 @@ def _through_buffers(
     kind: FFNKind,
     exchange: Exchange,
     rows: int,
+    kernel: KernelChoice,
 ) -> Float[Array, "G S D"]:
     devices = exchange.devices
     place, sizes = buffer_places(assignment, devices, rows)
@@ -77,6 +81,6 @@ def _through_buffers(
     counts = exchange.swap_numbers(sizes.reshape(devices, -1))
     expert, present = jax.vmap(lambda sizes: experts_of_runs(sizes, counts.shape[1], rows))(counts)
     there = local_rows(expert.reshape(-1), present.reshape(-1), counts.shape[1])
-    outputs = run_rows(received.reshape(1, devices * rows, -1), there, weights, kind)
+    outputs = run_rows(received.reshape(1, devices * rows, -1), there, weights, kind, kernel)
     returned = exchange.swap(outputs.reshape(received.shape))
     return combine_rows(returned.reshape(sent.shape), assignment, place)

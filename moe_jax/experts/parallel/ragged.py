@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from moe_jax.experts.dropless import dropless as run_rows
 from moe_jax.experts.dropless import sorted_places
 from moe_jax.experts.ffn import FFNKind, Weights
+from moe_jax.experts.kernels.choice import KernelChoice
 from moe_jax.experts.parallel.exchange import AXIS, Exchange
 from moe_jax.experts.parallel.indices import (
     experts_of_runs,
@@ -22,7 +23,12 @@ from moe_jax.routing.assignment import Assignment
 
 
 def ragged(
-    x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind, exchange: Exchange
+    x: Float[Array, "G S D"],
+    assignment: Assignment,
+    weights: Weights,
+    kind: FFNKind,
+    exchange: Exchange,
+    kernel: KernelChoice,
 ) -> Float[Array, "G S D"]:
     """Runs every kept assignment; what arrives has room for the worst case, what travels is what is there."""
     devices = exchange.devices
@@ -36,6 +42,6 @@ def ragged(
     most = devices * most_rows_to_one_device(assignment, devices)
     received = exchange.move(sent, jnp.zeros_like(sent, shape=(most, sent.shape[1])), there)
     expert, present = experts_of_runs(counts[:, me].reshape(-1), counts.shape[2], most)
-    outputs = run_rows(received[None], local_rows(expert, present, counts.shape[2]), weights, kind)[0]
+    outputs = run_rows(received[None], local_rows(expert, present, counts.shape[2]), weights, kind, kernel)[0]
     returned = exchange.move(outputs, jnp.zeros_like(sent), back)
     return combine_rows(returned, assignment, place)

@@ -15,13 +15,14 @@ from moe_jax.configuration import require
 from moe_jax.devices import AXES, BY_TOKEN, platform_of, token_shards
 from moe_jax.experts.apply import Combine, apply_with
 from moe_jax.experts.ffn import FFNKind, Weights
+from moe_jax.experts.kernels.choice import KernelChoice
 from moe_jax.experts.parallel.all_to_all import all_to_all
 from moe_jax.experts.parallel.dropless import dropless, overflows
 from moe_jax.experts.parallel.exchange import Exchange
 from moe_jax.experts.parallel.gather import gather
 from moe_jax.experts.parallel.ragged import ragged
 from moe_jax.experts.parallel.strategy import ParallelConfig, Strategy, choose_strategy
-from moe_jax.experts.run import EXECUTIONS, Execution
+from moe_jax.experts.run import Execution, make_execution
 from moe_jax.routing.assignment import Assignment
 
 Metrics = dict[str, Float[Array, ""]]
@@ -37,10 +38,12 @@ def apply_on_mesh(
     mesh: AbstractMesh,
     config: ParallelConfig,
     rows_per_token: float,
+    kernel: KernelChoice = "auto",
 ) -> tuple[Float[Array, "G S D"], Metrics]:
     """`apply_experts` on `mesh`, with its numbers, and `buffers_overflowed` where the strategy has such buffers.
 
-    `rows_per_token` is for the choice of a strategy; see `choose_strategy`.
+    `rows_per_token` is for the choice of a strategy, see `choose_strategy`; `kernel` for grouped products, see
+    `choose_kernel`.
 
     Groups are divided over the axes data, fsdp and expert, experts over expert, their width over tensor.
 
@@ -55,7 +58,7 @@ def apply_on_mesh(
     def on_device(
         x: Float[Array, "G S D"], assignment: Assignment, weights: Weights
     ) -> tuple[Float[Array, "G S D"], Metrics]:
-        run = functools.partial(_run_part, bind(strategy, exchange, execution, config.slack))
+        run = functools.partial(_run_part, bind(strategy, exchange, execution, config.slack, kernel))
         y = apply_with(run, x, assignment, weights, kind, combine)
         metrics = {}
         if strategy == "dropless":
@@ -67,15 +70,15 @@ def apply_on_mesh(
     return jax.shard_map(on_device, in_specs=in_specs, out_specs=(BY_TOKEN, P()))(x, assignment, weights)
 
 
-def bind(strategy: Strategy, exchange: Exchange, execution: str, slack: float) -> Execution:
+def bind(strategy: Strategy, exchange: Exchange, execution: str, slack: float, kernel: KernelChoice) -> Execution:
     """A strategy as a way of running experts, of one device's tokens and one device's experts."""
     if strategy == "all_to_all":
         return functools.partial(all_to_all, exchange=exchange)
     if strategy == "dropless":
-        return functools.partial(dropless, exchange=exchange, slack=slack)
+        return functools.partial(dropless, exchange=exchange, slack=slack, kernel=kernel)
     if strategy == "gather":
-        return functools.partial(gather, exchange=exchange, execution=EXECUTIONS[execution])
-    return functools.partial(ragged, exchange=exchange)
+        return functools.partial(gather, exchange=exchange, execution=make_execution(execution, kernel))
+    return functools.partial(ragged, exchange=exchange, kernel=kernel)
 
 
 def check_mesh(mesh: AbstractMesh, num_experts: int, expert_dim: int, num_groups: int) -> None:

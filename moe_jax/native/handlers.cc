@@ -291,30 +291,50 @@ XLA_FFI_Error* Outer(const Call& call) {
   return error;
 }
 
-// From each assignment's expert [A], negative for none: the row of each assignment in order of expert [A], the
-// assignment at each row [A], both -1 for none, and how many rows each expert has [E]. Stable.
+// From keys [N], negative for none: the place of each element in order of key [N], the element at each place [N], both
+// -1 for none, and how many have each key [K]. Elements of one key keep their order.
 XLA_FFI_Error* Sort(const Call& call) {
-  const XLA_FFI_Buffer& assignments = call.argument(0);
-  const int32_t* expert = static_cast<const int32_t*>(assignments.data);
-  int32_t* row = static_cast<int32_t*>(call.result(0).data);
-  int32_t* at = static_cast<int32_t*>(call.result(1).data);
+  const int32_t* key = static_cast<const int32_t*>(call.argument(0).data);
+  int32_t* place = static_cast<int32_t*>(call.result(0).data);
+  int32_t* element = static_cast<int32_t*>(call.result(1).data);
   int32_t* sizes = static_cast<int32_t*>(call.result(2).data);
-  const int64_t count = assignments.dims[0], experts = call.result(2).dims[0];
-  memset(sizes, 0, experts * sizeof(int32_t));
-  for (int64_t a = 0; a < count; ++a) {
-    if (expert[a] >= experts) return call.Error("an expert that there is not", XLA_FFI_Error_Code_INVALID_ARGUMENT);
-    if (expert[a] >= 0) ++sizes[expert[a]];
+  const int64_t count = call.argument(0).dims[0], keys = call.result(2).dims[0];
+  memset(sizes, 0, keys * sizeof(int32_t));
+  for (int64_t i = 0; i < count; ++i) {
+    if (key[i] >= keys) return call.Error("a key that there is not", XLA_FFI_Error_Code_INVALID_ARGUMENT);
+    if (key[i] >= 0) ++sizes[key[i]];
   }
-  int32_t* next = static_cast<int32_t*>(malloc((experts + 1) * sizeof(int32_t)));
+  int32_t* next = static_cast<int32_t*>(malloc((keys + 1) * sizeof(int32_t)));
   if (!next) return call.Error("out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
   next[0] = 0;
-  for (int64_t e = 0; e < experts; ++e) next[e + 1] = next[e] + sizes[e];
-  for (int64_t a = next[experts]; a < count; ++a) at[a] = -1;
-  for (int64_t a = 0; a < count; ++a) {
-    row[a] = expert[a] < 0 ? -1 : next[expert[a]]++;
-    if (row[a] >= 0) at[row[a]] = static_cast<int32_t>(a);
+  for (int64_t k = 0; k < keys; ++k) next[k + 1] = next[k] + sizes[k];
+  for (int64_t i = next[keys]; i < count; ++i) element[i] = -1;
+  for (int64_t i = 0; i < count; ++i) {
+    place[i] = key[i] < 0 ? -1 : next[key[i]]++;
+    if (place[i] >= 0) element[place[i]] = static_cast<int32_t>(i);
   }
   free(next);
+  return nullptr;
+}
+
+// How many earlier elements that count have each element's key [N], from keys [N], not negative, and what counts [N].
+XLA_FFI_Error* Rank(const Call& call) {
+  const int32_t* key = static_cast<const int32_t*>(call.argument(0).data);
+  const bool* counts = static_cast<const bool*>(call.argument(1).data);
+  int32_t* rank = static_cast<int32_t*>(call.result().data);
+  const int64_t count = call.argument(0).dims[0];
+  int32_t keys = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (key[i] < 0) return call.Error("a negative key", XLA_FFI_Error_Code_INVALID_ARGUMENT);
+    if (key[i] >= keys) keys = key[i] + 1;
+  }
+  int32_t* seen = static_cast<int32_t*>(calloc(static_cast<size_t>(keys) + 1, sizeof(int32_t)));
+  if (!seen) return call.Error("out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
+  for (int64_t i = 0; i < count; ++i) {
+    rank[i] = seen[key[i]];
+    seen[key[i]] += counts[i];
+  }
+  free(seen);
   return nullptr;
 }
 
@@ -344,3 +364,4 @@ MOE_JAX_HANDLER(moe_jax_product_sum, moe_jax::ProductSum(call, false))
 MOE_JAX_HANDLER(moe_jax_product_sum_transposed, moe_jax::ProductSum(call, true))
 MOE_JAX_HANDLER(moe_jax_outer, moe_jax::Outer(call))
 MOE_JAX_HANDLER(moe_jax_sort, moe_jax::Sort(call))
+MOE_JAX_HANDLER(moe_jax_rank, moe_jax::Rank(call))

@@ -5,40 +5,14 @@ Tokens are read, and results summed, where they lie: no sorted copy of either is
 T tokens, A rows sorted by expert, E experts, M and N widths.
 """
 
-import ctypes
-import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.devices import varying_alike
 from moe_jax.experts.kernels.kernel import Groups, Kernel
-
-LIBRARY = Path(__file__).with_name("grouped.so")
-HANDLERS = ("product", "product_transposed", "product_sum", "product_sum_transposed", "outer", "sort")
-
-
-@functools.cache
-def is_installed() -> bool:
-    """Whether the library is there, which XLA then knows of. It is built when moe_jax is installed."""
-    if not LIBRARY.exists():
-        return False
-    library = ctypes.CDLL(str(LIBRARY))
-    for name in HANDLERS:
-        handler = jax.ffi.pycapsule(getattr(library, f"moe_jax_{name}"))
-        jax.ffi.register_ffi_target(f"moe_jax_{name}", handler, platform="cpu")
-    return True
-
-
-def sort_rows(expert: Int[Array, " A"], num_experts: int) -> tuple[Int[Array, " A"], Int[Array, " A"], Int[Array, " E"]]:
-    """`sort_by_expert` by counting."""
-    shapes = [(expert.shape, jnp.int32), (expert.shape, jnp.int32), ((num_experts,), jnp.int32)]
-    row, assignment, sizes = _call("sort", shapes, expert)
-    return row, assignment, sizes
+from moe_jax.native.library import call
 
 
 def _product(x: Float[Array, "T M"], w: Float[Array, "E _ _"], groups: Groups, transposed: bool) -> Float[Array, "A N"]:
@@ -50,7 +24,7 @@ def _product(x: Float[Array, "T M"], w: Float[Array, "E _ _"], groups: Groups, t
 
 
 def _product_sum(
-    xs: Sequence[Float[Array, "A M"]], ws: Sequence[Float[Array, "E _ _"]], groups: Groups, transposed: bool
+    xs: Sequence[Float[Array, "A _"]], ws: Sequence[Float[Array, "E _ _"]], groups: Groups, transposed: bool
 ) -> Float[Array, "T N"]:
     rows = xs[0].shape[0] if groups.token is None else groups.num_tokens
     name = "product_sum_transposed" if transposed else "product_sum"
@@ -78,12 +52,5 @@ def _index(token: Int[Array, " A"] | None) -> Int[Array, " _"]:
 def _floats(name: str, shape: tuple[int, ...], dtype: Any, *operands: Array) -> Float[Array, "..."]:
     """Calls a handler of floats, which computes in float32."""
     wide = [x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in operands]
-    (result,) = _call(name, [(shape, jnp.float32)], *wide)
+    (result,) = call(name, [(shape, jnp.float32)], *wide)
     return result.astype(dtype)
-
-
-def _call(name: str, shapes: Sequence[tuple[tuple[int, ...], Any]], *operands: Array) -> Sequence[Array]:
-    operands = varying_alike(operands)
-    axes = jax.typeof(operands[0]).manual_axis_type
-    results = [jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes) for shape, dtype in shapes]
-    return jax.ffi.ffi_call(f"moe_jax_{name}", results)(*operands)

@@ -1,0 +1,45 @@
+"""The library of handlers that XLA calls on the CPU."""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from moe_jax.devices import varying_alike
+
+LIBRARY = Path(__file__).with_name("libmoe_jax.so")
+HANDLERS = ("product", "product_transposed", "product_sum", "product_sum_transposed", "outer", "sort", "rank")
+
+
+@functools.cache
+def is_installed() -> bool:
+    """Whether the library is there; then XLA knows of it from here on."""
+    if not LIBRARY.exists():
+        return False
+    library = ctypes.CDLL(str(LIBRARY))
+    for name in HANDLERS:
+        handler = jax.ffi.pycapsule(getattr(library, f"moe_jax_{name}"))
+        jax.ffi.register_ffi_target(f"moe_jax_{name}", handler, platform="cpu")
+    return True
+
+
+def call(name: str, results: Sequence[tuple[tuple[int, ...], Any]], *operands: Array) -> Sequence[Array]:
+    """Calls a handler, one of HANDLERS.
+
+    Args:
+      name: of the handler; what it computes is written where it is defined.
+      results: shape and type of each result.
+      *operands: its arguments.
+    """
+    operands = varying_alike(operands)
+    # Within `shard_map` results vary as the operands do.
+    kind = jax.typeof(operands[0])
+    where = {"sharding": NamedSharding(kind.sharding.mesh, PartitionSpec()), "manual_axis_type": kind.manual_axis_type}
+    where = where if kind.manual_axis_type.varying else {}
+    shapes = [jax.ShapeDtypeStruct(shape, dtype, **where) for shape, dtype in results]
+    return jax.ffi.ffi_call(f"moe_jax_{name}", shapes, vmap_method="sequential")(*operands)
