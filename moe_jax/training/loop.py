@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from moe_jax.checkpoints.manager import Checkpoints
@@ -168,6 +167,9 @@ class _Session:
             return
         self.metrics = StepLog(workdir / "metrics.jsonl", last)
         self.timing = StepLog(workdir / "timing.jsonl", last)
+        # Imported here: it imports torch where there is one, which takes seconds.
+        from tensorboardX import SummaryWriter
+
         # TensorBoard forgets this step and later ones: a killed process logged them, and they are logged again.
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=last + 1)
 

@@ -39,11 +39,10 @@ class TrainState:
 
 def place_state(config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """`init_state` on a mesh, each device drawing only what it keeps."""
-    if mesh.size == 1:
-        return jax.device_put(init_state(config, optimizer), state_shardings(abstract_state(config, optimizer), mesh))
-    return jax.jit(
-        lambda: init_state(config, optimizer), out_shardings=state_shardings(abstract_state(config, optimizer), mesh)
-    )()
+    shardings = state_shardings(abstract_state(config, optimizer), mesh)
+    # What runs once is compiled in a hurry.
+    options = {"xla_backend_optimization_level": 1}
+    return jax.jit(lambda: init_state(config, optimizer), out_shardings=shardings, compiler_options=options)()
 
 
 def abstract_state(
