@@ -38,7 +38,7 @@ def trace_assignments(
     state = init_router_state(config) if router_state is None else router_state
     if config.scan_layers:
         params, state = unstack_layers(params, config), unstack_layers(state, config) if state else state
-    plain = dataclasses.replace(config, scan_layers=False, remat=False)
+    plain = dataclasses.replace(config, scan_layers=False, remat=False, remat_saves=())
     run = functools.partial(
         Decoder(plain).apply,
         capture_intermediates=lambda module, method: isinstance(module, Router) and method == "__call__",

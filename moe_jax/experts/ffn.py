@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from moe_jax.remat import saveable
+
 # "up" and, if gated, "gate" [..., D, F]; "down" [..., F, D]; vectors of a network as matrices of one row.
 Weights = Mapping[str, Float[Array, "..."]]
 
@@ -107,12 +109,12 @@ def feed_forward(
     if kind.biased:
         biases = products.into(ones, tuple(weights[f"{name}_bias"] for name in names))
         first = tuple(product + bias for product, bias in zip(first, biases, strict=True))
-    hidden = kind.unit(*first)
+    hidden = kind.unit(*(saveable(product, "ffn_inner") for product in first))
     if kind.scaled:
         (scale,) = products.into(ones, (weights["hidden_scale"],))
         hidden *= scale
     factor = None if row_weight is None else row_weight[..., None].astype(hidden.dtype)
-    pairs = [(hidden if factor is None else hidden * factor, weights["down"])]
+    pairs = [(saveable(hidden if factor is None else hidden * factor, "ffn_hidden"), weights["down"])]
     if kind.biased:
         column = jnp.ones((*hidden.shape[:-1], 1), hidden.dtype) if factor is None else factor
         pairs.append((column, weights["down_bias"]))

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_jax.layers.by_row import by_row
 from moe_jax.layers.initialization import kernel_init
 from moe_jax.layers.positions import RotaryAngles, rotate
+from moe_jax.remat import saveable
 
 
 def attention_mask(segment_ids: Int[Array, "B S"], causal: bool) -> Bool[Array, "B 1 S S"]:
@@ -49,7 +50,7 @@ def attend(
     logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
     exponentials = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     # Normalised after the mixing, where there is less to divide.
-    mixed = jnp.einsum("bkrqs,bksn->bkrqn", exponentials.astype(value.dtype), value)
+    mixed = saveable(jnp.einsum("bkrqs,bksn->bkrqn", exponentials.astype(value.dtype), value), "attention_mixed")
     mixed /= exponentials.sum(axis=-1, keepdims=True).astype(mixed.dtype)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
@@ -79,9 +80,9 @@ class Attention(nn.Module):
         mask: Bool[Array, "B 1 S S"],
         bias: Float[Array, "#B H S S"] | None,
     ) -> Float[Array, "B S D"]:
-        query = self._heads(x, self.num_heads, "query")
-        key = self._heads(x, self.num_kv_heads, "key")
-        value = self._heads(x, self.num_kv_heads, "value")
+        query = saveable(self._heads(x, self.num_heads, "query"), "attention_heads")
+        key = saveable(self._heads(x, self.num_kv_heads, "key"), "attention_heads")
+        value = saveable(self._heads(x, self.num_kv_heads, "value"), "attention_heads")
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
         mixed = attend(query, key, value, mask, bias)

@@ -10,6 +10,7 @@ from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.kernels.choice import KernelChoice
 from moe_jax.experts.parallel.strategy import ParallelConfig
 from moe_jax.experts.run import EXECUTIONS
+from moe_jax.remat import SAVEABLE
 from moe_jax.routing import ROUTERS, Router, check_router
 from moe_jax.routing.capacity import CapacityRule
 from moe_jax.routing.losses import LossLevel
@@ -173,6 +174,7 @@ class ModelConfig:
       dtype: compute type of all but the router, which is float32. Parameters are float32.
       scan_layers: compile one period of the layer pattern and scan over its repeats.
       remat: recompute each block in the backward pass; routing decisions are saved, never recomputed.
+      remat_saves: what is saved besides, names in `moe_jax.remat.SAVEABLE`.
     """
 
     vocab_size: int
@@ -194,6 +196,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
     remat: bool = False
+    remat_saves: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "ffn_dim"):
@@ -224,6 +227,9 @@ class ModelConfig:
         require(
             not both, "model.depth.layers", self.depth_layers, f"layers that are not in moe_layers {self.moe_layers}"
         )
+        for name in self.remat_saves:
+            require_name(name, SAVEABLE, "model.remat_saves")
+        require(self.remat or not self.remat_saves, "model.remat_saves", self.remat_saves, "(), without remat")
         if self.moe_layers:
             require(self.moe is not None, "model.moe", None, "a mixture's fields, because moe_layers is not empty")
             self._check_causal()

@@ -5,7 +5,6 @@ B batch, S sequence, D model width, V vocabulary, H heads."""
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -18,7 +17,7 @@ from moe_jax.layers.positions import RelativeBias, rotary_angles
 from moe_jax.models.block import Block
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.depth import DepthBlock
-from moe_jax.routing.assignment import ROUTING_DECISION
+from moe_jax.remat import saves_only
 from moe_jax.routing.router import RNG, STATE
 from moe_jax.routing.statistics import METRICS, SUMS
 
@@ -108,10 +107,10 @@ class Decoder(nn.Module):
 def make_block(config: ModelConfig, layer: int, training: bool, name: str) -> Block:
     """Of a layer's place in the model; recomputed in the backward pass if the config says so.
 
-    Who was routed where is saved all the same.
+    Who was routed where is saved all the same, and what the config names.
     """
     block = DepthBlock if layer in config.depth_layers else Block
     if config.remat:
-        policy = jax.checkpoint_policies.save_only_these_names(ROUTING_DECISION)
+        policy = saves_only(*config.remat_saves)
         block = nn.remat(block, policy=policy, prevent_cse=not config.scan_layers)
     return block(config, layer in config.moe_layers, training, name=name)

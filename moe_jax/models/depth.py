@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.layers.positions import RotaryAngles
 from moe_jax.models.block import Block
-from moe_jax.routing.assignment import decided
+from moe_jax.remat import decided
 from moe_jax.routing.statistics import Statistic, mean_where, report
 
 

@@ -30,7 +30,7 @@ def init_router_state(config: ModelConfig) -> Params:
 
 
 def _init(config: ModelConfig, rng: Key[Array, ""], collection: str) -> Params:
-    unrolled = dataclasses.replace(config, scan_layers=False, remat=False)
+    unrolled = dataclasses.replace(config, scan_layers=False, remat=False, remat_saves=())
     one = jax.ShapeDtypeStruct((1, unrolled.moe.group_size or 1 if unrolled.moe else 1), jnp.int32)
     # Lazily: parameters are drawn, but nothing is computed with them.
     variables = Decoder(unrolled).lazy_init({"params": rng, RNG: rng}, one, mutable=["params", STATE])

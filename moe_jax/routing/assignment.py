@@ -8,19 +8,12 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.configuration import require_name
 from moe_jax.devices import by_group
+from moe_jax.remat import decided
 from moe_jax.routing.capacity import Priority, seats_by_position, seats_by_score
-
-ROUTING_DECISION = "routing_decision"
-
-
-def decided(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """Names a routing decision, so that remat saves it: a recomputed top-k could break a tie differently."""
-    return checkpoint_name(x, ROUTING_DECISION)
 
 
 @struct.dataclass

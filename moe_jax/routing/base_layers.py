@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.configuration import require
 from moe_jax.devices import by_group
-from moe_jax.routing.assignment import Assignment, assign_choices, best_choices, decided
+from moe_jax.remat import decided
+from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.router import Metrics, Router, Tokens, exact_matmul
 
 FREE = -1

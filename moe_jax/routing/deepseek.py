@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.configuration import require
 from moe_jax.devices import by_group
-from moe_jax.routing.assignment import Assignment, assign_choices, decided
+from moe_jax.remat import decided
+from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.losses import LossLevel, updated_bias
 from moe_jax.routing.router import STATE, Metrics, Router, Tokens
 from moe_jax.routing.top_k import Score, scores_of, shares_of

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moe_jax.configuration import ConfigError, require
-from moe_jax.routing.assignment import Assignment, assign_choices, decided
+from moe_jax.remat import decided
+from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.router import Metrics, Router, Tokens
 
 By = Literal["token", "balanced", "position"]

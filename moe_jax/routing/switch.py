@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from moe_jax.configuration import require
-from moe_jax.routing.assignment import Assignment, assign_choices, best_choices, decided
+from moe_jax.remat import decided
+from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.capacity import Priority
 from moe_jax.routing.router import RNG, Metrics, Router, Tokens
 

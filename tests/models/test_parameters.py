@@ -10,6 +10,7 @@ import pytest
 
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.parameters import init_params, stack_layers, unstack_layers
+from moe_jax.remat import SAVEABLE
 from tests.comparison import assert_close, assert_trees_close
 from tests.models import small
 from tests.routing.equations import equations
@@ -37,13 +38,14 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scan_and_remat_change_no_number(name):
-    """Together for every model, and each alone for one."""
+    """Together for every model, with all saved that can be, and each alone for one."""
     config = CONFIGS[name]
     alone = [(True, False), (False, True)] if name == "every second layer" else []
     params = small.start(config)
     loss, gradients = loss_and_gradients(config, params)
     for scan, remat in [*alone, (True, True)]:
-        other = dataclasses.replace(config, scan_layers=scan, remat=remat)
+        saves = tuple(SAVEABLE) if scan and remat else ()
+        other = dataclasses.replace(config, scan_layers=scan, remat=remat, remat_saves=saves)
         start = stack_layers(params, other) if scan else params
         other_loss, other_gradients = loss_and_gradients(other, start)
         assert_close(other_loss, loss, 1e-6)
@@ -76,6 +78,20 @@ def test_remat_never_decides_again(moe, scan):
     assert rematerialised.pop("dot_general") > plain.pop("dot_general")
     assert plain["argmax"] + plain["top_k"] == (1 if scan else 2)
     assert rematerialised == plain
+
+
+@pytest.mark.parametrize(("name", "spared"), [("attention_heads", 3), ("attention_mixed", 1), ("ffn_inner", 2)])
+def test_what_remat_saves_is_not_computed_again(name, spared):
+    """Products of matrices in the gradient's program, in one layer of gated networks."""
+
+    def products(**fields):
+        config = dataclasses.replace(small.config(num_layers=1), ffn="swiglu", **fields)
+        params = jax.eval_shape(lambda: init_params(config, KEY))
+        program = jax.grad(lambda p: small.loss(config, p, small.batch()))
+        names = [e.primitive.name for e in equations(jax.make_jaxpr(program)(params).jaxpr)]
+        return names.count("dot_general")
+
+    assert products(remat=True) - products(remat=True, remat_saves=(name,)) == spared
 
 
 def test_stack_and_unstack_are_inverses():
