@@ -32,8 +32,11 @@ bool HasFeatures(bool avx512) {
   return (low & 0xe6) == 0xe6 && (b & wanted) == wanted;
 }
 
+// MOE_JAX_CPU can ask for less than the processor has, `avx2` or `baseline`, so that all can be tested on one.
 TileFunction FindBestTile() {
-  if (HasFeatures(true)) return TileAvx512;
+  const char* asked = getenv("MOE_JAX_CPU");
+  if (asked && !strcmp(asked, "baseline")) return TileBaseline;
+  if (HasFeatures(true) && !(asked && !strcmp(asked, "avx2"))) return TileAvx512;
   return HasFeatures(false) ? TileAvx2 : TileBaseline;
 }
 #else

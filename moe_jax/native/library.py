@@ -35,7 +35,12 @@ def call(name: str, results: Sequence[tuple[tuple[int, ...], Any]], *operands: A
       name: of the handler; what it computes is written where it is defined.
       results: shape and type of each result.
       *operands: its arguments.
+
+    Raises:
+      RuntimeError: the library is not installed.
     """
+    if not is_installed():
+        raise RuntimeError(f"{LIBRARY} is not there; it is built when moe_jax is installed: pip install -e .")
     operands = varying_alike(operands)
     # Within `shard_map` results vary as the operands do.
     kind = jax.typeof(operands[0])

@@ -1,0 +1,50 @@
+"""Order by keys and counts of earlier ones, counted and sorted, against loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_jax import counting
+from moe_jax.counting import NOWHERE, count_earlier, counts_natively, sort_by_key
+
+KEYS = 4
+DRAWN = st.lists(st.integers(NOWHERE, KEYS - 1), min_size=1, max_size=12)
+
+
+def assert_sorted(key, result):
+    place, element, sizes = map(np.asarray, result)
+    order = [i for k in range(KEYS) for i, one in enumerate(key) if one == k]
+    assert element.tolist() == order + [NOWHERE] * (len(key) - len(order))
+    assert place.tolist() == [order.index(i) if one != NOWHERE else NOWHERE for i, one in enumerate(key)]
+    assert sizes.tolist() == [list(key).count(k) for k in range(KEYS)]
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["counted", "sorted"])
+@given(key=DRAWN)
+def test_sort_by_key(native, key):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "counts_natively", lambda: native)
+        assert_sorted(key, sort_by_key(jnp.asarray(key, jnp.int32), KEYS))
+
+
+def test_each_of_many_at_once():
+    keys = np.random.default_rng(0).integers(NOWHERE, KEYS, (3, 20)).astype(np.int32)
+    results = jax.vmap(lambda key: sort_by_key(key, KEYS))(keys)
+    for i, key in enumerate(keys):
+        assert_sorted(key, [x[i] for x in results])
+
+
+@given(pairs=st.lists(st.tuples(st.integers(0, KEYS - 1), st.booleans()), min_size=1, max_size=12))
+def test_count_earlier(pairs):
+    assert counts_natively()
+    key, counted = map(list, zip(*pairs, strict=True))
+    expected = [sum(c for k, c in pairs[:i] if k == one) for i, one in enumerate(key)]
+    assert count_earlier(jnp.asarray(key, jnp.int32), jnp.asarray(counted)).tolist() == expected
+
+
+def test_a_key_that_there_is_not_is_an_error():
+    with pytest.raises(ValueError, match="a key that there is not"):
+        jax.block_until_ready(sort_by_key(jnp.asarray([0, KEYS], jnp.int32), KEYS))
