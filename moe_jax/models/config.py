@@ -173,6 +173,8 @@ class ModelConfig:
         and the router's (Switch Transformer recommends 0.1).
       dtype: compute type of all but the router, which is float32. Parameters are float32.
       scan_layers: compile one period of the layer pattern and scan over its repeats.
+      loss_chunk: positions of a sequence whose logits over the vocabulary are there at once in training and evaluation;
+        None takes all, which is faster where they fit.
       remat: recompute each block in the backward pass; routing decisions are saved, never recomputed.
       remat_saves: what is saved besides, names in `moe_jax.remat.SAVEABLE`.
     """
@@ -195,13 +197,14 @@ class ModelConfig:
     init_scale: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
+    loss_chunk: int | None = None
     remat: bool = False
     remat_saves: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "ffn_dim"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "an integer of at least 1")
-        for name in ("num_kv_heads", "head_dim"):
+        for name in ("num_kv_heads", "head_dim", "loss_chunk"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"model.{name}", value, "an integer of at least 1, or None")
         require_name(self.ffn, FFN_KINDS, "model.ffn")

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int
 from moe_jax.devices import kept_by_token
 from moe_jax.layers.attention import attention_mask
 from moe_jax.layers.by_row import by_row
-from moe_jax.layers.initialization import kernel_init
 from moe_jax.layers.norms import RMSNorm
 from moe_jax.layers.positions import RelativeBias, rotary_angles
+from moe_jax.layers.vocabulary import OutputMatrix, cross_entropy
 from moe_jax.models.block import Block
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.depth import DepthBlock
@@ -52,14 +52,16 @@ class Decoder(nn.Module):
         tokens: Int[Array, "B S"],
         positions: Int[Array, "B S"] | None = None,
         segment_ids: Int[Array, "B S"] | None = None,
-    ) -> Float[Array, "B S V"]:
-        """Float32 logits of each next token, or of what each token of an encoder was.
+        targets: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S V"] | Float[Array, "B S"]:
+        """Float32 logits of each next token, or of what each token of an encoder was; with `targets`, nats of those.
 
         Args:
           tokens: the text.
           positions: of each token in its document; None if each sequence is one document.
           segment_ids: number of each token's document, 0 for padding, which nothing routes and nothing should score;
             None likewise.
+          targets: tokens to score, `config.loss_chunk` positions at a time.
         """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
@@ -80,12 +82,13 @@ class Decoder(nn.Module):
             bias = RelativeBias(config.num_heads, config.causal, name="relative_bias")(tokens.shape[1])
         shared = (angles, attention_mask(segment_ids, config.causal), bias, segment_ids != 0, tokens, positions)
         x = RMSNorm(dtype, name="final_norm")(self._layers(kept_by_token(embed(tokens)), shared))
-        if config.tie_embeddings:
-            logits = by_row(embed.attend, x)
-        else:
-            head = nn.Dense(config.vocab_size, use_bias=False, dtype=dtype, kernel_init=kernel_init(1.0), name="head")
-            logits = by_row(head, x)
-        return logits.astype(jnp.float32)
+        tied = config.tie_embeddings
+        matrix = embed.embedding.T if tied else OutputMatrix(config.vocab_size, name="head")(config.model_dim)
+
+        def project(rows: Float[Array, "_ D"]) -> Float[Array, "_ V"]:
+            return (rows @ matrix.astype(dtype)).astype(jnp.float32)
+
+        return by_row(project, x) if targets is None else cross_entropy(project, x, targets, config.loss_chunk)
 
     def _layers(self, x: Float[Array, "B S D"], shared: tuple[Any, ...]) -> Float[Array, "B S D"]:
         config = self.config

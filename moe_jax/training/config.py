@@ -129,6 +129,9 @@ class TrainConfig:
         )
         accepted = f"{self.data.task == 'causal'}, with data.task={self.data.task!r}"
         require(self.model.causal == (self.data.task == "causal"), "model.causal", self.model.causal, accepted)
+        chunk, length = self.model.loss_chunk, self.data.sequence_length
+        fits = chunk is None or length % chunk == 0
+        require(fits, "model.loss_chunk", chunk, f"a divisor of data.sequence_length ({length}), or None")
         moe = self.model.moe
         if self.model.moe_layers and moe.group_size is not None:
             tokens = self.data.batch_size * self.data.sequence_length

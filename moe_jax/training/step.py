@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.decoder import Decoder
 from moe_jax.routing.router import RNG, STATE
-from moe_jax.routing.statistics import METRICS, SUMS, Statistic, mean_where, values
+from moe_jax.routing.statistics import METRICS, SUMS, mean_where, values
 from moe_jax.training.accumulation import batch_parts, value_and_grad_of_sums
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.state import TrainState
@@ -63,8 +63,10 @@ def make_eval_step(config: TrainConfig) -> Callable[[TrainState, Batch], Metrics
     """Sums over one batch, `loss_sum` in nats over `targets` tokens, and its `routing_metrics`; draws are fixed."""
 
     def eval_step(state: TrainState, batch: Batch) -> Metrics:
-        logits, routing = apply_model(config.model, state.params, state.router_state, batch, jax.random.key(0), False)
-        loss_sum, targets = mean_loss(logits, batch["targets"], batch["loss_mask"]).sums
+        nats, routing = apply_model(
+            config.model, state.params, state.router_state, batch, jax.random.key(0), False, targets=batch["targets"]
+        )
+        loss_sum, targets = mean_where(nats, batch["loss_mask"]).sums
         return {"loss_sum": loss_sum, "targets": targets} | routing_metrics(routing, config.model)
 
     return eval_step
@@ -78,28 +80,25 @@ def apply_model(
     rng: Array,
     training: bool,
     collection: str = METRICS,
-) -> tuple[Float[Array, "B S V"], Any]:
-    """Logits, and what the routers sowed into `collection`."""
-    logits, collections = Decoder(config, training).apply(
+    targets: Int[Array, "B S"] | None = None,
+) -> tuple[Float[Array, "B S V"] | Float[Array, "B S"], Any]:
+    """Logits, or of `targets` their nats, and what the routers sowed into `collection`."""
+    result, collections = Decoder(config, training).apply(
         {"params": params, STATE: router_state},
         batch["tokens"],
         batch["positions"],
         batch["segment_ids"],
+        targets,
         rngs={RNG: rng},
         mutable=[collection],
     )
-    return logits, collections.get(collection, {})
+    return result, collections.get(collection, {})
 
 
 def batch_sums(config: ModelConfig, params: Any, router_state: Any, batch: Batch, rng: Array) -> Sums:
     """Statistics of a forward pass in training: the loss, and `routing`, all that routers sowed."""
-    logits, routing = apply_model(config, params, router_state, batch, rng, True, SUMS)
-    return {"loss": mean_loss(logits, batch["targets"], batch["loss_mask"]), "routing": routing}
-
-
-def mean_loss(logits: Float[Array, "B S V"], targets: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> Statistic:
-    """Cross-entropy in nats per target token; 0 if there is none."""
-    return mean_where(optax.softmax_cross_entropy_with_integer_labels(logits, targets), mask)
+    nats, routing = apply_model(config, params, router_state, batch, rng, True, SUMS, batch["targets"])
+    return {"loss": mean_where(nats, batch["loss_mask"]), "routing": routing}
 
 
 def auxiliary_loss(metrics: Metrics, config: ModelConfig) -> Float[Array, ""]:
