@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What the installation compiles.
+NATIVE := $(wildcard moe_jax/native/*.cc moe_jax/native/*.h)
 RESULTS := runs/switch_vs_dense
 
 .PHONY: test reproduce lint clean
@@ -26,11 +28,11 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: PYTHON=python3.12 make ...") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: setup.py | $(VENV)/bin/python
+$(VENV)/installed: setup.py $(NATIVE) | $(VENV)/bin/python
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/installed-test: setup.py | $(VENV)/bin/python
+$(VENV)/installed-test: setup.py $(NATIVE) | $(VENV)/bin/python
 	$(PIP) --editable '.[test]'
 	touch $@
 

@@ -68,7 +68,11 @@ REFUSED = [
     # The mixture.
     ({"model.moe.num_experts": 0}, "model.moe.num_experts is 0; accepted: an integer of at least 1", ""),
     ({"model.moe.router": "swich"}, "model.moe.router is 'swich'; accepted: base, deepseek", "mean 'switch'?"),
-    ({"model.moe.execution": "pad"}, "model.moe.execution is 'pad'; accepted: dropless, one_hot", "mean 'padded'?"),
+    ({"model.moe.execution": "pad"}, "model.moe.execution is 'pad'; accepted: auto, dropless, one_hot", "mean 'padded'?"),
+    ({"model.moe.kernel": "block"}, "model.moe.kernel is 'block'; accepted: 'auto', 'native', 'blocks'", ""),
+    ({"model.remat_saves": ("ffn_inner",)}, "model.remat_saves is ('ffn_inner',); accepted: (), without remat", ""),
+    ({"model.remat": True, "model.remat_saves": ("ffn",)}, "model.remat_saves is 'ffn'; accepted: attention_heads", ""),
+    ({"model.loss_chunk": 0}, "model.loss_chunk is 0; accepted: an integer of at least 1, or None", ""),
     ({"model.moe.k": 5}, "model.moe.k is 5; accepted: 1 to num_experts (4)", ""),
     ({"model.moe.k": 0}, "model.moe.k is 0; accepted: 1 to num_experts (4)", ""),
     ({"model.moe.k": 2}, "model.moe.k is 2; accepted: 1, with router 'switch'", ""),
