@@ -68,7 +68,11 @@ REFUSED = [
     # The mixture.
     ({"model.moe.num_experts": 0}, "model.moe.num_experts is 0; accepted: an integer of at least 1", ""),
     ({"model.moe.router": "swich"}, "model.moe.router is 'swich'; accepted: base, deepseek", "mean 'switch'?"),
-    ({"model.moe.execution": "pad"}, "model.moe.execution is 'pad'; accepted: auto, dropless, one_hot", "mean 'padded'?"),
+    (
+        {"model.moe.execution": "pad"},
+        "model.moe.execution is 'pad'; accepted: auto, dropless, one_hot",
+        "mean 'padded'?",
+    ),
     ({"model.moe.kernel": "block"}, "model.moe.kernel is 'block'; accepted: 'auto', 'native', 'blocks'", ""),
     ({"model.remat_saves": ("ffn_inner",)}, "model.remat_saves is ('ffn_inner',); accepted: (), without remat", ""),
     ({"model.remat": True, "model.remat_saves": ("ffn",)}, "model.remat_saves is 'ffn'; accepted: attention_heads", ""),

@@ -79,8 +79,6 @@ def train(
     """
     mesh = make_mesh(config.mesh)
     description = describe_mesh(config)
-    if progress and is_writer():
-        tqdm.write(description, file=sys.stderr)
     data = load_text(config.data)
     validation = data.validation_batches(config.eval_batches)
     identity = {"config": to_dict(config), "corpus": {"name": data.corpus_name, "digest": data.digest}}
@@ -89,6 +87,8 @@ def train(
     if is_writer():
         claim_workdir(workdir, identity)
     wait_for_all("workdir")
+    if progress and is_writer():
+        tqdm.write(description, file=sys.stderr)
     with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
         if checkpoints.latest_step() != config.steps:
             compiled = {} if compiled is None else compiled

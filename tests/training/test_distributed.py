@@ -17,6 +17,10 @@ from tests.comparison import assert_close
 from tests.training.tiny_runs import lines_of, tiny_config, tiny_values, write_config, write_corpus
 
 MESH = {"mesh": {"expert": 2, "data": 2}}
+DESCRIPTION = (
+    "tiny on 4 cpu devices (data 2, expert 2); experts run by 'padded' (chosen by 'auto'), "
+    "reached by 'gather' (chosen by 'auto')"
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def test_two_processes_have_the_loss_of_one(folder):
     for line, expected in zip(two, one, strict=True):
         assert_close(line["loss"], expected["loss"], what=f"step {line['step']}")
     first, second = ((folder / f"two-{i}.log").read_text() for i in range(2))
-    assert "tiny on 4 cpu devices (data 2, expert 2); experts reached by 'gather', chosen by 'auto'" in first
+    assert DESCRIPTION in first
     assert "validation loss" in first
     assert "tiny" not in second
 
