@@ -14,15 +14,9 @@ dividing and joining cost where links cost nothing, and nothing of speed; it is 
 cores idle.
 """
 
-import argparse
 import functools
-import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -31,15 +25,21 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from experiments.benchmarks.timing import (
+    Row,
+    benchmark_parser,
+    header_row,
+    machine_line,
+    run_benchmark,
+    spread,
+    take_turns,
+)
 from moe_jax.accounting.communication import Collective, collectives, least_bytes_per_token
-from moe_jax.configuration import ConfigError, require
 from moe_jax.devices import BY_TOKEN
 from moe_jax.experts.parallel.strategy import ParallelConfig
-from moe_jax.files import write_whole
 from moe_jax.host_memory import keep_freed_memory
 from moe_jax.layers.moe import MoE
 from moe_jax.routing.statistics import METRICS
-from moe_jax.study.provenance import git_revision, host, versions
 from moe_jax.training.config import MeshConfig
 from moe_jax.training.mesh import make_mesh, state_shardings
 
@@ -74,8 +74,6 @@ TIMED = Shape(512, 256, 512, 4, 2)
 WAYS = {"all_to_all": Way("padded", 1.25), "gather": Way("padded", 1.25), "dropless": Way("dropless", None)}
 # The branch of a program -> what it is for: `dropless` has one for buffers that overflow.
 LOADS = {(): "any", (0,): "near even", (1,): "uneven"}
-
-Row = dict[str, Any]
 
 
 def make_layer(strategy: str, shape: Shape) -> MoE:
@@ -158,13 +156,8 @@ def time_rows(repeats: int) -> list[Row]:
     counts = [1 << i for i in range(DEVICES.bit_length())]
     works = [(strategy, devices) for strategy in WAYS for devices in counts]
     steps = {work: layer_step(work[0], TIMED, work[1]) for work in tqdm(works, "Compiling", delay=2)}
-    seconds: dict[tuple[str, int], list[float]] = {work: [] for work in works}
-    overflowed = {work: step() | step() for work, step in steps.items()}
-    for _ in tqdm(range(repeats), "Timing", delay=2):
-        for work, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[work].append(time.perf_counter() - started)
+    overflowed = {work: step() for work, step in steps.items()}
+    seconds = take_turns(steps, repeats)
     rows = []
     for strategy, devices in works:
         spent, alone = seconds[strategy, devices], seconds[strategy, 1]
@@ -175,23 +168,10 @@ def time_rows(repeats: int) -> list[Row]:
     return rows
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-def header_row(repeats: int) -> Row:
-    """What the numbers depend on."""
-    made_by = {"host": host(), "versions": versions(), "revision": git_revision()}
-    return {"row": "header", **made_by, "repeats": repeats, "timed": TIMED._asdict()}
-
-
 def table(header: Row, rows: Sequence[Row]) -> str:
     """Rows for people."""
-    machine = f"{header['host']['cpu']}, {header['host']['cores']} cores, {platform.machine()}"
-    software = f"jax {header['versions']['jax']}, python {header['versions']['python']}"
     lines = [
-        f"{machine}; {software}; revision {header['revision']}; {header['host']['devices']} forced devices",
+        f"{machine_line(header)}; {header['host']['devices']} forced devices",
         f"\n{'bytes per token, forward':<24} {'strategy':<11} {'load':<10} {'sent':>10} {'least':>10} {'ratio':>7}",
     ]
     for row in rows:
@@ -211,23 +191,13 @@ def table(header: Row, rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the rows and returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=10, help="turns of timing; default: 10")
-    parser.add_argument("--json", action="store_true", help="one JSON object per row, the first one of the machine")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="what is printed goes here, too")
-    options = parser.parse_args(arguments)
-    try:
-        require(options.repeats >= 1, "--repeats", options.repeats, "an integer of at least 1")
+    options = benchmark_parser(__doc__, repeats=10).parse_args(arguments)
+
+    def measure() -> tuple[Row, list[Row]]:
         rows = byte_rows() + time_rows(options.repeats)
-    except ConfigError as error:
-        print(f"expert_parallel: {error}", file=sys.stderr)
-        return 2
-    header = header_row(options.repeats)
-    text = "\n".join(map(json.dumps, [header, *rows])) if options.json else table(header, rows)
-    if options.output:
-        write_whole(options.output, text + "\n")
-    print(text)
-    return 0
+        return header_row(repeats=options.repeats, timed=TIMED._asdict()), rows
+
+    return run_benchmark("expert_parallel", options, measure, table)
 
 
 def force_devices() -> None:

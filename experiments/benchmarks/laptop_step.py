@@ -8,14 +8,11 @@ them. The matmul rate is the best of a square product and the layer's own; FLOPs
 `--profile` adds where one model's step spends its time, by part of the model.
 """
 
-import argparse
 import collections
-import platform
 import re
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,15 +21,17 @@ import jax
 import jax.numpy as jnp
 
 from configs.laptop.switch_vs_dense import get_config
+from experiments.benchmarks.timing import Row, benchmark_parser, header_row, machine_line, run_benchmark, take_turns
 from moe_jax.accounting.flops import flops_per_token
-from moe_jax.configuration import override
+from moe_jax.configuration import override, require_name
 from moe_jax.data.pipeline import load_text
 from moe_jax.host_memory import keep_freed_memory
-from moe_jax.study.provenance import git_revision, host, versions
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import compile_steps
+from moe_jax.training.mesh import make_mesh
 from moe_jax.training.optimizer import make_optimizer, make_schedule
-from moe_jax.training.state import init_state
+from moe_jax.training.state import place_state
+from moe_jax.training.step import Batch
 
 
 class Work(NamedTuple):
@@ -43,20 +42,25 @@ class Work(NamedTuple):
     text: str
 
 
-def training_step(config: TrainConfig) -> Work:
-    """One step of training on real text."""
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    state = init_state(config, optimizer)
-    batch = jax.device_put(next(load_text(config.data).train_batches(config.seed)))
-    step, _ = compile_steps(config, optimizer, make_schedule(config.optimizer, config.steps), state, batch)
+def text_batch(config: TrainConfig) -> Batch:
+    """The first batch of a run."""
+    return next(load_text(config.data).train_batches(config.seed))
+
+
+def training_step(config: TrainConfig, batch: Batch) -> Work:
+    """One step of training, always on the same batch."""
+    mesh = make_mesh(config.mesh)
+    optimizer, schedule = make_optimizer(config.optimizer, config.steps), make_schedule(config.optimizer, config.steps)
+    state, batch = place_state(config, optimizer, mesh), jax.device_put(batch)
+    step, _ = compile_steps(config, optimizer, schedule, state, batch, mesh)
 
     def run() -> None:
         nonlocal state
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
 
-    tokens = config.data.batch_size * config.data.sequence_length
-    return Work(run, flops_per_token(config.model, config.data.sequence_length).training * tokens, step.as_text())
+    flops = flops_per_token(config.model, config.data.sequence_length).training * tokens_per_step(config)
+    return Work(run, flops, step.as_text())
 
 
 def matmul(rows: int, inner: int, columns: int) -> Work:
@@ -64,17 +68,6 @@ def matmul(rows: int, inner: int, columns: int) -> Work:
     left, right = jnp.ones((rows, inner)), jnp.ones((inner, columns))
     product = jax.jit(jnp.matmul).lower(left, right).compile()
     return Work(lambda: jax.block_until_ready(product(left, right)), 2.0 * rows * inner * columns, product.as_text())
-
-
-def median_seconds(works: dict[str, Work], repeats: int) -> dict[str, float]:
-    """Median over `repeats` rounds in which each is timed once, after two rounds that do not count."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats + 2):
-        for name, work in works.items():
-            started = time.perf_counter()
-            work.run()
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(seconds[2:]) for name, seconds in times.items()}
 
 
 def profile(work: Work, steps: int = 5) -> dict[str, float]:
@@ -111,40 +104,78 @@ def _kind(line: str) -> str:
     return f"{part}: {'matmul' if 'dot_general' in path else 'other'}"
 
 
+def profile_rows(name: str, work: Work) -> list[Row]:
+    """`profile` as rows of a benchmark."""
+    return [{"row": "profile", "name": name, "part": part, "ms": ms} for part, ms in profile(work).items()]
+
+
+def profile_lines(rows: Sequence[Row]) -> list[str]:
+    """Profiles among `rows` for people."""
+    found = [row for row in rows if row["row"] == "profile"]
+    if not found:
+        return []
+    lines = [f"\n{found[0]['name']}: milliseconds of a step by part of the model"]
+    return lines + [f"{row['part']:<28} {row['ms']:8.1f}" for row in found]
+
+
+def step_rows(configs: dict[str, TrainConfig], repeats: int, profiled: str | None) -> list[Row]:
+    """Milliseconds and rate of each model's step and of the products, and what a profile says of one of them."""
+    first = next(iter(configs))
+    tokens, model = tokens_per_step(configs[first]), configs[first].model
+    products = {
+        "matmul 2048^3": matmul(2048, 2048, 2048),
+        "matmul layer": matmul(tokens, model.model_dim, model.ffn_dim),
+    }
+    works = {name: training_step(config, text_batch(config)) for name, config in configs.items()} | products
+    spent = take_turns({name: work.run for name, work in works.items()}, repeats)
+    seconds = {name: statistics.median(times) for name, times in spent.items()}
+    rates = {name: works[name].flops / seconds[name] / 1e9 for name in works}
+    best = max(rates[name] for name in products)
+    rows = []
+    for name in works:
+        row = {"row": "step", "name": name, "ms": 1000 * seconds[name], "gflops": rates[name]}
+        rows.append(row | {"of_matmul": rates[name] / best, "of_first": seconds[name] / seconds[first]})
+    return rows + (profile_rows(profiled, works[profiled]) if profiled else [])
+
+
+def tokens_per_step(config: TrainConfig) -> int:
+    """Of a batch."""
+    return config.data.batch_size * config.data.sequence_length
+
+
+def table(header: Row, rows: Sequence[Row]) -> str:
+    """Rows for people."""
+    steps = [row for row in rows if row["row"] == "step"]
+    lines = [
+        f"{machine_line(header)}; {header['tokens']} tokens a step",
+        f"{'':<14} {'ms':>8} {'GFLOP/s':>8} {'of matmul':>9} {'of ' + steps[0]['name']:>9}",
+    ]
+    for row in steps:
+        rate = f"{row['gflops']:8.1f} {row['of_matmul']:9.1%}"
+        lines.append(f"{row['name']:<14} {row['ms']:8.1f} {rate} {row['of_first']:9.2f}")
+    return "\n".join(lines + profile_lines(rows))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table and returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, repeats=20)
     parser.add_argument("--models", nargs="+", default=["dense", "switch-4", "switch-16", "switch-64"])
-    parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--profile", metavar="MODEL", help="one of the models")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="override a field of all models"
     )
     options = parser.parse_args(arguments)
-    configs = {
-        name: TrainConfig.from_dict(override(get_config(name).to_dict(), options.set)) for name in options.models
-    }
-    first = configs[options.models[0]]
-    tokens = first.data.batch_size * first.data.sequence_length
-    products = {
-        "matmul 2048^3": matmul(2048, 2048, 2048),
-        "matmul layer": matmul(tokens, first.model.model_dim, first.model.ffn_dim),
-    }
-    works = {name: training_step(config) for name, config in configs.items()} | products
-    seconds = median_seconds(works, options.repeats)
-    rates = {name: works[name].flops / seconds[name] / 1e9 for name in works}
-    best = max(rates[name] for name in products)
-    machine = f"{host()['cpu']}, {host()['cores']} cores, {platform.machine()}"
-    print(f"{machine}; jax {versions()['jax']}; revision {git_revision()}; {tokens} tokens a step")
-    print(f"{'':<14} {'ms':>8} {'GFLOP/s':>8} {'of matmul':>9} {'of ' + options.models[0]:>9}")
-    for name in works:
-        share, ratio = rates[name] / best, seconds[name] / seconds[options.models[0]]
-        print(f"{name:<14} {seconds[name] * 1e3:8.1f} {rates[name]:8.1f} {share:9.1%} {ratio:9.2f}")
-    if options.profile:
-        print(f"\n{options.profile}: milliseconds of a step by part of the model")
-        for kind, milliseconds in profile(works[options.profile]).items():
-            print(f"{kind:<28} {milliseconds:8.1f}")
-    return 0
+
+    def measure() -> tuple[Row, list[Row]]:
+        if options.profile:
+            require_name(options.profile, options.models, "--profile")
+        configs = {
+            name: TrainConfig.from_dict(override(get_config(name).to_dict(), options.set)) for name in options.models
+        }
+        rows = step_rows(configs, options.repeats, options.profile)
+        return header_row(repeats=options.repeats, tokens=tokens_per_step(configs[options.models[0]])), rows
+
+    return run_benchmark("laptop_step", options, measure, table)
 
 
 if __name__ == "__main__":

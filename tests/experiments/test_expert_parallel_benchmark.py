@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmarks import expert_parallel
+from experiments.benchmarks import expert_parallel, timing
 from experiments.benchmarks.expert_parallel import Shape, byte_rows, main
 
 # 16 tokens of 8 float32 on each device, two choices of 8 experts: 32 rows of 32 bytes to send.
@@ -80,7 +80,7 @@ def test_overhead_is_over_as_many_times_one_device(tiny, monkeypatch):
         return step
 
     monkeypatch.setattr(expert_parallel, "layer_step", layer_step)
-    monkeypatch.setattr(expert_parallel.time, "perf_counter", lambda: elapsed["now"])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: elapsed["now"])
     rows = {(row["strategy"], row["devices"]): row for row in expert_parallel.time_rows(3)}
     for strategy in STRATEGIES:
         assert rows[strategy, 1]["overhead"]["median"] == 1.0
