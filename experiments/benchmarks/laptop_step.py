@@ -63,9 +63,9 @@ def training_step(config: TrainConfig, batch: Batch) -> Work:
     return Work(run, flops, step.as_text())
 
 
-def matmul(rows: int, inner: int, columns: int) -> Work:
-    """One float32 matrix product."""
-    left, right = jnp.ones((rows, inner)), jnp.ones((inner, columns))
+def matmul(rows: int, inner: int, columns: int, dtype: str = "float32") -> Work:
+    """One matrix product."""
+    left, right = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
     product = jax.jit(jnp.matmul).lower(left, right).compile()
     return Work(lambda: jax.block_until_ready(product(left, right)), 2.0 * rows * inner * columns, product.as_text())
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import platform
 import statistics
 import sys
@@ -40,7 +41,7 @@ def take_turns(
       patience: a work that takes longer than these seconds is not done again, and that time is its only one.
     """
     spent: dict[Name, list[float]] = {name: [] for name in works}
-    for _ in tqdm(range(WARM_UP + repeats), "Timing", delay=2):
+    for _ in tqdm(range(WARM_UP + repeats), "Timing", delay=2, leave=False):
         for name, work in works.items():
             if max(spent[name], default=0.0) > patience:
                 continue
@@ -67,11 +68,12 @@ def header_row(**fields: Any) -> Row:
 
 def machine_line(header: Row) -> str:
     """The header for people, without the benchmark's own fields."""
+    busy = f"; load before: {header['load_before']}" if "load_before" in header else ""
     machine = f"{header['host']['cpu']}, {header['host']['cores']} cores, {platform.machine()}"
     if header["host"]["platform"] != "cpu":
         machine += f", {header['host']['device']}"
     software = ", ".join(f"{name} {header['versions'][name]}" for name in ("jax", "python"))
-    return f"{machine}; {software}; revision {header['revision']}"
+    return f"{machine}; {software}; revision {header['revision']}{busy}"
 
 
 def benchmark_parser(description: str, repeats: int) -> argparse.ArgumentParser:
@@ -99,7 +101,10 @@ def run_benchmark(
     """
     try:
         require(options.repeats >= 1, "--repeats", options.repeats, "an integer of at least 1")
+        # How many others wanted a core before: with any, times are not the machine's.
+        busy = {"load_before": round(os.getloadavg()[0], 2)} if hasattr(os, "getloadavg") else {}
         header, rows = measure()
+        header |= busy
     except (ConfigError, BenchmarkError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
