@@ -4,11 +4,7 @@ T tokens, K choices per token, E experts, D model width, F expert width.
 """
 
 import importlib.util
-import itertools
-import json
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -87,9 +83,10 @@ def _runner(implementation: str, experts: Any, names: Sequence[str], inputs: _In
         wait(device)
         return Results(y, {"x": by_x, "combine": by_weight} | _as_ours(own, names))
 
-    def peak_bytes() -> int:
+    def peak_bytes() -> int | None:
         held = sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, cotangent, *parameters))
-        return held + _peak_bytes(training, device)
+        peak = _peak_bytes(training, device)
+        return peak if peak is None else held + peak
 
     return Runner(forward, training, _array, peak_bytes)
 
@@ -163,20 +160,13 @@ def _array(tensor: Any) -> np.ndarray:
     return tensor.view(torch.uint16).numpy().view(jnp.bfloat16)
 
 
-def _peak_bytes(work: Callable[[], Any], device: str) -> int:
-    """The most that `work` has allocated at once."""
+def _peak_bytes(work: Callable[[], Any], device: str) -> int | None:
+    """The most that `work` has allocated at once, which torch counts on a GPU alone."""
+    if device != "cuda":
+        return None
     import torch
 
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        return torch.cuda.max_memory_allocated() - before
-    with tempfile.TemporaryDirectory() as folder:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            work()
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("name") == "[memory]"]
-    changes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
-    return max(itertools.accumulate(changes), default=0)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_allocated() - before
