@@ -3,6 +3,7 @@
 T tokens, K choices per token, E experts, D model width, F expert width.
 """
 
+import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,9 @@ import numpy as np
 from jaxtyping import Array
 
 from experiments.benchmarks.layer_ways import CannotRunError, Problem, Results, Runner
+from experiments.benchmarks.timing import take_turns
+from moe_jax.models.config import ModelConfig
+from moe_jax.training.step import Batch
 
 # Way -> the name of transformers' own for how experts are run.
 IMPLEMENTATIONS = {"hf-eager": "eager", "hf-grouped_mm": "grouped_mm"}
@@ -89,6 +93,91 @@ def _runner(implementation: str, experts: Any, names: Sequence[str], inputs: _In
         return peak if peak is None else held + peak
 
     return Runner(forward, training, _array, peak_bytes)
+
+
+class TorchModel(NamedTuple):
+    """A model of transformers that is trained.
+
+    Attributes:
+      steps: one step of training for each way of IMPLEMENTATIONS, of the same parameters and optimizer state.
+      parameters: how many there are.
+      idle: how many of them a token does not use.
+      optimizer: the faster of torch's ways of running AdamW, `fused` or `foreach`.
+    """
+
+    steps: dict[str, Callable[[], None]]
+    parameters: int
+    idle: int
+    optimizer: str
+
+
+def make_model(config: ModelConfig, batch: Batch) -> TorchModel:
+    """MixtralForCausalLM in the shape of a decoder of ours, trained on one batch in float32.
+
+    Raises:
+      CannotRunError: `torch_device` has none.
+    """
+    device = torch_device()
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    tokens, targets = (torch.from_numpy(np.asarray(batch[name], np.int64)).to(device) for name in ("tokens", "targets"))
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.model_dim,
+            intermediate_size=config.expert_dim,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.kv_heads,
+            num_local_experts=config.moe.num_experts,
+            num_experts_per_tok=config.moe.k,
+            max_position_embeddings=tokens.shape[1],
+            attn_implementation="sdpa",
+        )
+    ).to(device)
+    parameters = list(model.parameters())
+
+    def gradients(implementation: str) -> None:
+        model.config._experts_implementation = implementation
+        for parameter in parameters:
+            parameter.grad = None
+        logits = model(input_ids=tokens, use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+
+    gradients("grouped_mm")
+    name, optimizer = _fastest_adamw(parameters, device)
+
+    def step(implementation: str) -> None:
+        gradients(implementation)
+        optimizer.step()
+        wait(device)
+
+    experts = sum(parameter.numel() for name, parameter in model.named_parameters() if ".experts." in name)
+    return TorchModel(
+        steps={way: functools.partial(step, implementation) for way, implementation in IMPLEMENTATIONS.items()},
+        parameters=sum(parameter.numel() for parameter in parameters),
+        idle=experts - experts * config.moe.k // config.moe.num_experts,
+        optimizer=name,
+    )
+
+
+def _fastest_adamw(parameters: Sequence[Any], device: str) -> tuple[str, Any]:
+    """The faster of torch's ways of running AdamW, timed with the gradients that there are."""
+    import torch
+
+    found = {}
+    for name in ("fused", "foreach"):
+        optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0, **{name: True})
+
+        def step(optimizer: Any = optimizer) -> None:
+            optimizer.step()
+            wait(device)
+
+        found[name] = optimizer, min(take_turns({name: step}, repeats=3)[name])
+    fastest = min(found, key=lambda name: found[name][1])
+    return fastest, found[fastest][0]
 
 
 def wait(device: str) -> None:
