@@ -41,16 +41,20 @@ def attend(
     """
     batch, length, heads, width = query.shape
     kv_heads = key.shape[2]
-    # By head first: products over whole matrices, without a copy for each.
+    # By head first, the queries of one key's heads as rows of one matrix: plain products, and gradients that are, too.
+    rows = batch, kv_heads, heads // kv_heads * length
     query = (query * width**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-    logits = jnp.einsum("bkrqn,bksn->bkrqs", query, key).astype(jnp.float32)
+    logits = jnp.einsum("bkqn,bksn->bkqs", query.reshape(*rows, width), key).astype(jnp.float32)
+    logits = logits.reshape(batch, kv_heads, -1, length, length)
     if bias is not None:
         logits += bias.reshape(bias.shape[0], kv_heads, -1, length, length)
     logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
     exponentials = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     # Normalised after the mixing, where there is less to divide.
-    mixed = saveable(jnp.einsum("bkrqs,bksn->bkrqn", exponentials.astype(value.dtype), value), "attention_mixed")
+    weights = exponentials.astype(value.dtype).reshape(*rows, length)
+    mixed = saveable(jnp.einsum("bkqs,bksn->bkqn", weights, value), "attention_mixed")
+    mixed = mixed.reshape(batch, kv_heads, -1, length, width)
     mixed /= exponentials.sum(axis=-1, keepdims=True).astype(mixed.dtype)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
