@@ -125,19 +125,6 @@ def test_seats_and_what_finds_none():
     assert drop_rate(problem, 40) == 24 / 128
 
 
-def test_memory_of_torch_is_the_most_that_was_allocated_at_once():
-    import torch
-
-    def work():
-        a = torch.ones(1000)
-        b = a + 1.0
-        del a
-        return b + 1.0
-
-    # Three are never there at once.
-    assert 8000 <= hugging_face._peak_bytes(work, "cpu") < 9000
-
-
 def test_rows_are_printed_as_json_and_written(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(layer_ways, "MASK_BYTES", 1000)
     output = tmp_path / "rows.jsonl"
@@ -160,7 +147,8 @@ def test_rows_are_printed_as_json_and_written(monkeypatch, tmp_path, capsys):
             assert row[part]["to_dense"] == 1.0 if name == "dense" else row[part]["to_dense"] > 0
             assert row[part]["to_hf"] == 1.0 if name == "hf-eager" else row[part]["to_hf"] > 0
             assert row[part]["of_matmul"] > 0
-        assert row["to_bound"] == row["peak_mib"] / row["bound_mib"]
+        # Torch counts memory on GPUs alone.
+        assert row["to_bound"] == (None if name == "hf-eager" else row["peak_mib"] / row["bound_mib"])
     # Two experts more than the two of a token, each of three matrices 16 x 8, and as many gradients.
     more = 2 * 2 * 3 * 16 * 8 * 4 / 2**20
     assert rows["dense"]["bound_mib"] == pytest.approx(1.3 * rows["dense"]["peak_mib"] + more)
