@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
 
 from moe_jax.configuration import ConfigError
-from moe_jax.experts.kernels.choice import KERNELS, available, choose_kernel
+from moe_jax.experts.kernels.choice import available, choose_kernel, is_as_fast_as_dense
 from moe_jax.experts.kernels.grouped_matmul import grouped_matmul, into_experts, out_of_experts
 from moe_jax.experts.kernels.kernel import Groups
 from tests.comparison import assert_close, assert_each_close
@@ -27,7 +28,20 @@ ROOT = Path(__file__).parents[2]
 # Rows, and widths in and out: below, at and beyond the vectors, panels and blocks that kernels are made of.
 ROWS = 200
 WIDTHS = [(1, 1), (5, 33), (48, 17), (600, 40)]
-ON_CPU = [name for name in KERNELS if name in ("native", "blocks", "ragged_dot")]
+# `megablox` as a TPU would run it, interpreted.
+TESTED = ["native", "blocks", "ragged_dot", "megablox"]
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(request, monkeypatch):
+    """A TPU's kernel on the CPU, with NaN wherever the TPU's memory would hold anything."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if parameters.get("kernel") != "megablox":
+        yield
+        return
+    monkeypatch.setattr("moe_jax.experts.kernels.choice.available", lambda platform: ("megablox",))
+    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan")):
+        yield
 
 
 def expected_products(x, w, sizes):
@@ -83,28 +97,31 @@ def draw_sizes(data, experts, rows=ROWS):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("kernel", ON_CPU)
+@pytest.mark.parametrize("kernel", TESTED)
 @settings(max_examples=12)
 @given(data=st.data())
 def test_drawn_sizes(kernel, width, data):
     assert_equals_definition(kernel, draw_sizes(data, 5), width, seed=data.draw(st.integers(0, 99), "seed"))
 
 
-@pytest.mark.parametrize("experts", range(1, 9))
-@pytest.mark.parametrize("kernel", ON_CPU)
+@pytest.mark.parametrize(
+    ("kernel", "experts"),
+    # An interpreter takes its time over each.
+    [(kernel, experts) for kernel in TESTED for experts in range(1, 5 if kernel == "megablox" else 9)],
+)
 def test_every_pattern_of_empty_groups(kernel, experts):
     for some in itertools.product([False, True], repeat=experts):
         sizes = [3 + 2 * e if present else 0 for e, present in enumerate(some)]
         assert_equals_definition(kernel, sizes, (5, 33), rows=90)
 
 
-@pytest.mark.parametrize("kernel", ON_CPU)
-@pytest.mark.parametrize("sizes", [(128, 256, 1), (129, 127, 0), (0, 0, 700), (255, 257, 130)])
+@pytest.mark.parametrize("kernel", TESTED)
+@pytest.mark.parametrize("sizes", [(128, 256, 1), (129, 127, 0), (0, 0, 700), (255, 257, 130), (256, 0, 256)])
 def test_sizes_about_those_of_blocks(kernel, sizes):
-    assert_equals_definition(kernel, sizes, (40, 70), rows=700)
+    assert_equals_definition(kernel, sizes, (40, 530), rows=700)
 
 
-@pytest.mark.parametrize("kernel", ON_CPU)
+@pytest.mark.parametrize("kernel", TESTED)
 def test_no_rows(kernel):
     y, x_gradient, w_gradient = value_and_gradients(
         kernel,
@@ -132,7 +149,7 @@ def through_experts(kernel, choices, x, first, second, token, row, sizes, cotang
 
 
 @pytest.mark.parametrize("choices", [True, False], ids=["rows of tokens known", "not known"])
-@pytest.mark.parametrize("kernel", ON_CPU)
+@pytest.mark.parametrize("kernel", TESTED)
 @settings(max_examples=12)
 @given(data=st.data())
 def test_tokens_are_read_and_summed_where_they_lie(kernel, choices, data):
@@ -166,7 +183,7 @@ def test_tokens_are_read_and_summed_where_they_lie(kernel, choices, data):
         assert_each_close(second_gradient[i], np.einsum("tef,tn->efn", hidden, cotangent))
 
 
-@pytest.mark.parametrize("kernel", ON_CPU)
+@pytest.mark.parametrize("kernel", TESTED)
 def test_bfloat16_is_rounded_once(kernel):
     """Sums in float32, and types as they came."""
     rng = np.random.default_rng(0)
@@ -191,6 +208,18 @@ def test_what_a_platform_lacks_is_refused(monkeypatch):
     accepted = "on platform 'cpu' auto, blocks, ragged_dot; it is built when moe_jax is installed, for CPUs"
     with pytest.raises(ConfigError, match=f"^model.moe.kernel is 'native'; accepted: {accepted}$"):
         choose_kernel("native")
+
+
+def test_each_platform_has_its_own():
+    assert available("tpu") == ("megablox", "ragged_dot", "blocks")
+    assert available("gpu") == ("ragged_dot", "blocks")
+    accepted = "on platform 'cpu' auto, native, blocks, ragged_dot; it is for TPUs"
+    with pytest.raises(ConfigError, match=f"^model.moe.kernel is 'megablox'; accepted: {accepted}$"):
+        choose_kernel("megablox")
+
+
+def test_only_a_kernel_that_was_measured_replaces_dense_products():
+    assert [is_as_fast_as_dense(platform) for platform in ("cpu", "gpu", "tpu")] == [True, False, False]
 
 
 def test_sizes_beyond_the_rows_are_an_error():

@@ -13,16 +13,19 @@ from moe_jax.experts.kernels.kernel import of_sorted_rows
 BLOCK = 128
 
 
-def _product(x: Float[Array, "A M"], w: Float[Array, "E M N"], sizes: Int[Array, " E"]) -> Float[Array, "A N"]:
+def _product(
+    x: Float[Array, "A M"], w: Float[Array, "E _ _"], sizes: Int[Array, " E"], transposed: bool
+) -> Float[Array, "A N"]:
     """Blocks that end within a group overwrite rows of the next, which that group's own blocks then put right."""
     expert, first = _blocks(sizes, x.shape[0])
     padded = jnp.pad(x, ((0, BLOCK), (0, 0)))
 
     def multiply(i: Int[Array, ""], y: Float[Array, "_ N"]) -> Float[Array, "_ N"]:
         rows = jax.lax.dynamic_slice_in_dim(padded, first[i], BLOCK)
-        return jax.lax.dynamic_update_slice_in_dim(y, rows @ w[expert[i]], first[i], 0)
+        matrix = w[expert[i]].T if transposed else w[expert[i]]
+        return jax.lax.dynamic_update_slice_in_dim(y, rows @ matrix, first[i], 0)
 
-    y = jnp.zeros_like(padded, shape=(padded.shape[0], w.shape[2]))
+    y = jnp.zeros_like(padded, shape=(padded.shape[0], w.shape[1 if transposed else 2]))
     return jax.lax.fori_loop(0, _count(sizes), multiply, y)[: x.shape[0]]
 
 

@@ -6,19 +6,30 @@ from moe_jax.configuration import ConfigError
 from moe_jax.devices import current_platform
 from moe_jax.experts.kernels.blocks import BLOCKS
 from moe_jax.experts.kernels.kernel import Kernel
+from moe_jax.experts.kernels.megablox import MEGABLOX
 from moe_jax.experts.kernels.native import NATIVE
 from moe_jax.experts.kernels.ragged_dot import RAGGED_DOT
 from moe_jax.native.library import is_installed
 
-KernelChoice = Literal["auto", "native", "blocks", "ragged_dot"]
+KernelChoice = Literal["auto", "native", "megablox", "blocks", "ragged_dot"]
 
-KERNELS: dict[str, Kernel] = {"native": NATIVE, "blocks": BLOCKS, "ragged_dot": RAGGED_DOT}
+KERNELS: dict[str, Kernel] = {
+    "native": NATIVE,
+    "megablox": MEGABLOX,
+    "blocks": BLOCKS,
+    "ragged_dot": RAGGED_DOT,
+}
+
+# What those need that not every platform has.
+NEEDS = {"native": "it is built when moe_jax is installed, for CPUs", "megablox": "it is for TPUs"}
 
 
 def available(platform: str) -> tuple[str, ...]:
     """Names of the kernels that run on `platform` (`cpu`, `gpu`, `tpu`), the one that `auto` takes first."""
     if platform == "cpu":
         return ("native", "blocks", "ragged_dot") if is_installed() else ("blocks", "ragged_dot")
+    if platform == "tpu":
+        return "megablox", "ragged_dot", "blocks"
     return "ragged_dot", "blocks"
 
 
@@ -38,7 +49,7 @@ def choose_kernel(choice: KernelChoice) -> str:
     if choice == "auto":
         return names[0]
     if choice not in names:
-        why = "; it is built when moe_jax is installed, for CPUs" if choice == "native" else ""
+        why = f"; {NEEDS[choice]}" if choice in NEEDS else ""
         accepted = f"on platform {platform!r} auto, {', '.join(names)}{why}"
         raise ConfigError(f"model.moe.kernel is {choice!r}; accepted: {accepted}")
     return choice

@@ -54,11 +54,12 @@ class Kernel(NamedTuple):
 
 
 def of_sorted_rows(
-    product: Callable[[Float[Array, "A M"], Float[Array, "E M N"], Int[Array, " E"]], Float[Array, "A N"]],
+    product: Callable[[Float[Array, "A M"], Float[Array, "E _ _"], Int[Array, " E"], bool], Float[Array, "A N"]],
     outer: Callable[[Float[Array, "A M"], Float[Array, "A N"], Int[Array, " E"]], Float[Array, "E M N"]],
 ) -> Kernel:
     """A kernel made of products of rows that lie in order: copies tokens there, and sums rows by gathering them.
 
+    The last argument of `product` is `transposed`, as for a kernel: who can reads the matrices as they lie.
     What `product` gives for rows past the last does not matter, nor what `outer` gives for empty groups.
     """
 
@@ -71,7 +72,7 @@ def of_sorted_rows(
     def multiply(
         x: Float[Array, "_ M"], w: Float[Array, "E _ _"], groups: Groups, by_token: bool, transposed: bool
     ) -> Float[Array, "A N"]:
-        y = product(gathered(x, groups, by_token), w.swapaxes(1, 2) if transposed else w, groups.sizes)
+        y = product(gathered(x, groups, by_token), w, groups.sizes, transposed)
         inside = jnp.arange(y.shape[0]) < groups.sizes.sum()
         return jnp.where(inside[:, None], y, jnp.zeros((), y.dtype))
 

@@ -13,8 +13,14 @@ _CONTRACT_ROWS = jax.lax.RaggedDotDimensionNumbers(
 )
 
 
+def _product(
+    x: Float[Array, "A M"], w: Float[Array, "E _ _"], sizes: Int[Array, " E"], transposed: bool
+) -> Float[Array, "A N"]:
+    return jax.lax.ragged_dot(x, w.swapaxes(1, 2) if transposed else w, sizes)
+
+
 def _outer(x: Float[Array, "A M"], y: Float[Array, "A N"], sizes: Int[Array, " E"]) -> Float[Array, "E M N"]:
     return jax.lax.ragged_dot_general(x, y, sizes, _CONTRACT_ROWS)
 
 
-RAGGED_DOT = of_sorted_rows(jax.lax.ragged_dot, _outer)
+RAGGED_DOT = of_sorted_rows(_product, _outer)
