@@ -73,7 +73,11 @@ REFUSED = [
         "model.moe.execution is 'pad'; accepted: auto, dropless, one_hot",
         "mean 'padded'?",
     ),
-    ({"model.moe.kernel": "block"}, "model.moe.kernel is 'block'; accepted: 'auto', 'native', 'blocks'", ""),
+    (
+        {"model.moe.kernel": "block"},
+        "model.moe.kernel is 'block'; accepted: 'auto', 'native', 'megablox', 'blocks'",
+        "",
+    ),
     ({"model.remat_saves": ("ffn_inner",)}, "model.remat_saves is ('ffn_inner',); accepted: (), without remat", ""),
     ({"model.remat": True, "model.remat_saves": ("ffn",)}, "model.remat_saves is 'ffn'; accepted: attention_heads", ""),
     ({"model.loss_chunk": 0}, "model.loss_chunk is 0; accepted: an integer of at least 1, or None", ""),
