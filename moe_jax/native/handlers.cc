@@ -272,25 +272,42 @@ XLA_FFI_Error* Outer(const Call& call) {
   const Rows w = Matrix(call.result());
   const int32_t* sizes = static_cast<const int32_t*>(call.argument(2).data);
   const int64_t experts = call.result().dims[0];
-  const int64_t most = experts * x.width >= 8 * 128 * call.threads() ? 128 : 32, parts = Pieces(x.width, most);
-  int64_t* starts = static_cast<int64_t*>(malloc((experts + 1) * sizeof(int64_t)));
-  if (!starts) return call.Error("out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
-  starts[0] = 0;
-  for (int64_t e = 0; e < experts; ++e) starts[e + 1] = starts[e] + sizes[e];
+  int64_t total = 0;
+  for (int64_t e = 0; e < experts; ++e) total += sizes[e];
+  // A matrix is one piece, for y to be copied once, unless that is more than a thread's fair share of the rows.
+  const int64_t fair = total / (2 * call.threads()) + 1, narrow = Pieces(x.width, 256), thin = Pieces(x.width, 32);
+  auto parts_of = [&](int64_t e) {
+    const int64_t shares = narrow * Pieces(sizes[e], fair);
+    return shares < narrow ? narrow : shares < thin ? shares : thin;
+  };
+  int64_t pieces = 0;
+  for (int64_t e = 0; e < experts; ++e) pieces += parts_of(e);
+  struct Part {
+    int64_t start, depth, first, last, out_row;
+  };
+  Part* parts = static_cast<Part*>(malloc((pieces + 1) * sizeof(Part)));
+  if (!parts) return call.Error("out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
+  int64_t next = 0, start = 0;
+  for (int64_t e = 0; e < experts; start += sizes[e++]) {
+    const int64_t count = parts_of(e);
+    for (int64_t p = 0; p < count; ++p) {
+      const int64_t first = x.width * p / count, last = x.width * (p + 1) / count;
+      parts[next++] = {start, sizes[e], first, last, e * x.width + first};
+    }
+  }
   auto work = [&](int64_t piece, float* scratch) {
-    const int64_t e = piece / parts, part = piece % parts;
-    const int64_t first = x.width * part / parts, last = x.width * (part + 1) / parts;
+    const Part& part = parts[piece];
     Tile t = {};
     t.left = x, t.right = y, t.out = w;
-    t.left_row = t.right_row = starts[e];
-    t.left_column = first;
-    t.out_row = e * x.width + first;
-    t.rows = last - first, t.columns = w.width, t.depth = sizes[e];
+    t.left_row = t.right_row = part.start;
+    t.left_column = part.first;
+    t.out_row = part.out_row;
+    t.rows = part.last - part.first, t.columns = w.width, t.depth = part.depth;
     t.left_transposed = true;
     tile(t, scratch);
   };
-  XLA_FFI_Error* error = call.Share(experts * parts, work);
-  free(starts);
+  XLA_FFI_Error* error = call.Share(pieces, work);
+  free(parts);
   return error;
 }
 

@@ -29,7 +29,7 @@ constexpr int64_t kLeftStride = kDepth + 16;
 constexpr int64_t kLeftColumn = 16;
 constexpr int64_t kAtOnce = 4;
 constexpr int64_t kRightPanels = 128 * 1024;
-constexpr int64_t kLeftPanels = 64 * 1024;
+constexpr int64_t kLeftPanels = 96 * 1024;
 
 static_assert(kMaxRows <= kLeftColumn);
 static_assert(kMaxRows * kLeftStride <= kLeftPanels);

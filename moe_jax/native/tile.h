@@ -31,7 +31,7 @@ struct Tile {
 };
 
 // Floats of scratch memory that a tile needs, aligned to 64 bytes; the contents do not matter.
-constexpr int64_t kScratch = 196 * 1024;
+constexpr int64_t kScratch = 228 * 1024;
 
 using TileFunction = void (*)(const Tile&, float* scratch);
 
