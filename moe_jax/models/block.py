@@ -41,6 +41,7 @@ class Block(nn.Module):
             num_heads=config.num_heads,
             num_kv_heads=config.kv_heads,
             head_dim=config.head_width,
+            causal=config.causal,
             init_scale=config.init_scale,
             dtype=dtype,
             name="attention",

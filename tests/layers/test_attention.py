@@ -7,21 +7,24 @@ import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from moe_jax.layers.attention import attend, attention_mask
+from moe_jax.layers.attention import BLOCKS, SHORTEST_BLOCK, attend, attention_mask
 from moe_jax.layers.norms import RMSNorm
 from moe_jax.layers.positions import RelativeBias, relative_bucket, rotary_angles, rotate
 from tests.comparison import assert_close
 
 
+@pytest.mark.parametrize("length", [7, BLOCKS * SHORTEST_BLOCK], ids=["one_block", "blocks"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize(("biased", "causal"), [(False, True), (True, True), (True, False)])
-def test_attend_equals_torch(kv_heads, biased, causal):
+def test_attend_equals_torch(kv_heads, biased, causal, length):
     """Values and gradients, with documents packed, grouped heads and a bias."""
     rng = np.random.default_rng(kv_heads)
-    query, *key_value = (rng.normal(size=(2, 7, heads, 6)).astype(np.float32) for heads in (4, kv_heads, kv_heads))
-    bias = rng.normal(size=(1, 4, 7, 7)).astype(np.float32) * biased
+    query, *key_value = (rng.normal(size=(2, length, heads, 6)).astype(np.float32) for heads in (4, kv_heads, kv_heads))
+    bias = rng.normal(size=(1, 4, length, length)).astype(np.float32) * biased
     cotangent = rng.normal(size=query.shape).astype(np.float32)
-    segments = jnp.asarray([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 0, 0]], jnp.int32)
+    # A document and the next, and one before padding.
+    place, ends = np.arange(length), [[3 * length // 7], [5 * length // 7]]
+    segments = jnp.asarray(np.where(place < ends, 1, [[2], [0]]), jnp.int32)
     mask = attention_mask(segments, causal)
 
     tensors = [torch.tensor(x, requires_grad=True) for x in (query, *key_value, bias)]
@@ -32,7 +35,7 @@ def test_attend_equals_torch(kv_heads, biased, causal):
     expected.backward(torch.tensor(cotangent))
 
     inputs = [jnp.asarray(x) for x in (query, *key_value, bias)]
-    actual, vjp = jax.vjp(lambda q, k, v, b: attend(q, k, v, mask, b if biased else None), *inputs)
+    actual, vjp = jax.vjp(lambda q, k, v, b: attend(q, k, v, mask, b if biased else None, causal), *inputs)
     assert_close(actual, expected.detach())
     for gradient, tensor in list(zip(vjp(jnp.asarray(cotangent)), tensors, strict=True))[: 3 + biased]:
         assert_close(gradient, tensor.grad)
