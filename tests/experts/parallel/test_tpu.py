@@ -3,16 +3,11 @@
 G groups, S tokens of a group, K choices per token, E experts, D model width, F expert width.
 """
 
-import functools
-import importlib.util
-import os
 import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from moe_jax.devices import AXES, BY_TOKEN, current_mesh
@@ -20,6 +15,7 @@ from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.parallel.run import apply_on_mesh, weight_spec
 from moe_jax.experts.parallel.strategy import ParallelConfig
 from moe_jax.routing.assignment import assign_choices
+from tests.topology import HAS_TPUS, tpu_devices
 
 # G, S, K, E, D, F: widths that fill the registers of a TPU.
 SHAPE = (8, 16, 2, 8, 128, 128)
@@ -34,12 +30,8 @@ EXCHANGES = {
 }
 
 
-@functools.cache
 def make_mesh(name):
-    # Others may have loaded libtpu, and there is nothing to ask about a machine that is not there.
-    os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
-    devices = np.array(topologies.get_topology_desc("v5e:2x4", "tpu").devices)
-    return Mesh(devices.reshape(MESHES[name]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(tpu_devices("v5e:2x4").reshape(MESHES[name]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def compiled(mesh, strategy, execution, *, gradient):
@@ -79,15 +71,22 @@ def count(program, operation):
     return sum(re.match(rf"[ (]*(f32|bf16)\[[\d,]*\b{SHAPE[4]}\]", line) is not None for line in lines)
 
 
-if importlib.util.find_spec("libtpu"):
+if HAS_TPUS:
 
     @pytest.mark.parametrize("mesh", MESHES)
     @pytest.mark.parametrize("strategy", EXCHANGES)
     def test_compiles_for_tpu(strategy, mesh):
-        """Rows go there and back, and so do their gradients; a second pair where there are two kinds of buffers."""
+        """Rows go there and back, and so do their gradients; a second pair where there are two kinds of buffers.
+
+        Experts without seats run on the kernel for TPUs.
+        """
         execution, exchange, absent = EXCHANGES[strategy]
         buffers = 2 if strategy == "dropless" else 1
         for gradient in (False, True):
             program = compiled(make_mesh(mesh), strategy, execution, gradient=gradient)
             assert count(program, exchange) == buffers * (4 if gradient else 2)
             assert not any(operation in program for operation in absent)
+            if execution == "dropless":
+                assert "megablox_product" in program
+                assert ("megablox_outer" in program) == gradient
+                assert "ragged-dot" not in program
