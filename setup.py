@@ -114,7 +114,7 @@ setup(
     extras_require={
         "test": TEST,
         "notebooks": [*NOTEBOOKS, "jupyterlab>=4.2,<5"],
-        "gpu": ["jax[cuda13]>=0.10,<0.12"],
+        "gpu": ["jax[cuda13]>=0.10,<0.12", "tokamax>=0.0.12,<0.1"],
         # With libtpu installed, every JAX process tries to load it: set JAX_PLATFORMS=cpu.
         "tpu-plan": ["libtpu>=0.0.40,<0.1"],
     },

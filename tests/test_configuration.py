@@ -75,7 +75,7 @@ REFUSED = [
     ),
     (
         {"model.moe.kernel": "block"},
-        "model.moe.kernel is 'block'; accepted: 'auto', 'native', 'megablox', 'blocks'",
+        "model.moe.kernel is 'block'; accepted: 'auto', 'native', 'megablox', 'tokamax', 'blocks'",
         "",
     ),
     ({"model.remat_saves": ("ffn_inner",)}, "model.remat_saves is ('ffn_inner',); accepted: (), without remat", ""),

@@ -22,24 +22,27 @@ from moe_jax.configuration import ConfigError
 from moe_jax.experts.kernels.choice import available, choose_kernel, is_as_fast_as_dense
 from moe_jax.experts.kernels.grouped_matmul import grouped_matmul, into_experts, out_of_experts
 from moe_jax.experts.kernels.kernel import Groups
+from moe_jax.experts.kernels.tokamax import has_tokamax
 from tests.comparison import assert_close, assert_each_close
 
 ROOT = Path(__file__).parents[2]
 # Rows, and widths in and out: below, at and beyond the vectors, panels and blocks that kernels are made of.
 ROWS = 200
 WIDTHS = [(1, 1), (5, 33), (48, 17), (600, 40)]
-# `megablox` as a TPU would run it, interpreted.
-TESTED = ["native", "blocks", "ragged_dot", "megablox"]
+# `megablox` as a TPU would run it, interpreted; `tokamax`, which need not be installed, by what it has for CPUs.
+TESTED = ["native", "blocks", "ragged_dot", "megablox", *(["tokamax"] if has_tokamax() else [])]
 
 
 @pytest.fixture(autouse=True)
-def _interpreted(request, monkeypatch):
-    """A TPU's kernel on the CPU, with NaN wherever the TPU's memory would hold anything."""
+def _as_if_at_home(request, monkeypatch):
+    """Others' kernels on the CPU; a TPU's with NaN wherever the TPU's memory would hold anything."""
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    if parameters.get("kernel") != "megablox":
+    kernel = parameters.get("kernel")
+    if kernel in ("megablox", "tokamax"):
+        monkeypatch.setattr("moe_jax.experts.kernels.choice.available", lambda platform: (kernel,))
+    if kernel != "megablox":
         yield
         return
-    monkeypatch.setattr("moe_jax.experts.kernels.choice.available", lambda platform: ("megablox",))
     with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan")):
         yield
 
@@ -210,12 +213,15 @@ def test_what_a_platform_lacks_is_refused(monkeypatch):
         choose_kernel("native")
 
 
-def test_each_platform_has_its_own():
+def test_each_platform_has_its_own(monkeypatch):
     assert available("tpu") == ("megablox", "ragged_dot", "blocks")
-    assert available("gpu") == ("ragged_dot", "blocks")
-    accepted = "on platform 'cpu' auto, native, blocks, ragged_dot; it is for TPUs"
-    with pytest.raises(ConfigError, match=f"^model.moe.kernel is 'megablox'; accepted: {accepted}$"):
-        choose_kernel("megablox")
+    for installed, names in ((True, ("tokamax", "ragged_dot", "blocks")), (False, ("ragged_dot", "blocks"))):
+        monkeypatch.setattr("moe_jax.experts.kernels.choice.has_tokamax", lambda installed=installed: installed)
+        assert available("gpu") == names
+    for kernel, why in (("megablox", "it is for TPUs"), ("tokamax", "it is in the extra gpu, for GPUs")):
+        accepted = f"on platform 'cpu' auto, native, blocks, ragged_dot; {why}"
+        with pytest.raises(ConfigError, match=f"^model.moe.kernel is '{kernel}'; accepted: {accepted}$"):
+            choose_kernel(kernel)
 
 
 def test_only_a_kernel_that_was_measured_replaces_dense_products():

@@ -1,4 +1,4 @@
-"""Grouped products compile for TPUs, on a machine that has none but has libtpu: `pip install libtpu`; no test without it.
+"""Grouped products compile for a TPU, on a machine that has none but has libtpu: `pip install libtpu`; else no test.
 
 A rows, E experts, M and N widths; G groups, S tokens of a group, K choices per token, D model width, F expert width.
 """
@@ -17,7 +17,7 @@ from moe_jax.experts.kernels.grouped_matmul import grouped_matmul
 from moe_jax.routing.assignment import assign_choices
 from tests.topology import HAS_TPUS, tpu_devices
 
-# A, M, N, E: of a model, with the largest tiles there are, those with rests on every side, small, of one row and column.
+# A, M, N, E: of a model, with the largest tiles, those with rests on every side, small, and of one row and column.
 SHAPES = [(4096, 2816, 1408, 64), (8192, 4096, 14336, 8), (700, 2047, 2047, 3), (90, 5, 33, 8), (1, 1, 1, 1)]
 
 

@@ -9,19 +9,25 @@ from moe_jax.experts.kernels.kernel import Kernel
 from moe_jax.experts.kernels.megablox import MEGABLOX
 from moe_jax.experts.kernels.native import NATIVE
 from moe_jax.experts.kernels.ragged_dot import RAGGED_DOT
+from moe_jax.experts.kernels.tokamax import TOKAMAX, has_tokamax
 from moe_jax.native.library import is_installed
 
-KernelChoice = Literal["auto", "native", "megablox", "blocks", "ragged_dot"]
+KernelChoice = Literal["auto", "native", "megablox", "tokamax", "blocks", "ragged_dot"]
 
 KERNELS: dict[str, Kernel] = {
     "native": NATIVE,
     "megablox": MEGABLOX,
+    "tokamax": TOKAMAX,
     "blocks": BLOCKS,
     "ragged_dot": RAGGED_DOT,
 }
 
 # What those need that not every platform has.
-NEEDS = {"native": "it is built when moe_jax is installed, for CPUs", "megablox": "it is for TPUs"}
+NEEDS = {
+    "native": "it is built when moe_jax is installed, for CPUs",
+    "megablox": "it is for TPUs",
+    "tokamax": "it is in the extra gpu, for GPUs",
+}
 
 
 def available(platform: str) -> tuple[str, ...]:
@@ -30,7 +36,7 @@ def available(platform: str) -> tuple[str, ...]:
         return ("native", "blocks", "ragged_dot") if is_installed() else ("blocks", "ragged_dot")
     if platform == "tpu":
         return "megablox", "ragged_dot", "blocks"
-    return "ragged_dot", "blocks"
+    return ("tokamax", "ragged_dot", "blocks") if has_tokamax() else ("ragged_dot", "blocks")
 
 
 def is_as_fast_as_dense(platform: str) -> bool:
