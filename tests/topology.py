@@ -1,4 +1,4 @@
-"""Devices to compile for on a machine that has none of them, from libtpu: `pip install libtpu`."""
+"""Devices to compile for on a machine that has none of them, from libtpu (extra `tpu-plan`)."""
 
 import functools
 import importlib.util

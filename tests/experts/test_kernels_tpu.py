@@ -1,4 +1,4 @@
-"""Grouped products compile for a TPU, on a machine that has none but has libtpu: `pip install libtpu`; else no test.
+"""Grouped products compile for a TPU, on a machine that has none but has libtpu (extra `tpu-plan`); else no test.
 
 A rows, E experts, M and N widths; G groups, S tokens of a group, K choices per token, D model width, F expert width.
 """

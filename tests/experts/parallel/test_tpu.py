@@ -1,4 +1,4 @@
-"""Strategies compile for a TPU, on a machine that has none but has libtpu: `pip install libtpu`; no test without it.
+"""Strategies compile for a TPU, on a machine that has none but has libtpu (extra `tpu-plan`); else no test.
 
 G groups, S tokens of a group, K choices per token, E experts, D model width, F expert width.
 """
