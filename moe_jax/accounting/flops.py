@@ -1,8 +1,8 @@
 """Floating-point operations per token, from the configuration alone.
 
 Conventions: a multiply and an add are two operations; only matrix products count (norms, softmax, rotary positions,
-activations and gathers do not); attention counts the full S x S products that are computed, masked half included; the
-backward pass costs twice the forward pass; rematerialisation is not counted.
+activations and gathers do not); attention counts the products that are computed, what a mask hides of them included;
+the backward pass costs twice the forward pass; rematerialisation is not counted.
 
 D model width, H heads, S sequence, V vocabulary, E experts, K choices per token, C capacity.
 """
@@ -12,6 +12,7 @@ import math
 
 from moe_jax.accounting.parameters import attention_parameters, count_dense, count_expert, count_shared
 from moe_jax.experts.run import choose_execution
+from moe_jax.layers.attention import computed_keys
 from moe_jax.models.config import ModelConfig, MoEConfig
 from moe_jax.routing import ROUTERS
 from moe_jax.routing.capacity import capacity_per_expert
@@ -58,14 +59,17 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> FlopCount:
     """Counts the operations of a decoder of `config` per token of sequences of `sequence_length`."""
     sparse, skipped = len(config.moe_layers), len(config.depth_layers)
     # Of the layers that only some tokens run, a token runs their share; there it meets only its like.
-    share = math.ceil(round(config.depth.capacity * sequence_length, 6)) / sequence_length if skipped else 1.0
-    whole = config.num_layers - skipped
-    layers, pairs = whole + skipped * share, whole + skipped * share**2
+    chosen = math.ceil(round(config.depth.capacity * sequence_length, 6)) if skipped else sequence_length
+    share, whole = chosen / sequence_length, config.num_layers - skipped
+    layers = whole + skipped * share
+    keys = whole * computed_keys(sequence_length, config.causal) + skipped * share * computed_keys(
+        chosen, config.causal
+    )
     dense_ffn = (layers - sparse) * 2 * count_dense(config).matrices
     router, active, executed = _sparse_layer(config, sequence_length) if sparse else (0, 0, 0.0)
     return FlopCount(
         attention_projections=round(layers * 2 * attention_parameters(config)),
-        attention_scores=round(pairs * 4 * sequence_length * config.num_heads * config.head_width),
+        attention_scores=round(keys * 4 * config.num_heads * config.head_width),
         router=sparse * router + skipped * 2 * config.model_dim,
         ffn=round(dense_ffn + sparse * active),
         output=2 * config.model_dim * config.vocab_size,

@@ -28,6 +28,16 @@ def attention_mask(segment_ids: Int[Array, "B S"], causal: bool) -> Bool[Array, 
     return same_document & jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
+def query_blocks(length: int, causal: bool) -> int:
+    """How many blocks the queries of a sequence are cut into, each of which meets the keys up to its end."""
+    return BLOCKS if causal and length % BLOCKS == 0 and length >= BLOCKS * SHORTEST_BLOCK else 1
+
+
+def computed_keys(length: int, causal: bool) -> float:
+    """How many keys a query meets on average, of a sequence of `length`, those that its mask hides included."""
+    return length * (1 + 1 / query_blocks(length, causal)) / 2
+
+
 def attend(
     query: Float[Array, "B S H N"],
     key: Float[Array, "B S K N"],
@@ -53,11 +63,10 @@ def attend(
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     if bias is not None:
         bias = bias.reshape(bias.shape[0], kv_heads, -1, length, length)
-    blocks = BLOCKS if causal and length % BLOCKS == 0 and length >= BLOCKS * SHORTEST_BLOCK else 1
+    block = length // query_blocks(length, causal)
     mixed = []
-    for block in range(blocks):
-        past = (block + 1) * length // blocks
-        rows = slice(block * length // blocks, past)
+    for past in range(block, length + 1, block):
+        rows = slice(past - block, past)
         mixed.append(
             _mix(
                 query[:, :, :, rows],

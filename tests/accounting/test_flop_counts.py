@@ -35,10 +35,10 @@ CONFIGS = [
 ]
 
 
-def forward(config: ModelConfig):
+def forward(config: ModelConfig, length: int = LENGTH):
     """The model's forward pass in training, and arguments for it that hold shapes only."""
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((BATCH, length), jnp.int32)
 
     def logits(params, tokens):
         segments = jnp.ones_like(tokens)
@@ -87,6 +87,16 @@ def test_a_backward_pass_costs_two_forward_passes(config):
     gradient = jax.grad(lambda params, tokens: function(params, tokens).sum())
     counted = product_flops(jax.make_jaxpr(gradient)(*arguments).jaxpr)
     assert 3 * flops_per_token(config, LENGTH).executed * BATCH * LENGTH == counted
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_long_causal_sequences_leave_out_keys_that_nobody_sees(causal):
+    """Of 256 keys a query meets those of its own 64 and of the 64s before it: 64, 128, 192 or 256."""
+    config = dataclasses.replace(DENSE, causal=causal)
+    function, arguments = forward(config, 256)
+    counted, flops = product_flops(jax.make_jaxpr(function)(*arguments).jaxpr), flops_per_token(config, 256)
+    assert flops.executed * BATCH * 256 == counted
+    assert flops.attention_scores == 2 * 4 * 256 * ((64 + 128 + 192 + 256) / 4 if causal else 256)
 
 
 def test_active_flops_do_not_grow_with_experts_but_for_the_router():
