@@ -18,17 +18,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.benchmarks.layer_ways import (
-    DENSE,
-    Runner,
-    check_runner,
-    dense_problem,
-    draw_problem,
-    make_runner,
-    with_fewer_tokens,
-)
+from experiments.benchmarks.layer_ways import DENSE, Runner, draw_problem, with_fewer_tokens
+from experiments.benchmarks.moe_layer import check_ways, make_runners
 from experiments.benchmarks.shapes import SHAPES, WORKLOADS, LayerShape
 from experiments.benchmarks.timing import (
+    BenchmarkError,
     Row,
     benchmark_parser,
     header_row,
@@ -60,14 +54,12 @@ def sweep_shapes() -> dict[str, list[LayerShape]]:
 
 
 def checked_runners(names: Sequence[str], shape: LayerShape, workload: str) -> dict[str, Runner]:
-    """Each way on a problem of `shape`; raises WrongResultError if it gives something else than the reference."""
+    """Each way on a problem of `shape`; raises BenchmarkError if it gives something else than the reference."""
     problem = draw_problem(shape, workload)
-    few = with_fewer_tokens(problem, workload)
-    runners = {}
-    for name in names:
-        whole, part = (dense_problem(p) if name == DENSE else p for p in (problem, few))
-        check_runner(name, make_runner(name, part), part, part.shape.tokens)
-        runners[name] = make_runner(name, whole)
+    check_ways(names, with_fewer_tokens(problem, workload))
+    runners, reasons = make_runners(names, problem)
+    for name, reason in reasons.items():
+        raise BenchmarkError(f"{name} with {shape.tokens} tokens and {shape.num_experts} experts {reason}")
     return runners
 
 
