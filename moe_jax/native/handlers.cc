@@ -184,6 +184,44 @@ Rows Matrix(const XLA_FFI_Buffer& values) {
 
 int64_t Pieces(int64_t size, int64_t most) { return (size + most - 1) / most; }
 
+// A part of one expert's work.
+struct Part {
+  int64_t expert, start, size;  // whose, its first row, and how many it has
+  int64_t first, last;          // of what is shared out
+};
+
+// How many of the sorted rows are anyone's.
+int64_t Total(const int32_t* sizes, int64_t experts) {
+  int64_t total = 0;
+  for (int64_t e = 0; e < experts; ++e) total += sizes[e];
+  return total;
+}
+
+XLA_FFI_Error* TooManyRows(const Call& call) {
+  return call.Error("more rows in groups than there are", XLA_FFI_Error_Code_INVALID_ARGUMENT);
+}
+
+// Runs work(part, scratch) for parts_of(e) even parts of the first extent_of(e) of something, for every expert e.
+template <typename PartsOf, typename ExtentOf, typename F>
+XLA_FFI_Error* ShareByExpert(const Call& call, const int32_t* sizes, int64_t experts, PartsOf parts_of,
+                             ExtentOf extent_of, F work) {
+  int64_t pieces = 0;
+  for (int64_t e = 0; e < experts; ++e) pieces += parts_of(e);
+  Part* parts = static_cast<Part*>(malloc((pieces + 1) * sizeof(Part)));
+  if (!parts) return call.Error("out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
+  int64_t next = 0, start = 0;
+  for (int64_t e = 0; e < experts; start += sizes[e++]) {
+    const int64_t count = parts_of(e), extent = extent_of(e);
+    for (int64_t p = 0; p < count; ++p) {
+      parts[next++] = {e, start, sizes[e], extent * p / count, extent * (p + 1) / count};
+    }
+  }
+  auto run = [&](int64_t piece, float* scratch) { work(parts[piece], scratch); };
+  XLA_FFI_Error* error = call.Share(pieces, run);
+  free(parts);
+  return error;
+}
+
 // How many rows, of `total` in all, one piece of work has at most: few enough that threads finish together.
 int64_t RowsOfPiece(int64_t total, int64_t threads) {
   const int64_t even = total / (4 * threads);
@@ -194,43 +232,24 @@ int64_t RowsOfPiece(int64_t total, int64_t threads) {
 XLA_FFI_Error* Product(const Call& call, bool transposed) {
   const TileFunction tile = BestTile();
   const Rows x = Matrix(call.argument(0), call.argument(3)), w = Matrix(call.argument(1)), y = Matrix(call.result());
-  const int64_t experts = call.argument(1).dims[0], total = call.result().dims[0];
+  const int64_t experts = call.argument(1).dims[0], rows = call.result().dims[0];
   const int32_t* sizes = static_cast<const int32_t*>(call.argument(2).data);
-  const int64_t most = RowsOfPiece(total, call.threads());
-  int64_t pieces = 0, end = 0;
-  for (int64_t e = 0; e < experts; ++e) {
-    pieces += Pieces(sizes[e], most);
-    end += sizes[e];
-  }
-  if (end > total) return call.Error("more rows in groups than there are", XLA_FFI_Error_Code_INVALID_ARGUMENT);
-  memset(y.row(end), 0, (total - end) * y.width * sizeof(float));
-
-  struct Part {
-    int32_t expert;
-    int64_t first, last;
-  };
-  Part* parts = static_cast<Part*>(malloc((pieces + 1) * sizeof(Part)));
-  if (!parts) return call.Error("out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
-  int64_t next = 0, start = 0;
-  for (int64_t e = 0; e < experts; start += sizes[e++]) {
-    const int64_t count = Pieces(sizes[e], most);
-    for (int64_t p = 0; p < count; ++p) {
-      parts[next++] = {static_cast<int32_t>(e), start + sizes[e] * p / count, start + sizes[e] * (p + 1) / count};
-    }
-  }
-  auto work = [&](int64_t piece, float* scratch) {
-    const Part& part = parts[piece];
+  const int64_t total = Total(sizes, experts);
+  if (total > rows) return TooManyRows(call);
+  memset(y.row(total), 0, (rows - total) * y.width * sizeof(float));
+  const int64_t most = RowsOfPiece(rows, call.threads());
+  auto parts_of = [&](int64_t e) { return Pieces(sizes[e], most); };
+  auto extent_of = [&](int64_t e) { return sizes[e]; };
+  auto work = [&](const Part& part, float* scratch) {
     Tile t = {};
     t.left = x, t.right = w, t.out = y;
-    t.left_row = t.out_row = part.first;
+    t.left_row = t.out_row = part.start + part.first;
     t.rows = part.last - part.first, t.columns = y.width, t.depth = x.width;
     t.right_transposed = transposed;
     t.right.data += part.expert * x.width * y.width;
     tile(t, scratch);
   };
-  XLA_FFI_Error* error = call.Share(pieces, work);
-  free(parts);
-  return error;
+  return ShareByExpert(call, sizes, experts, parts_of, extent_of, work);
 }
 
 // y [T, N], y[index[a]] += x[a] @ w[expert of a], summed over pairs of x [A, M] and w [E, M, N]; transposed: w [E, N, M].
@@ -241,6 +260,7 @@ XLA_FFI_Error* ProductSum(const Call& call, bool transposed) {
   const int64_t rows = call.result().dims[0], pairs = (call.arguments() - 2) / 2;
   const int32_t* sizes = static_cast<const int32_t*>(call.argument(0).data);
   const int64_t experts = call.argument(0).dims[0];
+  if (Total(sizes, experts) > call.argument(2).dims[0]) return TooManyRows(call);
   const int64_t narrow = Pieces(y.width, 32), wanted = call.threads(), pieces = narrow < wanted ? narrow : wanted;
   auto work = [&](int64_t piece, float* scratch) {
     const int64_t first = narrow * piece / pieces * 32, past = narrow * (piece + 1) / pieces * 32;
@@ -272,43 +292,27 @@ XLA_FFI_Error* Outer(const Call& call) {
   const Rows w = Matrix(call.result());
   const int32_t* sizes = static_cast<const int32_t*>(call.argument(2).data);
   const int64_t experts = call.result().dims[0];
-  int64_t total = 0;
-  for (int64_t e = 0; e < experts; ++e) total += sizes[e];
+  const XLA_FFI_Buffer& sorted = x.index ? call.argument(3) : call.argument(0);
+  const int64_t total = Total(sizes, experts);
+  if (total > sorted.dims[0]) return TooManyRows(call);
   // A matrix is one piece, for y to be copied once, unless that is more than a thread's fair share of the rows.
   const int64_t fair = total / (2 * call.threads()) + 1, narrow = Pieces(x.width, 256), thin = Pieces(x.width, 32);
   auto parts_of = [&](int64_t e) {
     const int64_t shares = narrow * Pieces(sizes[e], fair);
     return shares < narrow ? narrow : shares < thin ? shares : thin;
   };
-  int64_t pieces = 0;
-  for (int64_t e = 0; e < experts; ++e) pieces += parts_of(e);
-  struct Part {
-    int64_t start, depth, first, last, out_row;
-  };
-  Part* parts = static_cast<Part*>(malloc((pieces + 1) * sizeof(Part)));
-  if (!parts) return call.Error("out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
-  int64_t next = 0, start = 0;
-  for (int64_t e = 0; e < experts; start += sizes[e++]) {
-    const int64_t count = parts_of(e);
-    for (int64_t p = 0; p < count; ++p) {
-      const int64_t first = x.width * p / count, last = x.width * (p + 1) / count;
-      parts[next++] = {start, sizes[e], first, last, e * x.width + first};
-    }
-  }
-  auto work = [&](int64_t piece, float* scratch) {
-    const Part& part = parts[piece];
+  auto extent_of = [&](int64_t) { return x.width; };
+  auto work = [&](const Part& part, float* scratch) {
     Tile t = {};
     t.left = x, t.right = y, t.out = w;
     t.left_row = t.right_row = part.start;
     t.left_column = part.first;
-    t.out_row = part.out_row;
-    t.rows = part.last - part.first, t.columns = w.width, t.depth = part.depth;
+    t.out_row = part.expert * x.width + part.first;
+    t.rows = part.last - part.first, t.columns = w.width, t.depth = part.size;
     t.left_transposed = true;
     tile(t, scratch);
   };
-  XLA_FFI_Error* error = call.Share(pieces, work);
-  free(parts);
-  return error;
+  return ShareByExpert(call, sizes, experts, parts_of, extent_of, work);
 }
 
 // From keys [N], negative for none: the place of each element in order of key [N], the element at each place [N], both

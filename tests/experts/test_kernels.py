@@ -22,6 +22,7 @@ from moe_jax.configuration import ConfigError
 from moe_jax.experts.kernels.choice import available, choose_kernel, is_as_fast_as_dense
 from moe_jax.experts.kernels.grouped_matmul import grouped_matmul, into_experts, out_of_experts
 from moe_jax.experts.kernels.kernel import Groups
+from moe_jax.experts.kernels.native import NATIVE
 from moe_jax.experts.kernels.tokamax import has_tokamax
 from tests.comparison import assert_close, assert_each_close
 
@@ -225,9 +226,17 @@ def test_only_a_kernel_that_was_measured_replaces_dense_products():
     assert [is_as_fast_as_dense(platform) for platform in ("cpu", "gpu", "tpu")] == [True, False, False]
 
 
-def test_sizes_beyond_the_rows_are_an_error():
+NATIVE_PRODUCTS = {
+    "product": lambda x, w, groups: NATIVE.product(x, w, groups, False),
+    "product_sum": lambda x, w, groups: NATIVE.product_sum((x,), (w,), groups, False),
+    "outer": lambda x, w, groups: NATIVE.outer(x, x, groups, False, False),
+}
+
+
+@pytest.mark.parametrize("name", NATIVE_PRODUCTS)
+def test_sizes_beyond_the_rows_are_an_error(name):
     with pytest.raises(jax.errors.JaxRuntimeError, match="more rows in groups than there are"):
-        jax.block_until_ready(grouped_matmul(jnp.ones((4, 2)), jnp.ones((2, 2, 2)), jnp.asarray([3, 2]), "native"))
+        jax.block_until_ready(NATIVE_PRODUCTS[name](jnp.ones((4, 2)), jnp.ones((2, 2, 2)), Groups(jnp.asarray([3, 2]))))
 
 
 @pytest.mark.parametrize("processor", ["avx2", "baseline"])
