@@ -240,7 +240,8 @@ class SpeedUp(Rule):
             reason = f"{self.model} ends {signed(short.mean, short.interval)} nats from it"
             return Verdict(outcome, figure, self.test, speed_up.seeds, reason=reason)
         ratio = speed_up.ratio
-        figure = f"{plain(ratio.mean, ratio.interval)} times fewer {COSTS[self.cost]} ({self.model}, {self.baseline})"
+        speed = plain(ratio.mean, ratio.interval)
+        figure = f"speed-up of {speed} in {COSTS[self.cost]} ({self.model} over {self.baseline})"
         outcome = decide(ratio.interval, low=self.threshold)
         return Verdict(outcome, figure, self.test, ratio.n, ratio.mean, ratio.interval)
 
@@ -310,7 +311,7 @@ class Spread(Rule):
             reason = "three seeds or more are needed, in which neither model's values follow from the other's"
             return Verdict(Outcome.INCONCLUSIVE, "", self.test, len(own), reason=reason)
         ratio, interval = found
-        figure = f"{plain(ratio, interval)} times the standard deviation ({self.model}, {self.baseline})"
+        figure = f"{plain(ratio, interval)} times the standard deviation ({self.model} over {self.baseline})"
         return Verdict(decide(interval, high=self.threshold), figure, self.test, len(own), ratio, interval)
 
 
