@@ -152,6 +152,13 @@ def test_equality_is_two_one_sided_tests(values, data, margin):
     assert (verdict.outcome is NOT_SUPPORTED) == (min(1 - above, 1 - below) < 0.025)
 
 
+def test_equality_needs_less_than_a_whole_interval():
+    """The standard error is 0.00577: the 90% interval is 0.0169 to both sides, the 95% one 0.0248."""
+    final = {"a": [4.0, 4.1, 4.2], "b": [3.99, 4.1, 4.21]}
+    assert outcome(Equal(model="b", baseline="a", margin=0.02), **final) is SUPPORTED
+    assert outcome(Equal(model="b", baseline="a", margin=0.016), **final) is INCONCLUSIVE
+
+
 @pytest.mark.parametrize(
     ("c", "expected"),
     [
