@@ -1,0 +1,129 @@
+"""Tables of losses to fit scaling laws to: from a CSV file, or from our own results."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from moe_jax.accounting.parameters import count_parameters
+from moe_jax.analysis.scaling_laws import LAWS, Columns
+from moe_jax.configuration import ConfigError, build, require, require_name
+from moe_jax.models.config import ModelConfig
+from moe_jax.study.results import Row, final_loss, read_rows, require_comparable
+
+VARIABLES = {
+    "N": "parameters without embeddings",
+    "E": "experts per sparse layer, 1 for a dense model",
+    "G": "granularity",
+    "D": "tokens of training",
+    "loss": "nats per token",
+}
+
+
+def read_losses(path: Path) -> pd.DataFrame:
+    """A row for each run, from a CSV file whose header names its columns, or from a `results.jsonl` of a study.
+
+    Lines of a CSV file that begin with # are comments. Of a study's rows
+      N     is the parameters that one token uses, without embeddings, output projection and routers: a sparse model has
+            the N of its dense twin (Clark et al. 2022),
+      N_all the same with all experts (the N of Krajewski et al. 2024),
+      E     the experts of a sparse layer; 1 for a dense model,
+      G     the width of a dense layer's network over that of an expert; 1 for a dense model,
+      D     the tokens of training, and
+      loss  the validation loss after the last step, in nats per token,
+    and `seed` is its seed.
+
+    Raises:
+      ConfigError: there is no such table, or it is not one.
+    """
+    require(path.is_file(), "TABLE", str(path), "a file: CSV, or the results.jsonl of a study")
+    if path.suffix == ".jsonl":
+        rows = read_rows(path)
+        require(bool(rows), "TABLE", str(path), "a table with rows")
+        require_comparable(rows)
+        return pd.DataFrame([_run(row) for row in rows])
+    try:
+        return pd.read_csv(path, comment="#", skipinitialspace=True)
+    except (ValueError, UnicodeDecodeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"TABLE is {str(path)!r}; accepted: CSV with a header, or results.jsonl; {reason}") from error
+
+
+def choose_law(table: pd.DataFrame) -> str:
+    """The law with the most variables of which the table has enough values to tell its coefficients apart."""
+    order = ("routed", "bilinear", "experts", "fine_grained", "dense", "power")
+    several = {name: table[name].nunique() for name in VARIABLES if name in table}
+    for name in order:
+        law = LAWS[name]
+        enough = all(several.get(column, 0) >= count for column, count in law.columns.items())
+        if enough and len(table) > len(law.coefficients) and not _unexplained(table, name):
+            return name
+    found = ", ".join(f"{count} of {name}" for name, count in several.items()) or "none of them"
+    raise ConfigError(
+        f"TABLE has {len(table)} rows with distinct values {found}; accepted: loss and several values of N, of E, "
+        "or of both, of N and D, or of N, D and G"
+    )
+
+
+def law_columns(table: pd.DataFrame, law: str) -> Columns:
+    """The law's columns and `loss`, as floats.
+
+    Raises:
+      ConfigError: no such law; a column is missing or holds what it cannot; too few rows, or too few distinct values in
+        a column, for the law's coefficients; or experts or granularity differ and the law does not know them.
+    """
+    require_name(law, LAWS, "law")
+    formula = LAWS[law]
+    columns = {name: _numbers(table, name) for name in (*formula.columns, "loss")}
+    if law == "fine_grained" and "N_all" in table:
+        columns["N"] = _numbers(table, "N_all")
+    least = len(formula.coefficients) + 1
+    require(
+        len(table) >= least, "rows of TABLE", len(table), f"at least {least} with law {law!r}, which has {least - 1}"
+    )
+    for name, count in formula.columns.items():
+        distinct = len(np.unique(columns[name]))
+        require(distinct >= count, f"distinct {name} of TABLE", distinct, f"at least {count} with law {law!r}")
+    for name, values in _unexplained(table, law).items():
+        raise ConfigError(f"{name} is {values}; accepted: one value with law {law!r}, which does not know {name}")
+    return columns
+
+
+def _unexplained(table: pd.DataFrame, law: str) -> dict[str, str]:
+    """What differs between models and is no variable of the law, with its first values."""
+    unknown = [name for name in ("E", "G") if name in table and name not in LAWS[law].columns]
+    if law == "experts" and "N" in table:
+        unknown.append("N")
+    found = {name: table[name].drop_duplicates().tolist() for name in unknown}
+    return {name: ", ".join(f"{value:g}" for value in values[:4]) for name, values in found.items() if len(values) > 1}
+
+
+def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
+    if name not in table:
+        raise ConfigError(
+            f"{name} is not a column of TABLE, which has {', '.join(map(str, table))}; it is {VARIABLES[name]}"
+        )
+    values = pd.to_numeric(table[name], errors="coerce").to_numpy(float)
+    least, accepted = (1.0, "a number of at least 1") if name in ("E", "G") else (0.0, "a positive number")
+    good = np.isfinite(values) & ((values >= least) if least else (values > 0))
+    if not good.all():
+        row = int(np.flatnonzero(~good)[0])
+        raise ConfigError(f"{name} is {table[name].iloc[row]} in row {row + 1} of TABLE; accepted: {accepted}")
+    return values
+
+
+def _run(row: Row) -> dict[str, float]:
+    """One run of a study as a row of the table."""
+    config = build(ModelConfig, row["config"]["model"], "model")
+    count = count_parameters(config)
+    network = count.active - count.embedding - count.output - count.router
+    sparse = bool(config.moe_layers)
+    return {
+        "N": float(network),
+        "N_all": float(network + count.idle_experts),
+        "E": float(config.moe.num_experts) if sparse else 1.0,
+        "G": config.ffn_dim / config.expert_dim if sparse else 1.0,
+        "D": float(row["curve"][-1]["tokens"]),
+        "loss": final_loss(row),
+        "seed": row["seed"],
+    }
