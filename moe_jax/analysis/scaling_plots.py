@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -42,8 +43,8 @@ def plot_fit(fit: Fit, table: pd.DataFrame) -> Figure:
     others = [name for name in fit.law.columns if name != x]
     figure = Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    colours = _colours(columns[others[0]].unique() if others else [0.0])
-    styles = _styles(columns[others[1]].unique() if len(others) > 1 else [0.0])
+    colours = _colours(columns[others[0]].unique() if others else np.zeros(1))
+    styles = _styles(columns[others[1]].unique() if len(others) > 1 else np.zeros(1))
     for sizes, group in columns.groupby(others) if others else [((), columns)]:
         colour = colours[sizes[0] if others else 0.0]
         style = styles[sizes[1] if len(others) > 1 else 0.0]
@@ -77,7 +78,7 @@ def _plot_curve(
     axes.plot(group[x], group["loss"], "o", color=colour, markersize=5)
 
 
-def _log_axis(axes: Axes, name: str, values: Sequence[float]) -> None:
+def _log_axis(axes: Axes, name: str, values: Float[np.ndarray, " sizes"]) -> None:
     """A logarithmic axis with a tick at each of the values, where these are few."""
     axes.set_xscale("log")
     axes.set_xlabel(LABELS[name])
@@ -88,13 +89,13 @@ def _log_axis(axes: Axes, name: str, values: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(_rounded if name == "N" else _exact)
 
 
-def _colours(values: Sequence[float]) -> dict[float, str]:
+def _colours(values: Float[np.ndarray, " sizes"]) -> dict[float, str]:
     """Viridis, safe for the colour-blind, darker for the larger."""
     shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(values))[::-1])
     return {value: to_hex(shade) for value, shade in zip(sorted(values), shades, strict=True)}
 
 
-def _styles(values: Sequence[float]) -> dict[float, str]:
+def _styles(values: Float[np.ndarray, " sizes"]) -> dict[float, str]:
     """Line styles; more values than there are styles share them."""
     return {value: STYLES[i % len(STYLES)] for i, value in enumerate(sorted(values))}
 

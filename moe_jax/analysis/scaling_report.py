@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import pandas as pd
@@ -166,7 +166,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
-def _number(value: float) -> str:
+def _number(value: SupportsFloat) -> str:
     """A count with its unit; beyond a million times a million times a million a power of ten."""
     value = float(value)
     if math.isinf(value):

@@ -40,8 +40,13 @@ def read_losses(path: Path) -> pd.DataFrame:
     if path.suffix == ".jsonl":
         rows = read_rows(path)
         require(bool(rows), "TABLE", str(path), "a table with rows")
-        require_comparable(rows)
-        return pd.DataFrame([_run(row) for row in rows])
+        try:
+            require_comparable(rows)
+            return pd.DataFrame([_run(row) for row in rows])
+        except KeyError as error:
+            raise ConfigError(
+                f"TABLE is {str(path)!r}, with a row without {error}; accepted: a study's rows"
+            ) from error
     try:
         return pd.read_csv(path, comment="#", skipinitialspace=True)
     except (ValueError, UnicodeDecodeError) as error:
