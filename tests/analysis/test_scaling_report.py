@@ -134,6 +134,15 @@ def test_a_curve_is_the_law_at_the_sizes_of_its_dots(routed):
         np.testing.assert_allclose(curve.get_ydata(), expected)
 
 
+def test_a_band_is_the_interval_of_its_curve(routed):
+    fit, table = routed
+    band = plot_fit(fit, table).axes[0].collections[0]
+    loss = fit.loss({"N": np.full(60, 15e6), "E": np.geomspace(1, 512, 60)})
+    corners = band.get_paths()[0].vertices
+    assert corners[:, 1].max() == pytest.approx(loss.high.max())
+    assert corners[:, 1].min() == pytest.approx(loss.low.min())
+
+
 def test_files_are_written_whole(routed, tmp_path):
     fit, table = routed
     paths = write_fit(fit, table, tmp_path / "new/folder")
