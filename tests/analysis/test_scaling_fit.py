@@ -14,7 +14,7 @@ from moe_jax.configuration import ConfigError
 from tests.analysis.scaling_data import CLARK_TABLE, S_BASE, TRUTHS, losses
 
 REFIT = {"a": -0.0838, "b": -0.1234, "c": 0.0104, "d": 1.1216}
-"""Least squares on the runs that Clark et al. released for S-BASE and dense models, with 870M parameters as well."""
+"""Least squares, by other code, on all S-BASE and dense runs with K = 1 and R = 0.5 that Clark et al. released."""
 
 
 def interval(fit, name) -> Quantity:
@@ -64,7 +64,7 @@ def test_intervals_hold_the_truth_as_often_as_they_claim(law, draws, samples):
 
 
 def test_the_table_of_clark_et_al_gives_the_refit_of_their_runs():
-    """To within a tenth of the intervals: the table has no 870M, and Huber's loss instead of least squares."""
+    """To within a tenth of the intervals: our table may have fewer of the runs, and the loss is Huber's."""
     table = read_losses(CLARK_TABLE)
     fit = fit_law(table, "routed")
     tenth = {name: 0.1 * float(interval(fit, name).high - interval(fit, name).low) for name in REFIT}
