@@ -10,7 +10,13 @@ D model width, H heads, S sequence, V vocabulary, E experts, K choices per token
 import dataclasses
 import math
 
-from moe_jax.accounting.parameters import attention_parameters, count_dense, count_expert, count_shared
+from moe_jax.accounting.parameters import (
+    attention_parameters,
+    count_dense,
+    count_expert,
+    count_shared,
+    output_parameters,
+)
 from moe_jax.experts.run import choose_execution
 from moe_jax.layers.attention import computed_keys
 from moe_jax.models.config import ModelConfig, MoEConfig
@@ -20,99 +26,144 @@ from moe_jax.routing.capacity import capacity_per_expert
 
 @dataclasses.dataclass(frozen=True)
 class FlopCount:
-    """Forward operations per token by component, over all layers.
+    """Forward operations per token by component, over all layers; with two stacks, a mean over the tokens of both.
 
     Attributes:
-      attention_projections: query, key, value and output.
+      attention_projections: query, key, value and output; in sparse attention of the K experts a token asks for.
       attention_scores: scores and the weighted sum of values.
       router: logits.
       ffn: feed-forward networks; in sparse layers the K experts that a token asks for, and what all tokens share.
       output: logits over the vocabulary.
-      ffn_executed: `ffn` as it is carried out, with the experts' empty seats, without dropped tokens, and with the
-        products that move tokens to their seats and back where these are matrix products.
+      mixtures_executed: what experts add to `ffn` and `attention_projections` as they are carried out, with their empty
+        seats, without dropped tokens, and with the products that move tokens to their seats and back where these are
+        matrix products; negative where seats are fewer than choices.
     """
 
-    attention_projections: int
-    attention_scores: int
-    router: int
-    ffn: int
-    output: int
-    ffn_executed: float
+    attention_projections: float
+    attention_scores: float
+    router: float
+    ffn: float
+    output: float
+    mixtures_executed: float
 
     @property
-    def forward(self) -> int:
+    def forward(self) -> float:
         """One forward pass; active compute only."""
         return self.attention_projections + self.attention_scores + self.router + self.ffn + self.output
 
     @property
-    def training(self) -> int:
+    def training(self) -> float:
         """One forward and backward pass; active compute only."""
         return 3 * self.forward
 
     @property
     def executed(self) -> float:
         """One forward pass as it is carried out."""
-        return self.forward - self.ffn + self.ffn_executed
+        return self.forward + self.mixtures_executed
 
 
-def flops_per_token(config: ModelConfig, sequence_length: int) -> FlopCount:
-    """Counts the operations of a decoder of `config` per token of sequences of `sequence_length`."""
-    sparse, skipped = len(config.moe_layers), len(config.depth_layers)
+def flops_per_token(config: ModelConfig, sequence_length: int, target_length: int = 0) -> FlopCount:
+    """Counts the operations of a model of `config` per token.
+
+    Args:
+      config: the model.
+      sequence_length: of a decoder's text, or of an encoder's.
+      target_length: of the text of a decoder that has an encoder.
+    """
+    lengths = (sequence_length, target_length)[: len(config.stacks)]
+    counts = [
+        _stack_flops(stack, length, _output_flops(config) if stack is config.stacks[-1] else 0)
+        for stack, length in zip(config.stacks, lengths, strict=True)
+    ]
+    if len(counts) == 1:
+        return counts[0]
+    cross = _cross_attention(config, sequence_length, target_length)
+    tokens = sum(lengths)
+
+    def mean(name: str) -> float:
+        whole = sum(getattr(count, name) * length for count, length in zip(counts, lengths, strict=True))
+        return (whole + cross.get(name, 0)) / tokens
+
+    return FlopCount(**{field.name: mean(field.name) for field in dataclasses.fields(FlopCount)})
+
+
+def _output_flops(config: ModelConfig) -> int:
+    return 2 * config.model_dim * config.vocab_size
+
+
+def _cross_attention(config: ModelConfig, sequence_length: int, target_length: int) -> dict[str, int]:
+    """Of a decoder's attention to the encoder, over both texts: targets ask and get, the encoder's tokens are seen."""
+    pair = 4 * config.num_heads * config.head_width
+    target = 4 * config.model_dim * config.head_width * config.num_heads
+    seen = 4 * config.model_dim * config.head_width * config.kv_heads
+    return {
+        "attention_projections": config.num_layers * (target_length * target + sequence_length * seen),
+        "attention_scores": config.num_layers * target_length * sequence_length * pair,
+    }
+
+
+def _stack_flops(config: ModelConfig, length: int, output: int) -> FlopCount:
+    """Of one stack, whose text has sequences of `length`, without what a decoder attends to besides."""
+    skipped = len(config.depth_layers)
+    networks, attentions = (
+        sum(config.sparse(i, place) for i in range(config.num_layers)) for place in ("feed_forward", "attention")
+    )
     # Of the layers that only some tokens run, a token runs their share; there it meets only its like.
-    chosen = math.ceil(round(config.depth.capacity * sequence_length, 6)) if skipped else sequence_length
-    share, whole = chosen / sequence_length, config.num_layers - skipped
+    chosen = math.ceil(round(config.depth.capacity * length, 6)) if skipped else length
+    share, whole = chosen / length, config.num_layers - skipped
     layers = whole + skipped * share
-    keys = whole * computed_keys(sequence_length, config.causal) + skipped * share * computed_keys(
-        chosen, config.causal
-    )
-    dense_ffn = (layers - sparse) * 2 * count_dense(config).matrices
-    router, active, executed = _sparse_layer(config, sequence_length) if sparse else (0, 0, 0.0)
+    keys = whole * computed_keys(length, config.causal) + skipped * share * computed_keys(chosen, config.causal)
+    moe, projections = config.moe, 2 * (attention_parameters(config) - output_parameters(config))
+    router, executed = 0, 0.0
+    ffn = (layers - networks) * 2 * count_dense(config).matrices
+    attention = layers * 2 * attention_parameters(config)
+    if networks or attentions:
+        group = moe.group_size or length
+        router = 2 * moe.checked_router().weights(group, config.model_dim)[0]
+    if networks:
+        expert = 2 * count_expert(config).matrices
+        ffn += networks * (moe.k * expert + 2 * count_shared(config).matrices)
+        run = _executed_slots if ROUTERS[moe.router].mixes else _executed
+        executed += networks * (run(moe, config.model_dim, config.model_dim, expert, group) - moe.k * expert)
+    if attentions:
+        attention += attentions * (moe.k - 1) * projections
+        for width in (config.num_heads * config.head_width, 2 * config.kv_heads * config.head_width):
+            expert = 2 * config.model_dim * width
+            executed += attentions * (_executed(moe, config.model_dim, width, expert, group) - moe.k * expert)
     return FlopCount(
-        attention_projections=round(layers * 2 * attention_parameters(config)),
-        attention_scores=round(keys * 4 * config.num_heads * config.head_width),
-        router=sparse * router + skipped * 2 * config.model_dim,
-        ffn=round(dense_ffn + sparse * active),
-        output=2 * config.model_dim * config.vocab_size,
-        ffn_executed=float(dense_ffn + sparse * executed),
+        attention_projections=float(attention),
+        attention_scores=float(keys * 4 * config.num_heads * config.head_width),
+        router=float((networks + 2 * attentions) * router + skipped * 2 * config.model_dim),
+        ffn=float(ffn),
+        output=float(output),
+        mixtures_executed=float(executed),
     )
 
 
-def _sparse_layer(config: ModelConfig, sequence_length: int) -> tuple[int, int, float]:
-    """Of one sparse layer: the router, the K experts of a token, and the experts as they are carried out."""
-    moe = config.moe
-    expert = 2 * count_expert(config).matrices
-    group = moe.group_size or sequence_length
-    router = 2 * moe.checked_router().weights(group, config.model_dim)[0]
-    shared = 2 * count_shared(config).matrices
-    executed = _executed_slots if ROUTERS[moe.router].mixes else _executed
-    executed = executed(moe, config.model_dim, expert, group)
-    return router, moe.k * expert + shared, executed + shared
+def _executed(moe: MoEConfig, model_dim: int, width: int, expert: int, group: int) -> float:
+    """What a mixture costs one token of a `group` of tokens in training, where one expert costs it `expert`.
 
-
-def _executed(moe: MoEConfig, model_dim: int, expert: int, group: int) -> float:
-    """What a sparse layer costs one token of a `group` of tokens in training, where one expert costs it `expert`.
-
-    `dropless` is counted as if it dropped nothing.
+    `width` is that of the experts' results; `dropless` is counted as if it dropped nothing.
     """
     capacity = capacity_per_expert(moe.capacity_factor, group, moe.k, moe.num_experts, moe.capacity_rule)
     seats = moe.num_experts * capacity
     # The masks [S, E, C] multiply every token to and from every seat.
     executed = {
         "padded": seats / group * expert,
-        "one_hot": seats / group * expert + 4 * seats * model_dim,
+        "one_hot": seats / group * expert + 2 * seats * (model_dim + width),
         "dropless": moe.k * expert,
         "oracle": moe.num_experts * expert,
     }
     return float(executed[choose_execution(moe.execution)])
 
 
-def _executed_slots(moe: MoEConfig, model_dim: int, expert: int, group: int) -> float:
+def _executed_slots(moe: MoEConfig, model_dim: int, width: int, expert: int, group: int) -> float:
     """The same where experts run slots that mix the tokens of a group: mixing, and each slot as if a token."""
     slots = moe.num_experts * capacity_per_expert(1.0, group, moe.k, moe.num_experts)
     executed = {
         "padded": expert,
-        "one_hot": expert + 4 * slots * model_dim,
+        "one_hot": expert + 2 * slots * (model_dim + width),
         "dropless": expert,
         "oracle": moe.num_experts * expert,
     }
-    return 4.0 * slots * model_dim + slots / group * executed[choose_execution(moe.execution)]
+    return 2.0 * slots * (model_dim + width) + slots / group * executed[choose_execution(moe.execution)]

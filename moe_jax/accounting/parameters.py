@@ -1,4 +1,4 @@
-"""How many parameters a decoder has and how many of them one token uses, from its configuration alone.
+"""How many parameters a model has and how many of them one token uses, from its configuration alone.
 
 V vocabulary, D model width, H heads, F width of a feed-forward network, E experts.
 """
@@ -15,13 +15,14 @@ RELATIVE_BUCKETS = 32
 
 @dataclasses.dataclass(frozen=True)
 class ParameterCount:
-    """Parameters of a decoder by component, over all layers.
+    """Parameters of a model by component, over all layers of its stacks.
 
     Attributes:
       embedding: token embedding [V, D].
-      attention: query, key, value and output projections, without biases.
-      positions: the relative position table [32, H], shared by all layers; 0 with rotary positions.
-      norms: scales [D], two per layer and one at the end.
+      attention: query, key, value and output projections, without biases, to a token's own text and to the encoder's,
+        of what is no mixture.
+      positions: the relative position tables [32, H], one a stack, shared by its layers; 0 with rotary positions.
+      norms: scales [D], one for each part of a layer and one at the end of a stack.
       ffn: feed-forward networks of the dense layers.
       experts: all experts of the sparse layers.
       shared: networks of the sparse layers that every token runs, with their gates.
@@ -54,26 +55,36 @@ class ParameterCount:
 
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
-    """Counts the parameters of a decoder of `config`; optimizer state and router state are none."""
-    sparse, width = len(config.moe_layers), config.model_dim
-    router, experts, idle, shared = _sparse_layer(config) if sparse else (0, 0, 0, 0)
+    """Counts the parameters of a model of `config`; optimizer state and router state are none."""
+    width, stacks = config.model_dim, len(config.stacks)
+    cross = (stacks - 1) * config.num_layers
+    networks = stacks * sum(config.sparse(i, "feed_forward") for i in range(config.num_layers))
+    attentions = stacks * sum(config.sparse(i, "attention") for i in range(config.num_layers))
+    feed_forward = _feed_forward(config) if networks else MixtureCount()
+    projections = _projections(config) if attentions else MixtureCount()
+    mixed = attentions * (attention_parameters(config) - output_parameters(config))
     return ParameterCount(
         embedding=config.vocab_size * width,
-        attention=config.num_layers * attention_parameters(config),
-        positions=RELATIVE_BUCKETS * config.num_heads if config.positions == "t5" else 0,
-        norms=(2 * config.num_layers + 1) * width,
-        ffn=(config.num_layers - sparse) * count_dense(config).total,
-        experts=sparse * experts,
-        shared=sparse * shared,
-        router=sparse * router + len(config.depth_layers) * width,
+        attention=(stacks * config.num_layers + cross) * attention_parameters(config) - mixed,
+        positions=stacks * RELATIVE_BUCKETS * config.num_heads if config.positions == "t5" else 0,
+        norms=(stacks * (2 * config.num_layers + 1) + cross) * width,
+        ffn=(stacks * config.num_layers - networks) * count_dense(config).total,
+        experts=networks * feed_forward.experts + attentions * projections.experts,
+        shared=networks * feed_forward.shared,
+        router=networks * feed_forward.router + attentions * projections.router + len(config.depth_layers) * width,
         output=0 if config.tie_embeddings else width * config.vocab_size,
-        idle_experts=sparse * idle,
+        idle_experts=networks * feed_forward.idle + attentions * projections.idle,
     )
 
 
 def attention_parameters(config: ModelConfig) -> int:
     """Weights of one layer's four attention projections."""
     return 2 * config.model_dim * config.head_width * (config.num_heads + config.kv_heads)
+
+
+def output_parameters(config: ModelConfig) -> int:
+    """Weights of the last of them."""
+    return config.model_dim * config.head_width * config.num_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +126,44 @@ def count_shared(config: ModelConfig) -> NetworkCount:
     return NetworkCount(network.matrices + gate, network.vectors)
 
 
-def _sparse_layer(config: ModelConfig) -> tuple[int, int, int, int]:
-    """Of one sparse layer: parameters of router, all experts, experts that a token leaves unused, what all share."""
-    moe = config.moe
-    expert, shared = count_expert(config).total, count_shared(config).total
-    router = sum(moe.checked_router().weights(moe.group_size or 0, config.model_dim))
-    return router, moe.num_experts * expert, (moe.num_experts - moe.k) * expert, shared
+@dataclasses.dataclass(frozen=True)
+class MixtureCount:
+    """Parameters of what is sparse in one layer.
+
+    Attributes:
+      router: of its routers.
+      experts: of all experts.
+      idle: of those of them that a token leaves unused.
+      shared: of what all tokens run besides.
+    """
+
+    router: int = 0
+    experts: int = 0
+    idle: int = 0
+    shared: int = 0
+
+
+def router_parameters(config: ModelConfig) -> int:
+    """Of one router."""
+    return sum(config.moe.checked_router().weights(config.moe.group_size or 0, config.model_dim))
+
+
+def _feed_forward(config: ModelConfig) -> MixtureCount:
+    """Of a sparse layer's feed-forward."""
+    moe, expert = config.moe, count_expert(config).total
+    return MixtureCount(
+        router=router_parameters(config),
+        experts=moe.num_experts * expert,
+        idle=(moe.num_experts - moe.k) * expert,
+        shared=count_shared(config).total,
+    )
+
+
+def _projections(config: ModelConfig) -> MixtureCount:
+    """Of its attention, whose mixtures are two: to queries, and to keys and values."""
+    moe, expert = config.moe, attention_parameters(config) - output_parameters(config)
+    return MixtureCount(
+        router=2 * router_parameters(config),
+        experts=moe.num_experts * expert,
+        idle=(moe.num_experts - moe.k) * expert,
+    )

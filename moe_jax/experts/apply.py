@@ -1,6 +1,6 @@
 """How an assignment's weights are applied: to an expert's output, to its input, or as a share of expert and token.
 
-G groups, S tokens of a group, A assignments of a group, D model width.
+G groups, S tokens of a group, A assignments of a group, D model width, O width of results (D, but of linear experts).
 """
 
 from typing import Literal
@@ -24,7 +24,7 @@ def apply_experts(
     execution: str,
     combine: Combine = "output",
     kernel: KernelChoice = "auto",
-) -> Float[Array, "G S D"]:
+) -> Float[Array, "G S O"]:
     """Runs the kept assignments a of each token t and sums what they give.
 
     Args:
@@ -47,7 +47,7 @@ def apply_with(
     weights: Weights,
     kind: FFNKind,
     combine: Combine,
-) -> Float[Array, "G S D"]:
+) -> Float[Array, "G S O"]:
     """`apply_experts` with any function that runs experts."""
     if combine == "input":
         return _on_input(run, x, assignment, weights, kind)
@@ -61,7 +61,7 @@ def apply_with(
 
 def _on_input(
     run: Execution, x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind
-) -> Float[Array, "G S D"]:
+) -> Float[Array, "G S O"]:
     """Each assignment becomes a token of its own, already weighted, with weight 1."""
     scale = assignment.weight[..., None].astype(x.dtype)
     rows = jnp.take_along_axis(x, assignment.token[..., None], axis=1) * scale

@@ -13,28 +13,33 @@ from jaxtyping import Array, Float
 
 from moe_jax.remat import saveable
 
-# "up" and, if gated, "gate" [..., D, F]; "down" [..., F, D]; vectors of a network as matrices of one row.
+# "up" and, if gated, "gate" [..., D, F]; "down" [..., F, D]; of a linear network "map" [..., D, F]; vectors of a
+# network as matrices of one row.
 Weights = Mapping[str, Float[Array, "..."]]
 
 
 @dataclasses.dataclass(frozen=True)
 class FFNKind:
-    """A two-layer network: down(unit(up(x))), or with a gate, down(unit(gate(x), up(x))).
+    """A two-layer network: down(unit(up(x))), or with a gate, down(unit(gate(x), up(x))); or one matrix, map(x).
 
     Attributes:
       unit: from the first layer to the hidden values.
       gated: whether the first layer has two matrices.
       biased: whether every product has a bias, "gate_bias", "up_bias" [..., 1, F] and "down_bias" [..., 1, D].
       scaled: whether hidden values are multiplied by a vector, "hidden_scale" [..., 1, F].
+      linear: whether it is one matrix, from D to F, and nothing else of this.
     """
 
     unit: Callable[..., Float[Array, "..."]]
     gated: bool
     biased: bool = False
     scaled: bool = False
+    linear: bool = False
 
     def shapes(self, model_dim: int, expert_dim: int) -> dict[str, tuple[int, int]]:
         """Name and shape of each weight of one network of D = `model_dim` and F = `expert_dim`."""
+        if self.linear:
+            return {"map": (model_dim, expert_dim)}
         shapes = {"gate": (model_dim, expert_dim)} if self.gated else {}
         shapes |= {"up": (model_dim, expert_dim), "down": (expert_dim, model_dim)}
         if self.biased:
@@ -63,15 +68,20 @@ FFN_KINDS: dict[str, FFNKind] = {
     "geglu_scaled": FFNKind(lambda gate, up: _gelu_exact(gate) * up, gated=True, scaled=True),
 }
 
+LINEAR = FFNKind(lambda x: x, gated=False, linear=True)
+"""What takes the place of a projection, and is no feed-forward network."""
+
 
 class Products(NamedTuple):
     """Which rows meet which expert's matrices, on the way into experts and out of them.
 
     Attributes:
-      into: (x, matrices) -> one product for each matrix.
+      rows: x -> the rows that meet matrices.
+      into: (x, matrices) -> one product for each matrix, of those rows.
       out: pairs of rows and a matrix -> the sum of their products.
     """
 
+    rows: Callable[[Float[Array, "..."]], Float[Array, "..."]]
     into: Callable[[Float[Array, "..."], tuple[Float[Array, "..."], ...]], tuple[Float[Array, "..."], ...]]
     out: Callable[[tuple[tuple[Float[Array, "..."], Float[Array, "..."]], ...]], Float[Array, "..."]]
 
@@ -83,7 +93,7 @@ def products_by(matmul: Callable[[Float[Array, "..."], Float[Array, "..."]], Flo
         first, *others = (matmul(x, w) for x, w in pairs)
         return sum(others, start=first)
 
-    return Products(lambda x, ws: tuple(matmul(x, w) for w in ws), out)
+    return Products(lambda x: x, lambda x, ws: tuple(matmul(x, w) for w in ws), out)
 
 
 def feed_forward(
@@ -92,8 +102,8 @@ def feed_forward(
     kind: FFNKind,
     products: Products,
     row_weight: Float[Array, "..."] | None = None,
-) -> Float[Array, "... D"]:
-    """Applies a network of `kind`.
+) -> Float[Array, "... N"]:
+    """Applies a network of `kind`; N is D, but of a linear one F.
 
     Args:
       x: inputs.
@@ -103,6 +113,10 @@ def feed_forward(
       row_weight: float32 factor of each row's output; None is 1. It is applied to the hidden values, which are there
         anyway, so that neither the products before the sum over a token's experts nor their gradient need be.
     """
+    if kind.linear:
+        hidden = products.rows(x)
+        factor = 1.0 if row_weight is None else row_weight[..., None].astype(hidden.dtype)
+        return products.out(((hidden * factor, weights["map"]),))
     ones = jnp.ones((*x.shape[:-1], 1), x.dtype) if kind.biased or kind.scaled else None
     names = ("gate", "up") if kind.gated else ("up",)
     first = products.into(x, tuple(weights[name] for name in names))

@@ -1,6 +1,7 @@
 """Experts by one-hot matrix products, as GShard ran them (Lepikhin et al. 2020, section 3.2).
 
-G groups, S tokens of a group, E experts, C capacity, D model width.
+G groups, S tokens of a group, E experts, C capacity, D model width, O width of
+results (D, but of linear experts).
 """
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from moe_jax.experts.ffn import FFNKind, Weights, feed_forward, products_by
 from moe_jax.routing.assignment import Assignment
 
 
-def one_hot(x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind) -> Float[Array, "G S D"]:
+def one_hot(x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind) -> Float[Array, "G S O"]:
     """Dispatches and combines by matrix products with masks [G, S, E, C]; cost and memory grow with S * E * C."""
     dispatch = _by_seat(assignment, jnp.ones_like(assignment.weight)).astype(x.dtype)
     combine = _by_seat(assignment, assignment.weight).astype(x.dtype)

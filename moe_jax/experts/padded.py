@@ -1,6 +1,7 @@
 """Experts as one batched matrix product over their seats, the empty ones filled with zeros.
 
-G groups, S tokens of a group, A assignments of a group, E experts, C capacity, D model width, N = G * C.
+G groups, S tokens of a group, A assignments of a group, E experts, C capacity, D model width, O width of
+results (D, but of linear experts), N = G * C.
 """
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from moe_jax.experts.placement import combine_rows, dispatch_rows
 from moe_jax.routing.assignment import Assignment
 
 
-def padded(x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind) -> Float[Array, "G S D"]:
+def padded(x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind) -> Float[Array, "G S O"]:
     """Gathers each expert's tokens into its seats [E, G * C, D], runs all experts at once, gathers the results back.
 
     Costs E * G * C expert applications whatever the load: capacity_factor times the tokens' own.
@@ -21,7 +22,7 @@ def padded(x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, k
     place = seat_places(assignment)
     rows = dispatch_rows(x, assignment, place, experts * groups * capacity)
     outputs = feed_forward(rows.reshape(experts, groups * capacity, -1), weights, kind, products_by(jnp.matmul))
-    return combine_rows(outputs.reshape(rows.shape), assignment, place)
+    return combine_rows(outputs.reshape(len(rows), -1), assignment, place)
 
 
 def seat_places(assignment: Assignment) -> Int[Array, "G A"]:

@@ -14,7 +14,7 @@ from moe_jax.experts.oracle import oracle
 from moe_jax.experts.padded import padded
 from moe_jax.routing.assignment import Assignment
 
-Execution = Callable[[Float[Array, "G S D"], Assignment, Weights, FFNKind], Float[Array, "G S D"]]
+Execution = Callable[[Float[Array, "G S D"], Assignment, Weights, FFNKind], Float[Array, "G S O"]]
 
 EXECUTIONS: dict[str, Execution] = {
     "oracle": oracle,

@@ -1,7 +1,9 @@
-"""Self-attention within documents.
+"""Attention within documents, and to another text's.
 
-B batch, S sequence, D model width, H query heads, K key-value heads, R = H / K, N width of one head.
+B batch, S sequence, R sequence of the keys, D model width, H query heads, K key-value heads, N width of one head.
 """
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -18,6 +20,9 @@ from moe_jax.remat import saveable
 BLOCKS = 4
 SHORTEST_BLOCK = 64
 
+DROPOUT = "dropout"
+"""The stream of what dropout draws."""
+
 
 def attention_mask(segment_ids: Int[Array, "B S"], causal: bool) -> Bool[Array, "B 1 S S"]:
     """Each token sees its document, if `causal` only up to itself; a document is a run of one segment id."""
@@ -26,6 +31,12 @@ def attention_mask(segment_ids: Int[Array, "B S"], causal: bool) -> Bool[Array, 
         return same_document
     length = segment_ids.shape[1]
     return same_document & jnp.tril(jnp.ones((length, length), bool))[None, None]
+
+
+def memory_mask(segment_ids: Int[Array, "B S"], memory_segment_ids: Int[Array, "B R"]) -> Bool[Array, "B 1 S R"]:
+    """Each token sees what has its segment id in the other text; where nothing has, as for padding, it sees all."""
+    same = segment_ids[:, None, :, None] == memory_segment_ids[:, None, None, :]
+    return same | ~same.any(axis=-1, keepdims=True)
 
 
 def query_blocks(length: int, causal: bool) -> int:
@@ -40,11 +51,12 @@ def computed_keys(length: int, causal: bool) -> float:
 
 def attend(
     query: Float[Array, "B S H N"],
-    key: Float[Array, "B S K N"],
-    value: Float[Array, "B S K N"],
-    mask: Bool[Array, "B 1 S S"],
-    bias: Float[Array, "#B H S S"] | None,
+    key: Float[Array, "B R K N"],
+    value: Float[Array, "B R K N"],
+    mask: Bool[Array, "B 1 S R"],
+    bias: Float[Array, "#B H S R"] | None,
     causal: bool,
+    dropout: Callable[[Float[Array, "..."]], Float[Array, "..."]] = lambda weights: weights,
 ) -> Float[Array, "B S H N"]:
     """Scaled dot-product attention, softmax in float32 (Vaswani et al. 2017, equation 1).
 
@@ -55,18 +67,19 @@ def attend(
       mask: true where a query (third axis) may see a key (last axis); each must see one.
       bias: added to the logits.
       causal: that the mask shows no later key to any query; what all queries of a block cannot see is then left out.
+      dropout: of weights, applied before they are normalised, to the same effect.
     """
     batch, length, heads, width = query.shape
-    kv_heads = key.shape[2]
+    keys, kv_heads = key.shape[1:3]
     # By head first, the queries of one key's heads together.
     query = (query * width**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     if bias is not None:
-        bias = bias.reshape(bias.shape[0], kv_heads, -1, length, length)
+        bias = bias.reshape(bias.shape[0], kv_heads, -1, length, keys)
     block = length // query_blocks(length, causal)
     mixed = []
-    for past in range(block, length + 1, block):
-        rows = slice(past - block, past)
+    for end in range(block, length + 1, block):
+        rows, past = slice(end - block, end), end if causal else keys
         mixed.append(
             _mix(
                 query[:, :, :, rows],
@@ -74,19 +87,21 @@ def attend(
                 value[:, :, :past],
                 mask[:, :, None, rows, :past],
                 None if bias is None else bias[:, :, :, rows, :past],
+                dropout,
             )
         )
     return jnp.concatenate(mixed, axis=3).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
 
 def _mix(
-    query: Float[Array, "B K R Q N"],
-    key: Float[Array, "B K S N"],
-    value: Float[Array, "B K S N"],
-    mask: Bool[Array, "B 1 1 Q S"],
-    bias: Float[Array, "#B K R Q S"] | None,
-) -> Float[Array, "B K R Q N"]:
-    """The values that Q positions' queries see, R query heads to a key, weighted by the softmax of their logits."""
+    query: Float[Array, "B K M Q N"],
+    key: Float[Array, "B K R N"],
+    value: Float[Array, "B K R N"],
+    mask: Bool[Array, "B 1 1 Q R"],
+    bias: Float[Array, "#B K M Q R"] | None,
+    dropout: Callable[[Float[Array, "..."]], Float[Array, "..."]],
+) -> Float[Array, "B K M Q N"]:
+    """The values that Q positions' queries see, M query heads to a key, weighted by the softmax of their logits."""
     batch, kv_heads, shared, length, width = query.shape
     # Queries of one key as rows of one matrix: plain products, and gradients that are, too.
     rows = batch, kv_heads, shared * length
@@ -97,7 +112,7 @@ def _mix(
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     exponentials = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     # Normalised after the mixing, where there is less to divide.
-    weights = exponentials.astype(value.dtype).reshape(*rows, -1)
+    weights = dropout(exponentials).astype(value.dtype).reshape(*rows, -1)
     mixed = saveable(jnp.einsum("bkqs,bksn->bkqn", weights, value), "attention_mixed").reshape(query.shape)
     return mixed / exponentials.sum(axis=-1, keepdims=True).astype(mixed.dtype)
 
@@ -112,6 +127,10 @@ class Attention(nn.Module):
       causal: whether no token sees a later one.
       init_scale: see `kernel_init`.
       dtype: compute type; the softmax is float32.
+      dropout: share of the weights that training sets to 0.
+      training: whether it does.
+      mixture: makes the mixture of experts, by its output's width and name, that takes the place of the projection to
+        queries, and of that to keys and values (Switch Transformer, appendix A); None has plain ones.
     """
 
     num_heads: int
@@ -120,25 +139,39 @@ class Attention(nn.Module):
     causal: bool
     init_scale: float
     dtype: jnp.dtype
+    dropout: float = 0.0
+    training: bool = False
+    mixture: Callable[[int, str], Callable[[Float[Array, "B S D"]], Float[Array, "B S M"]]] | None = None
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "B S D"],
         angles: RotaryAngles | None,
-        mask: Bool[Array, "B 1 S S"],
-        bias: Float[Array, "#B H S S"] | None,
+        mask: Bool[Array, "B 1 S R"],
+        bias: Float[Array, "#B H S R"] | None,
+        memory: Float[Array, "B R D"] | None = None,
     ) -> Float[Array, "B S D"]:
-        query = saveable(self._heads(x, self.num_heads, "query"), "attention_heads")
-        key = saveable(self._heads(x, self.num_kv_heads, "key"), "attention_heads")
-        value = saveable(self._heads(x, self.num_kv_heads, "value"), "attention_heads")
+        """Mixes what tokens see of `memory`, or without one of themselves."""
+        query, key, value = (saveable(heads, "attention_heads") for heads in self._heads(x, memory))
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
-        mixed = attend(query, key, value, mask, bias, self.causal)
+        dropout = nn.Dropout(self.dropout, deterministic=not self.training)
+        mixed = attend(query, key, value, mask, bias, self.causal, dropout)
         return self._project(mixed.reshape(*x.shape[:2], -1), x.shape[-1], "output")
 
-    def _heads(self, x: Float[Array, "B S D"], heads: int, name: str) -> Float[Array, "B S H N"]:
-        return self._project(x, heads * self.head_dim, name).reshape(*x.shape[:2], heads, self.head_dim)
+    def _heads(
+        self, x: Float[Array, "B S D"], memory: Float[Array, "B R D"] | None
+    ) -> tuple[Float[Array, "B S H N"], Float[Array, "B R K N"], Float[Array, "B R K N"]]:
+        width, kv_width = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        if self.mixture is None:
+            source = x if memory is None else memory
+            query = self._project(x, width, "query")
+            key, value = self._project(source, kv_width, "key"), self._project(source, kv_width, "value")
+        else:
+            query = self.mixture(width, "query_moe")(x)
+            key, value = jnp.split(self.mixture(2 * kv_width, "key_value_moe")(x), 2, axis=-1)
+        return tuple(y.reshape(*y.shape[:2], -1, self.head_dim) for y in (query, key, value))
 
     def _project(self, x: Float[Array, "B S M"], width: int, name: str) -> Float[Array, "B S N"]:
         dense = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init(self.init_scale), name=name)

@@ -1,5 +1,7 @@
 """The dense feed-forward layer. B batch, S sequence, D model width, F inner width."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -17,16 +19,21 @@ class FeedForward(nn.Module):
       ffn_dim: F.
       init_scale: see `kernel_init`.
       dtype: compute type.
+      dropout: share of hidden values that are set to 0.
     """
 
     kind: str
     ffn_dim: int
     init_scale: float
     dtype: jnp.dtype
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         kind = FFN_KINDS[self.kind]
         weights = network_weights(self, kind, x.shape[-1], self.ffn_dim, self.init_scale, self.dtype)
-        products = products_by(jnp.matmul)
-        return by_row(lambda rows: feed_forward(rows, weights, kind, products), x.astype(self.dtype))
+        products, network = products_by(jnp.matmul), kind
+        if self.dropout:
+            dropout = nn.Dropout(self.dropout, deterministic=False)
+            network = dataclasses.replace(kind, unit=lambda *first: dropout(kind.unit(*first)))
+        return by_row(lambda rows: feed_forward(rows, weights, network, products), x.astype(self.dtype))

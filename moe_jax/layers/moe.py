@@ -1,8 +1,10 @@
 """The mixture-of-experts layer: joins a router and a way of running experts.
 
-B batch, S sequence (in `_run` G groups of S tokens), D model width, E experts, F expert width.
+B batch, S sequence (in `_run` G groups of S tokens), D model width, E experts, F expert width, O width of results
+(D, but of linear experts).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_jax.configuration import require
 from moe_jax.devices import current_mesh, kept_by_token
 from moe_jax.experts.apply import Combine, apply_experts
-from moe_jax.experts.ffn import FFN_KINDS, Weights
+from moe_jax.experts.ffn import FFN_KINDS, LINEAR, FFNKind, Weights
 from moe_jax.experts.kernels.choice import KernelChoice
 from moe_jax.experts.parallel.run import apply_on_mesh
 from moe_jax.experts.parallel.strategy import ParallelConfig
@@ -41,10 +43,11 @@ class MoE(nn.Module):
       k: experts per token.
       capacity_factor: seats relative to even load; None drops nothing.
       group_size: tokens that share one capacity; None makes each sequence a group.
-      kind: what an expert computes, a name in FFN_KINDS.
+      kind: what an expert computes, a name in FFN_KINDS, or `linear`, a matrix from D to F.
       execution: a name in EXECUTIONS, or `auto`; see `choose_execution`.
       kernel: of grouped matrix products, where the execution has any; see `choose_kernel`.
       router_options: further fields of the router's module.
+      router_dtype: what the router rounds to; see `Router`.
       capacity_rule: how the factor becomes seats; see `capacity_per_expert`.
       loss_level: what the router's losses are means over; None takes the router's own.
       combine: how weights are applied; see `apply_experts`.
@@ -52,7 +55,8 @@ class MoE(nn.Module):
       shared_gate: whether each token weighs that network by the sigmoid of a learned projection (Qwen2-MoE).
       training: whether the router draws and explores as in training.
       init_scale: see `kernel_init`.
-      dtype: compute type of the experts; the router is float32.
+      dtype: compute type of the experts.
+      dropout: share of the experts' hidden values that are set to 0.
       parallel: how tokens reach experts on other devices, where `jax.set_mesh` says that there are any.
     """
 
@@ -66,6 +70,7 @@ class MoE(nn.Module):
     execution: str = "auto"
     kernel: KernelChoice = "auto"
     router_options: Mapping[str, Any] = FrozenDict()
+    router_dtype: jnp.dtype = jnp.dtype(jnp.float32)
     capacity_rule: CapacityRule = "ceil"
     loss_level: LossLevel | None = None
     combine: Combine = "output"
@@ -74,6 +79,7 @@ class MoE(nn.Module):
     training: bool = False
     init_scale: float = 1.0
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    dropout: float = 0.0
     parallel: ParallelConfig = ParallelConfig()
 
     @nn.compact
@@ -83,7 +89,7 @@ class MoE(nn.Module):
         token_valid: Bool[Array, "B S"] | None = None,
         ids: Int[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
-    ) -> Float[Array, "B S D"]:
+    ) -> Float[Array, "B S O"]:
         """Runs tokens.
 
         Args:
@@ -94,10 +100,8 @@ class MoE(nn.Module):
         """
         if token_valid is None:
             token_valid = jnp.ones(x.shape[:2], bool)
-        kind = FFN_KINDS[self.kind]
-        weights = network_weights(
-            self, kind, x.shape[-1], self.expert_dim, self.init_scale, self.dtype, self.num_experts
-        )
+        kind, width = self._expert(), x.shape[-1]
+        weights = network_weights(self, kind, width, self.expert_dim, self.init_scale, self.dtype, self.num_experts)
         group_size = self.group_size or x.shape[1]
         count = token_valid.size
         require(count % group_size == 0, "model.moe.group_size", group_size, f"a divisor of {count} tokens")
@@ -116,16 +120,17 @@ class MoE(nn.Module):
             self.router_options,
             capacity_rule=self.capacity_rule,
             training=self.training,
+            dtype=self.router_dtype,
             name="router",
             **({} if self.loss_level is None else {"loss_level": self.loss_level}),
         )
         inputs = tokens.x.astype(self.dtype)
         decision = router(tokens)
         if isinstance(decision, Slots):
-            y = decision.read(self._run(decision.fill(inputs), self._placed(decision.assignment()), weights))
+            y = decision.read(self._run(decision.fill(inputs), self._placed(decision.assignment()), weights, kind))
         else:
-            y = self._run(inputs, self._placed(decision), weights)
-        y = kept_by_token(y.reshape(x.shape))
+            y = self._run(inputs, self._placed(decision), weights, kind)
+        y = kept_by_token(y.reshape(*x.shape[:2], -1))
         return y if self.shared_dim is None else y + self._shared(x)
 
     def _placed(self, assignment: Assignment) -> Assignment:
@@ -135,8 +140,17 @@ class MoE(nn.Module):
         placement = self.variable(STATE, "placement", lambda: jnp.arange(self.num_experts, dtype=jnp.int32))
         return assignment.replace(expert=placement.value[assignment.expert])
 
-    def _run(self, x: Float[Array, "G S D"], assignment: Assignment, weights: Weights) -> Float[Array, "G S D"]:
-        kind, mesh, execution = FFN_KINDS[self.kind], current_mesh(), choose_execution(self.execution)
+    def _expert(self) -> FFNKind:
+        """What an expert computes; each row's values drop out for themselves, whatever the order that rows are in."""
+        if self.kind == "linear":
+            return LINEAR
+        kind, dropout = FFN_KINDS[self.kind], nn.Dropout(self.dropout, deterministic=False)
+        return dataclasses.replace(kind, unit=lambda *first: dropout(kind.unit(*first))) if self.dropout else kind
+
+    def _run(
+        self, x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind
+    ) -> Float[Array, "G S O"]:
+        mesh, execution = current_mesh(), choose_execution(self.execution)
         if mesh is None:
             return apply_experts(x, assignment, weights, kind, execution, self.combine, self.kernel)
         rows = self.k * (1.0 if self.capacity_factor is None else self.capacity_factor)

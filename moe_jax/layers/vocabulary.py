@@ -32,6 +32,17 @@ class OutputMatrix(nn.Module):
         return self.param("kernel", kernel_init(1.0), (model_dim, self.vocab_size), jnp.float32)
 
 
+def scores(
+    matrix: Float[Array, "D V"], x: Float[Array, "B S D"], targets: Int[Array, "B S"] | None, chunk: int | None
+) -> Float[Array, "B S V"] | Float[Array, "B S"]:
+    """Float32 logits of the last values `x`; with `targets` the nats of those, see `cross_entropy`."""
+
+    def project(rows: Float[Array, "_ D"]) -> Float[Array, "_ V"]:
+        return (rows @ matrix).astype(jnp.float32)
+
+    return by_row(project, x) if targets is None else cross_entropy(project, x, targets, chunk)
+
+
 def cross_entropy(
     project: Project, x: Float[Array, "B S D"], targets: Int[Array, "B S"], chunk: int | None
 ) -> Float[Array, "B S"]:

@@ -1,4 +1,10 @@
-"""One layer: attention and a dense or sparse feed-forward. B batch, S sequence, D model width, H heads."""
+"""One layer: attention and a dense or sparse feed-forward.
+
+B batch, S sequence, R sequence of an encoder, D model width, H heads, M width of a mixture's results.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,12 +23,12 @@ class Block(nn.Module):
 
     Attributes:
       config: of the model.
-      sparse: whether the feed-forward is a mixture of experts.
-      training: whether the training capacity holds, and routers draw and explore.
+      layer: which of its layers this is, which says what of it is sparse.
+      training: whether the training capacity holds, values drop out, and routers draw and explore.
     """
 
     config: ModelConfig
-    sparse: bool
+    layer: int
     training: bool
 
     @nn.compact
@@ -35,25 +41,52 @@ class Block(nn.Module):
         token_valid: Bool[Array, "B S"],
         ids: Int[Array, "B S"],
         positions: Int[Array, "B S"],
+        memory: Float[Array, "B R D"] | None = None,
+        memory_mask: Bool[Array, "B 1 S R"] | None = None,
     ) -> Float[Array, "B S D"]:
+        """Runs tokens; those of a decoder that has an encoder attend to its values `memory`, too."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        attention = Attention(
+        routed = token_valid, ids, positions
+        dropout = nn.Dropout(config.dropout, deterministic=not self.training)
+
+        def mixture(width: int, name: str) -> Callable[[Float[Array, "B S D"]], Float[Array, "B S M"]]:
+            return lambda x: self._moe(name, expert_dim=width, kind="linear")(x, *routed)
+
+        sparse = config.sparse(self.layer, "attention")
+        attention = self._attention("attention", config.causal, mixture=mixture if sparse else None)
+        x = x + dropout(attention(RMSNorm(dtype, name="attention_norm")(x), angles, mask, bias))
+        if memory is not None:
+            normed = RMSNorm(dtype, name="cross_attention_norm")(x)
+            x = x + dropout(self._attention("cross_attention", False)(normed, None, memory_mask, None, memory))
+        normed = RMSNorm(dtype, name="feed_forward_norm")(x)
+        if config.sparse(self.layer, "feed_forward"):
+            return x + dropout(self._moe("moe", expert_dim=config.expert_dim, kind=config.expert_ffn)(normed, *routed))
+        feed_forward = FeedForward(
+            config.ffn,
+            config.ffn_dim,
+            config.init_scale,
+            dtype,
+            config.dropout if self.training else 0.0,
+            name="feed_forward",
+        )
+        return x + dropout(feed_forward(normed))
+
+    def _attention(self, name: str, causal: bool, **fields: Any) -> Attention:
+        config = self.config
+        return Attention(
             num_heads=config.num_heads,
             num_kv_heads=config.kv_heads,
             head_dim=config.head_width,
-            causal=config.causal,
+            causal=causal,
             init_scale=config.init_scale,
-            dtype=dtype,
-            name="attention",
+            dtype=jnp.dtype(config.dtype),
+            dropout=config.dropout,
+            training=self.training,
+            name=name,
+            **fields,
         )
-        x = x + attention(RMSNorm(dtype, name="attention_norm")(x), angles, mask, bias)
-        normed = RMSNorm(dtype, name="feed_forward_norm")(x)
-        if self.sparse:
-            return x + self._moe()(normed, token_valid, ids, positions)
-        feed_forward = FeedForward(config.ffn, config.ffn_dim, config.init_scale, dtype, name="feed_forward")
-        return x + feed_forward(normed)
 
-    def _moe(self) -> MoE:
+    def _moe(self, name: str, expert_dim: int, kind: str) -> MoE:
         config, moe = self.config, self.config.moe
         evaluation = moe.capacity_factor if moe.eval_capacity_factor is None else moe.eval_capacity_factor
         return MoE(
@@ -62,19 +95,21 @@ class Block(nn.Module):
             k=moe.k,
             capacity_factor=moe.capacity_factor if self.training else evaluation,
             group_size=moe.group_size,
-            kind=config.expert_ffn,
-            expert_dim=config.expert_dim,
+            kind=kind,
+            expert_dim=expert_dim,
             execution=moe.execution,
             kernel=moe.kernel,
             router_options=moe.router_options,
+            router_dtype=jnp.dtype(moe.router_dtype),
             capacity_rule=moe.capacity_rule,
             loss_level=moe.loss_level,
             combine=moe.combine,
-            shared_dim=moe.shared_dim,
+            shared_dim=None if kind == "linear" else moe.shared_dim,
             shared_gate=moe.shared_gate,
             training=self.training,
             init_scale=config.init_scale,
             dtype=jnp.dtype(config.dtype),
+            dropout=config.expert_dropout if self.training else 0.0,
             parallel=moe.parallel,
-            name="moe",
+            name=name,
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from moe_jax.configuration import ConfigError, require, require_name
 from moe_jax.experts.apply import Combine
@@ -14,6 +14,10 @@ from moe_jax.remat import SAVEABLE
 from moe_jax.routing import ROUTERS, Router, check_router
 from moe_jax.routing.capacity import CapacityRule
 from moe_jax.routing.losses import LossLevel
+
+Place = Literal["feed_forward", "attention"]
+Architecture = Literal["decoder", "encoder_decoder"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,12 @@ class MoEConfig:
       router_options: further fields of the router's module, by name.
       parallel: how tokens reach experts on other devices.
       allow_noncausal_router: run a router that lets a token see later ones (expert choice) in a causal model.
+      places: what of a sparse layer is a mixture: its `feed_forward`, or the `attention`'s projections to queries, keys
+        and values (Switch Transformer, appendix A), or both.
+      dropout: share of the experts' hidden values that training sets to 0 (expert dropout: Switch Transformer, section
+        4.2); None takes the model's `dropout`.
+      router_dtype: what the router's logits and weights are rounded to, float32 but to see what bfloat16 does (Switch
+        Transformer, table 2).
     """
 
     num_experts: int
@@ -63,9 +73,15 @@ class MoEConfig:
     router_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     allow_noncausal_router: bool = False
+    places: tuple[Place, ...] = ("feed_forward",)
+    dropout: float | None = None
+    router_dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         where = "model.moe."
+        accepted = f"one or both of {', '.join(get_args(Place))}"
+        require(len(set(self.places)) == len(self.places) >= 1, where + "places", self.places, accepted)
+        require(self.dropout is None or 0 <= self.dropout < 1, where + "dropout", self.dropout, "0 to below 1, or None")
         require(self.num_experts >= 1, where + "num_experts", self.num_experts, "an integer of at least 1")
         require_name(self.router, ROUTERS, where + "router")
         require_name(self.execution, ["auto", *EXECUTIONS], where + "execution")
@@ -100,6 +116,9 @@ class MoEConfig:
             accepted = f"an integer, with router {self.router!r}: the number of its parameters depends on it"
             require(self.group_size is not None, where + "group_size", None, accepted)
             accepted = f"output, with router {self.router!r}, which assigns no token to an expert"
+            require(self.combine == "output", where + "combine", self.combine, accepted)
+        if "attention" in self.places:
+            accepted = "output, with a mixture in the attention, whose experts' results are no tokens"
             require(self.combine == "output", where + "combine", self.combine, accepted)
 
     def checked_router(self) -> Router:
@@ -151,19 +170,21 @@ class DepthConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A pre-norm decoder, or with `causal=False` an encoder.
+    """A pre-norm decoder, or with `causal=False` an encoder, or an encoder and a decoder that sees it (T5).
 
     Attributes:
       vocab_size: V.
-      num_layers: blocks of attention and feed-forward.
+      num_layers: blocks of attention and feed-forward, in the encoder and in the decoder if there are both.
       model_dim: D.
       num_heads: H, query heads.
       num_kv_heads: key and value heads (grouped-query attention); None takes `num_heads`.
       head_dim: width of one head; None takes model_dim / num_heads.
       ffn_dim: F of the dense feed-forward layers, and of an expert unless `moe.expert_dim` says otherwise.
       ffn: what a feed-forward layer computes, a name in `moe_jax.experts.ffn.FFN_KINDS`.
-      causal: whether each token sees itself and earlier ones only; without, all of its document.
-      positions: `rope` (rotary) or `t5` (relative bias, one table shared by all layers).
+      architecture: `decoder`, or `encoder_decoder`, whose two stacks have the same layers, sparse ones at the same
+        places, and whose decoder's also attend to the encoder.
+      causal: whether each token (of the decoder) sees itself and earlier ones only; without, all of its document.
+      positions: `rope` (rotary) or `t5` (relative bias, one table shared by all layers of a stack).
       rope_theta: base of the rotary frequencies.
       tie_embeddings: the output projection is the embedding's transpose.
       moe_layers: indices of the layers whose feed-forward is a mixture of experts; () is the dense model.
@@ -171,6 +192,8 @@ class ModelConfig:
       depth: layers that only some tokens run; None has none.
       init_scale: s in Var = s / fan_in of the truncated-normal initialisation of every kernel but the embedding's
         and the router's (Switch Transformer recommends 0.1).
+      dropout: share of values that training sets to 0, as in T5: of embedded tokens, of attention weights, of hidden
+        values of feed-forward layers, of what each sublayer adds, and of a stack's last values.
       dtype: compute type of all but the router, which is float32. Parameters are float32.
       scan_layers: compile one period of the layer pattern and scan over its repeats.
       loss_chunk: positions of a sequence whose logits over the vocabulary are there at once in training and evaluation;
@@ -187,6 +210,7 @@ class ModelConfig:
     num_kv_heads: int | None = None
     head_dim: int | None = None
     ffn: str = "relu"
+    architecture: Architecture = "decoder"
     causal: bool = True
     positions: Literal["rope", "t5"] = "rope"
     rope_theta: float = 10000.0
@@ -195,7 +219,8 @@ class ModelConfig:
     moe: MoEConfig | None = None
     depth: DepthConfig | None = None
     init_scale: float = 1.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dropout: float = 0.0
+    dtype: Dtype = "float32"
     scan_layers: bool = False
     loss_chunk: int | None = None
     remat: bool = False
@@ -222,6 +247,8 @@ class ModelConfig:
             require(self.head_width % 2 == 0, "model.head_dim", self.head_width, "an even number, with rope")
         require(self.rope_theta > 0, "model.rope_theta", self.rope_theta, "a positive number")
         require(self.init_scale > 0, "model.init_scale", self.init_scale, "a positive number")
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 to below 1")
+        self._check_stacks()
         for name, layers in (("moe_layers", self.moe_layers), ("depth.layers", self.depth_layers)):
             increasing = list(layers) == sorted(set(layers)) and all(0 <= i < self.num_layers for i in layers)
             accepted = f"increasing layer indices below num_layers ({self.num_layers})"
@@ -244,6 +271,13 @@ class ModelConfig:
             "None, without moe_layers",
         )
 
+    def _check_stacks(self) -> None:
+        if self.architecture == "decoder":
+            return
+        accepted = "True, with architecture='encoder_decoder', whose encoder sees both sides all the same"
+        require(self.causal, "model.causal", self.causal, accepted)
+        require(self.depth is None, "model.depth", self.depth, "None, with architecture='encoder_decoder'")
+
     def _check_causal(self) -> None:
         allowed = self.moe.allow_noncausal_router or not self.causal
         if not self.moe.checked_router().causal and not allowed:
@@ -252,6 +286,24 @@ class ModelConfig:
                 "causal model would see the future it is to predict; accepted: another router, or "
                 "model.moe.allow_noncausal_router=True to run it knowingly"
             )
+
+    @property
+    def stacks(self) -> tuple["ModelConfig", ...]:
+        """The encoder's shape and the decoder's, or that of the one stack there is."""
+        if self.architecture == "decoder":
+            return (self,)
+        decoder = dataclasses.replace(self, architecture="decoder")
+        moe = self.moe and dataclasses.replace(self.moe, allow_noncausal_router=True)
+        return dataclasses.replace(decoder, causal=False, moe=moe), decoder
+
+    @property
+    def expert_dropout(self) -> float:
+        """Share of the experts' hidden values that training sets to 0."""
+        return self.dropout if self.moe is None or self.moe.dropout is None else self.moe.dropout
+
+    def sparse(self, layer: int, place: Place) -> bool:
+        """Whether this part of a layer is a mixture of experts."""
+        return layer in self.moe_layers and place in self.moe.places
 
     @property
     def kv_heads(self) -> int:

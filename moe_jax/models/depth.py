@@ -39,6 +39,8 @@ class DepthBlock(Block):
         token_valid: Bool[Array, "B S"],
         ids: Int[Array, "B S"],
         positions: Int[Array, "B S"],
+        memory: None = None,
+        memory_mask: None = None,
     ) -> Float[Array, "B S D"]:
         kernel = self.param("depth_kernel", nn.initializers.normal(0.02), (x.shape[-1],), jnp.float32)
         score = jnp.matmul(x.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)

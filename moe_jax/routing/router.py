@@ -61,6 +61,7 @@ class Router(nn.Module):
       capacity_rule: how a factor becomes seats; see `capacity_per_expert`.
       loss_level: what the losses of a decision are means over; see `moe_jax.routing.losses`.
       training: whether to draw and to explore as in training.
+      dtype: what logits and the weights of assignments are rounded to; float32 but to show what another does.
       choices_allowed: the values of `k` a router takes; `all` takes E; None takes any.
       has_parameters: whether the router learns a projection.
       drops: whether a capacity may drop tokens.
@@ -77,6 +78,7 @@ class Router(nn.Module):
     capacity_rule: CapacityRule = "ceil"
     loss_level: LossLevel = "group"
     training: bool = False
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
 
     choices_allowed: ClassVar[tuple[int, ...] | Literal["all"] | None] = None
     has_parameters: ClassVar[bool] = True
@@ -125,16 +127,22 @@ class Router(nn.Module):
     @nn.compact
     def route(self, tokens: Tokens) -> tuple[Assignment, Metrics]:
         """The decision, with the router's losses and what can be said of its logits, sowing nothing."""
-        logits = self.project(self.seen(tokens.x.astype(jnp.float32)))
+        logits = self.rounded(self.project(self.seen(tokens.x.astype(jnp.float32))))
         capacity = capacity_per_expert(
             self.capacity_factor, logits.shape[1], self.k, self.num_experts, self.capacity_rule
         )
         assignment, metrics = self.decide(logits, tokens, capacity)
+        if isinstance(assignment, Assignment):
+            assignment = assignment.replace(weight=self.rounded(assignment.weight))
         if self.has_parameters:
             metrics = metrics | probability_metrics(self.probabilities(logits), tokens.valid)
         if "z_loss" in self.losses:
             metrics = metrics | {"z_loss": z_loss(logits, tokens.valid)}
         return assignment, metrics
+
+    def rounded(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Float32 again, of fewer digits if `dtype` has fewer."""
+        return x.astype(self.dtype).astype(jnp.float32)
 
     def seen(self, x: Float[Array, "G S D"]) -> Float[Array, "G S D"]:
         """The float32 tokens as the projection sees them: where exploration disturbs its input, and only its."""

@@ -34,6 +34,7 @@ RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("experts_gate",): ("expert", "fsdp", "tensor"),
     ("experts_up",): ("expert", "fsdp", "tensor"),
     ("experts_down",): ("expert", "tensor", "fsdp"),
+    ("experts_map",): ("expert", "fsdp", None),
     ("experts_gate_bias",): ("expert", None, "tensor"),
     ("experts_up_bias",): ("expert", None, "tensor"),
     ("experts_down_bias",): ("expert", None, "fsdp"),

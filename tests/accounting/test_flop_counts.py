@@ -111,7 +111,7 @@ def test_capacity_decides_what_is_executed():
         flops_per_token(c, LENGTH) for c in (DENSE, *(with_moe(capacity_factor=f) for f in (0.5, 2.0)))
     )
     layer = dense.ffn / 2
-    assert (half.ffn_executed, double.ffn_executed) == (1.5 * layer, 3 * layer)
+    assert (half.mixtures_executed, double.mixtures_executed) == (-0.5 * layer, layer)
     assert half.ffn == double.ffn == dense.ffn
     dropless = flops_per_token(with_moe(execution="dropless", capacity_factor=None), LENGTH)
     assert dropless.executed == dropless.forward

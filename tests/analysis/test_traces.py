@@ -10,7 +10,7 @@ import pytest
 from moe_jax.analysis.traces import trace_assignments
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.parameters import init_router_state, stack_layers
-from moe_jax.training.step import routing_by_layer
+from moe_jax.models.sown import routing_by_layer
 from tests.models import small
 
 

@@ -14,8 +14,8 @@ from moe_jax.models.block import Block
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.depth import DepthBlock, best_tokens, depth_metrics
 from moe_jax.models.parameters import init_params
+from moe_jax.models.sown import depth_by_layer
 from moe_jax.routing.statistics import values
-from moe_jax.training.step import depth_by_layer
 from tests.comparison import assert_close, assert_trees_close
 from tests.models import small
 
@@ -44,7 +44,7 @@ def start(block, *arguments):
 @pytest.mark.parametrize("positions", ["rope", "t5"])
 def test_chosen_tokens_are_a_sequence_of_their_own(positions, training):
     config, x, segments, place, angles, bias = pieces(positions)
-    block = DepthBlock(config, sparse=False, training=training)
+    block = DepthBlock(config, 1, training)
     arguments = (attention_mask(segments, True), bias, segments != 0, place, place)
     params = start(block, x, angles, *arguments)
     actual, sown = block.apply({"params": params}, x, angles, *arguments, mutable=["routing"])
@@ -56,7 +56,7 @@ def test_chosen_tokens_are_a_sequence_of_their_own(positions, training):
         best = np.sort(valid[np.argsort(-score[row, valid])[:4]])
         chosen = best if training else valid[score[row, valid] > 0]
         share += len(chosen) / 18
-        alone = Block(config, sparse=False, training=training).apply(
+        alone = Block(config, 1, training).apply(
             {"params": plain},
             x[row : row + 1, chosen],
             rotary_angles(place[row : row + 1, chosen], 4, 100.0) if angles else None,

@@ -11,11 +11,12 @@ import pytest
 from moe_jax.layers.norms import RMSNorm
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.parameters import unstack_layers
+from moe_jax.models.sown import auxiliary_loss, routing_by_layer, routing_metrics
 from moe_jax.routing.router import RNG, Router
 from moe_jax.routing.statistics import METRICS
 from moe_jax.training.optimizer import make_optimizer, make_schedule
 from moe_jax.training.state import init_state
-from moe_jax.training.step import auxiliary_loss, make_eval_step, make_train_step, routing_by_layer, routing_metrics
+from moe_jax.training.step import make_eval_step, make_train_step
 from tests.training.tiny_runs import B, S, random_batch, tiny_config
 
 DENSE = {"model.moe_layers": (), "model.moe": None, "model.positions": "t5", "optimizer.clip_norm": None}

@@ -1,7 +1,7 @@
 """Seats of a fixed capacity: each device sends every other the seats of its experts, filled or not.
 
 G groups of one device, S tokens of a group, E experts of all devices, L experts of one, P devices on the expert axis,
-C capacity, D model width.
+C capacity, D model width, O width of results (D, but of linear experts).
 """
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from moe_jax.routing.assignment import Assignment
 
 def all_to_all(
     x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind, exchange: Exchange
-) -> Float[Array, "G S D"]:
+) -> Float[Array, "G S O"]:
     """Sends P - 1 of P parts of E * G * C seats each way, whatever the load: GShard's exchange (section 3.3)."""
     devices = exchange.devices
     experts, seats = assignment.num_experts, assignment.num_groups * assignment.capacity

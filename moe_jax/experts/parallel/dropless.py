@@ -1,7 +1,7 @@
 """Nothing dropped: bounded buffers between devices, and buffers for the worst case when those overflow.
 
 G groups of one device, S tokens of a group, P devices on the expert axis, L experts of one, R rows of a buffer, D model
-width.
+width, O width of results (D, but of linear experts).
 """
 
 import functools
@@ -36,7 +36,7 @@ def dropless(
     exchange: Exchange,
     slack: float,
     kernel: KernelChoice,
-) -> Float[Array, "G S D"]:
+) -> Float[Array, "G S O"]:
     """Runs every kept assignment.
 
     Args:
@@ -48,7 +48,7 @@ def dropless(
     short = bounded_rows(assignment, exchange.devices, slack)
     longest = most_rows_to_one_device(assignment, exchange.devices)
 
-    def through(rows: int, *values: Any) -> Float[Array, "G S D"]:
+    def through(rows: int, *values: Any) -> Float[Array, "G S O"]:
         return _through_buffers(*values, kind, exchange, rows, kernel)
 
     if short == longest:
@@ -73,7 +73,7 @@ def _through_buffers(
     exchange: Exchange,
     rows: int,
     kernel: KernelChoice,
-) -> Float[Array, "G S D"]:
+) -> Float[Array, "G S O"]:
     devices = exchange.devices
     place, sizes = buffer_places(assignment, devices, rows)
     sent = dispatch_rows(x, assignment, place, devices * rows)
@@ -82,5 +82,5 @@ def _through_buffers(
     expert, present = jax.vmap(lambda sizes: experts_of_runs(sizes, counts.shape[1], rows))(counts)
     there = local_rows(expert.reshape(-1), present.reshape(-1), counts.shape[1])
     outputs = run_rows(received.reshape(1, devices * rows, -1), there, weights, kind, kernel)
-    returned = exchange.swap(outputs.reshape(received.shape))
-    return combine_rows(returned.reshape(sent.shape), assignment, place)
+    returned = exchange.swap(outputs.reshape(devices, rows, -1))
+    return combine_rows(returned.reshape(len(sent), -1), assignment, place)

@@ -1,6 +1,6 @@
 """All tokens to all devices, each runs its own experts, and results are summed: best for few devices or many choices.
 
-G groups of one device, S tokens of a group, D model width.
+G groups of one device, S tokens of a group, D model width, O width of results (D, but of linear experts).
 """
 
 import jax
@@ -20,7 +20,7 @@ def gather(
     kind: FFNKind,
     exchange: Exchange,
     execution: Execution,
-) -> Float[Array, "G S D"]:
+) -> Float[Array, "G S O"]:
     """Sends each token to the P - 1 other devices and as many partial results back, whatever its choices."""
     if exchange.devices == 1:
         return execution(x, assignment, weights, kind)

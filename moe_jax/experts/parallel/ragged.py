@@ -1,6 +1,7 @@
 """Nothing dropped and nothing padded: devices exchange exactly the rows there are, on platforms that can.
 
-G groups of one device, S tokens of a group, P devices on the expert axis, L experts of one, D model width.
+G groups of one device, S tokens of a group, P devices on the expert axis, L experts of one, D model width,
+O width of results (D, but of linear experts).
 """
 
 import jax
@@ -29,7 +30,7 @@ def ragged(
     kind: FFNKind,
     exchange: Exchange,
     kernel: KernelChoice,
-) -> Float[Array, "G S D"]:
+) -> Float[Array, "G S O"]:
     """Runs every kept assignment; what arrives has room for the worst case, what travels is what is there."""
     devices = exchange.devices
     place, sizes = sorted_places(assignment)

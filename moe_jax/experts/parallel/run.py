@@ -1,6 +1,7 @@
 """Experts on a mesh: one `shard_map`, in which a strategy brings tokens to their experts and back.
 
-G groups, S tokens of a group, E experts, D model width, F expert width.
+G groups, S tokens of a group, E experts, D model width, F expert width, O width of results (D,
+but of linear experts).
 """
 
 import functools
@@ -39,7 +40,7 @@ def apply_on_mesh(
     config: ParallelConfig,
     rows_per_token: float,
     kernel: KernelChoice = "auto",
-) -> tuple[Float[Array, "G S D"], Metrics]:
+) -> tuple[Float[Array, "G S O"], Metrics]:
     """`apply_experts` on `mesh`, with its numbers, and `buffers_overflowed` where the strategy has such buffers.
 
     `rows_per_token` is for the choice of a strategy, see `choose_strategy`; `kernel` for grouped products, see
@@ -50,14 +51,15 @@ def apply_on_mesh(
     Raises:
       ConfigError: the mesh lacks an axis, or does not divide experts, their width or the groups.
     """
-    check_mesh(mesh, assignment.num_experts, weights["up"].shape[-1], assignment.num_groups)
+    divided = 0 if kind.linear else weights["up"].shape[-1]
+    check_mesh(mesh, assignment.num_experts, divided, assignment.num_groups)
     devices = mesh.shape["expert"]
     strategy = choose_strategy(config, execution, platform_of(mesh), devices, rows_per_token)
     exchange = Exchange(devices, config.wire)
 
     def on_device(
         x: Float[Array, "G S D"], assignment: Assignment, weights: Weights
-    ) -> tuple[Float[Array, "G S D"], Metrics]:
+    ) -> tuple[Float[Array, "G S O"], Metrics]:
         run = functools.partial(_run_part, bind(strategy, exchange, execution, config.slack, kernel))
         y = apply_with(run, x, assignment, weights, kind, combine)
         metrics = {}
@@ -98,14 +100,14 @@ def weight_spec(name: str) -> P:
     """How one of the experts' weights is divided while they run: by expert, and by width."""
     if name == "down":
         return P("expert", "tensor", None)
-    return P("expert") if name == "down_bias" else P("expert", None, "tensor")
+    return P("expert") if name in ("down_bias", "map") else P("expert", None, "tensor")
 
 
 def _run_part(
     run: Execution, x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind
-) -> Float[Array, "G S D"]:
+) -> Float[Array, "G S O"]:
     """`run` with one part of each expert's width, summed over the parts."""
-    if kind.biased:
-        first = jax.lax.axis_index("tensor") == 0
-        weights = {**weights, "down_bias": jnp.where(first, weights["down_bias"], jnp.zeros((), x.dtype))}
+    whole = [name for name in weights if weight_spec(name) == P("expert")]
+    first = jax.lax.axis_index("tensor") == 0
+    weights = {**weights, **{name: jnp.where(first, weights[name], jnp.zeros((), x.dtype)) for name in whole}}
     return jax.lax.psum(run(jax.lax.pcast(x, "tensor", to="varying"), assignment, weights, kind), "tensor")

@@ -1,0 +1,113 @@
+"""What the routers of a model sow in a step: by layer, as metrics, as losses, and as their state after it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from moe_jax.models.config import ModelConfig
+from moe_jax.models.parameters import map_stacks
+from moe_jax.routing.statistics import values
+
+Metrics = dict[str, Any]
+
+# What a mixture is called within its layer, and what stands before the layer's name in metrics.
+MIXTURES = {("moe",): "", ("attention", "query_moe"): "query_", ("attention", "key_value_moe"): "key_value_"}
+
+
+def routing_values(sums: Any, config: ModelConfig) -> Any:
+    """The collection `routing`, from `routing_sums`."""
+
+    def of_stack(sums: Any) -> Any:
+        return {name: values(tree, config.scan_layers and name == "layers") for name, tree in sums.items()}
+
+    return map_stacks(of_stack, sums, config)
+
+
+def routing_metrics(routing: Any, config: ModelConfig) -> Metrics:
+    """From what the routers sowed: scalars as means over layers, and vectors over experts as {"layer_i": Float[E]}."""
+    metrics = {}
+    for by_layer in (routing_by_layer(routing, config), depth_by_layer(routing, config)):
+        for name, value in next(iter(by_layer.values()), {}).items():
+            values = {layer: sown[name] for layer, sown in by_layer.items()}
+            metrics[name] = values if value.ndim else jnp.mean(jnp.stack(list(values.values())))
+    return metrics
+
+
+def routing_by_layer(routing: Any, config: ModelConfig) -> dict[str, Metrics]:
+    """What each mixture sowed, its router and how its experts ran, whether or not layers are scanned.
+
+    They are called `layer_i`; in the attention `query_layer_i` and `key_value_layer_i`; before that, where there are
+    two stacks, `encoder_` or `decoder_`.
+    """
+    by_layer = {}
+    for stack, sown in _stacks(routing, config):
+        for i in config.moe_layers:
+            layer = sown_in_layer(sown, config, i)
+            for path, prefix in MIXTURES.items():
+                mixture = _at(layer, path)
+                if mixture is not None:
+                    mixture = dict(mixture)
+                    by_layer[f"{stack}{prefix}layer_{i}"] = dict(mixture.pop("router")) | mixture
+    return by_layer
+
+
+def depth_by_layer(routing: Any, config: ModelConfig) -> dict[str, Metrics]:
+    """The same of the layers that only some tokens run."""
+    return {f"layer_{i}": sown_in_layer(routing, config, i) for i in config.depth_layers}
+
+
+def sown_in_layer(routing: Any, config: ModelConfig, layer: int) -> Any:
+    """What one layer of a stack sowed."""
+    if not config.scan_layers:
+        return routing[f"layer_{layer}"]
+    repeat, block = divmod(layer, config.period)
+    return jax.tree.map(lambda x: x[repeat], routing["layers"][f"block_{block}"])
+
+
+def auxiliary_loss(metrics: Metrics, config: ModelConfig) -> Float[Array, ""]:
+    """The routers' losses, each a mean over layers, times their coefficients."""
+    coefficients = config.moe.coefficients if config.moe_layers else {}
+    if config.depth_layers:
+        coefficients |= {"depth_loss": config.depth.coefficient}
+    return sum((c * metrics[name] for name, c in coefficients.items() if c), jnp.float32(0.0))
+
+
+def next_router_state(config: ModelConfig, router_state: Any, routing: Any) -> Any:
+    """The routers' state after a step in which they sowed `routing`, whether or not layers are scanned."""
+    if not router_state:
+        return router_state
+    router = config.moe.checked_router()
+    update = jax.vmap(router.next_state) if config.scan_layers else router.next_state
+
+    def below(state: Any, sown: Any) -> Any:
+        # What is beside the router's, the placement of experts, does not move in a step.
+        return {
+            name: update(part, sown[name])
+            if name == "router"
+            else below(part, sown[name])
+            if isinstance(part, dict)
+            else part
+            for name, part in state.items()
+        }
+
+    return below(router_state, routing)
+
+
+def _stacks(tree: Any, config: ModelConfig) -> Iterator[tuple[str, Any]]:
+    """What each stack sowed, and what its layers' names begin with."""
+    if config.architecture == "decoder":
+        yield "", tree
+    else:
+        yield from ((f"{name}_", tree[name]) for name in ("encoder", "decoder"))
+
+
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    """What lies at a path; None where nothing does."""
+    for name in path:
+        if name not in tree:
+            return None
+        tree = tree[name]
+    return tree
