@@ -5,8 +5,14 @@ import re
 from typing import Literal
 
 from moe_jax.configuration import ConfigError, require
+from moe_jax.data.lengths import Lengths, longest_text
 
 CORPUS_FORMS = "python_source, python_source/installed, text_files:GLOB[,GLOB...], tfds:NAME[/CONFIG]"
+PAIR_FORMS = "python_functions, json_lines:GLOB[,GLOB...]"
+
+Task = Literal["causal", "masked", "span_corruption", "text_to_text"]
+PAIRED: tuple[Task, ...] = ("span_corruption", "text_to_text")
+"""Tasks of an encoder-decoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,37 +21,61 @@ class DataConfig:
 
     Attributes:
       corpus: `python_source` (the running interpreter's standard library), `python_source/installed` (with the
-        installed packages), `text_files:GLOB[,GLOB...]`, or `tfds:NAME[/CONFIG]` for any prepared TFDS data set.
+        installed packages), `text_files:GLOB[,GLOB...]`, or `tfds:NAME[/CONFIG]` for any prepared TFDS data set. With
+        task `text_to_text`: `python_functions` (of the same library, from a function's code to its name), or
+        `json_lines:GLOB[,GLOB...]`, each line an object with texts `inputs` and `targets`.
       tokenizer: `bytes`, or `bpe:SIZE`, trained on the corpus to a vocabulary of SIZE.
-      sequence_length: S, tokens per sequence.
+      tokenizer_corpus: what corpus it is trained on, where that is another; needed with task `text_to_text`.
+      sequence_length: S, tokens per sequence; of an encoder.
+      target_length: tokens per sequence of its decoder, of those two tasks alone.
       batch_size: B, sequences per step over all processes.
       validation_fraction: share of the files (text_files, python_source) that validate, where files go by their hash;
         of the training split of a TFDS data set that has no other.
-      task: `causal`, what comes next; or `masked`, what was hidden, for a model that sees both sides.
-      mask_rate: share of the tokens that `masked` hides.
+      task: `causal`, what comes next; `masked`, what was hidden, for a model that sees both sides; for an
+        encoder-decoder `span_corruption`, what spans were hidden, or `text_to_text`, what belongs to what was read.
+      mask_rate: share of the tokens that `masked` and `span_corruption` hide.
+      mean_span: tokens of a hidden span on average.
+      sentinels: tokens of the vocabulary, after those of text, that stand for hidden spans; of those two tasks alone.
+      train_examples: how many pairs `text_to_text` trains on, the first by their hash; None takes all.
       text_feature: the feature of a TFDS example that holds its text.
     """
 
     corpus: str = "python_source"
     tokenizer: str = "bytes"
+    tokenizer_corpus: str | None = None
     sequence_length: int = 256
+    target_length: int | None = None
     batch_size: int = 16
     validation_fraction: float = 0.05
-    task: Literal["causal", "masked"] = "causal"
+    task: Task = "causal"
     mask_rate: float = 0.15
+    mean_span: float = 3.0
+    sentinels: int = 0
+    train_examples: int | None = None
     text_feature: str = "text"
 
     def __post_init__(self) -> None:
-        known = self.corpus in ("python_source", "python_source/installed") or re.match(
-            r"(text_files|tfds):.+", self.corpus
-        )
-        require(bool(known), "data.corpus", self.corpus, CORPUS_FORMS)
+        pairs = self.task == "text_to_text"
+        known = _is_pairs(self.corpus) if pairs else _is_text(self.corpus)
+        require(known, "data.corpus", self.corpus, f"{PAIR_FORMS}, with task 'text_to_text'" if pairs else CORPUS_FORMS)
+        trained_on = self.tokenizer_corpus
+        accepted = CORPUS_FORMS if pairs else f"{CORPUS_FORMS}, or None"
+        fits = _is_text(trained_on) if trained_on is not None else not pairs or self.tokenizer == "bytes"
+        require(fits, "data.tokenizer_corpus", trained_on, accepted)
         require(self.sequence_length >= 1, "data.sequence_length", self.sequence_length, "an integer of at least 1")
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "an integer of at least 1")
         require(
             0 < self.validation_fraction < 1, "data.validation_fraction", self.validation_fraction, "between 0 and 1"
         )
         require(0 < self.mask_rate < 1, "data.mask_rate", self.mask_rate, "between 0 and 1")
+        require(self.mean_span >= 1, "data.mean_span", self.mean_span, "a number of at least 1")
+        examples = self.train_examples
+        if pairs:
+            accepted = "an integer of at least 1, or None"
+            require(examples is None or examples >= 1, "data.train_examples", examples, accepted)
+        else:
+            require(examples is None, "data.train_examples", examples, f"None, with task {self.task!r}")
+        self._check_pairs()
         if not re.fullmatch(r"bytes|bpe:[0-9]+", self.tokenizer):
             raise ConfigError(f"data.tokenizer is {self.tokenizer!r}; accepted: bytes, bpe:SIZE (for example bpe:2048)")
         require(
@@ -55,12 +85,49 @@ class DataConfig:
             "a SIZE of at least 257 (256 bytes, 1 boundary)",
         )
 
+    def _check_pairs(self) -> None:
+        if self.task not in PAIRED:
+            for name, value, none in (("target_length", self.target_length, None), ("sentinels", self.sentinels, 0)):
+                require(value == none, f"data.{name}", value, f"{none}, with task {self.task!r}")
+            return
+        accepted = "an integer of at least 1"
+        target = self.target_length
+        require(target is not None and target >= 1, "data.target_length", target, f"{accepted}, with {self.task!r}")
+        require(self.sentinels >= 0, "data.sentinels", self.sentinels, "an integer of at least 0")
+        if self.task == "span_corruption":
+            require(self.sequence_length >= 4, "data.sequence_length", self.sequence_length, "an integer of at least 4")
+            lengths = self.corrupted
+            require(target >= lengths.targets, "data.target_length", target, f"at least {lengths.targets}")
+            accepted = f"at least {lengths.spans}, one for each span"
+            require(self.sentinels >= lengths.spans, "data.sentinels", self.sentinels, accepted)
+
+    @property
+    def corrupted(self) -> Lengths:
+        """Of the texts of `span_corruption`."""
+        return longest_text(self.sequence_length, self.mask_rate, self.mean_span)
+
+    @property
+    def tokens_per_example(self) -> int:
+        """Places for tokens in one row of a batch, of the encoder and of the decoder if there are both."""
+        return self.sequence_length + (self.target_length or 0)
+
     @property
     def vocab_size(self) -> int:
-        """V: the tokenizer's, and the mask where the task has one."""
-        return self.text_vocab_size + (self.task == "masked")
+        """V: the tokenizer's, and the mask or the sentinels where the task has them."""
+        return self.text_vocab_size + (self.task == "masked") + self.sentinels
 
     @property
     def text_vocab_size(self) -> int:
         """The tokenizer's: 256 bytes and the document boundary, or the size asked of the byte-pair encoding."""
         return 257 if self.tokenizer == "bytes" else int(self.tokenizer.removeprefix("bpe:"))
+
+
+def _is_text(corpus: str) -> bool:
+    """Whether a corpus's name is one of CORPUS_FORMS."""
+    plain = corpus in ("python_source", "python_source/installed")
+    return plain or re.match(r"(text_files|tfds):.+", corpus) is not None
+
+
+def _is_pairs(corpus: str) -> bool:
+    """Whether it is one of PAIR_FORMS."""
+    return corpus == "python_functions" or re.match(r"json_lines:.+", corpus) is not None

@@ -56,7 +56,7 @@ def load_corpus(config: DataConfig, cache_dir: Path | None = None) -> Corpus:
     """
     kind, _, name = config.corpus.partition(":")
     if kind == "text_files":
-        return _text_files(config, name)
+        return _text_files(config)
     if kind == "tfds":
         return _tfds(config, name)
     return _python_source(config, cache_dir or cache_directory())
@@ -84,21 +84,22 @@ def _without_output() -> Iterator[None]:
         yield
 
 
-def _text_files(config: DataConfig, patterns: str) -> Corpus:
-    documents = _read_files(config, _matching_files(patterns))
+def _text_files(config: DataConfig) -> Corpus:
+    documents = _read_files(config, matching_files(config))
     if len({document.split for document in documents}) < 2:
         documents = [part for document in documents for part in _head_and_tail(document, config.validation_fraction)]
     _require_both_splits(documents, config)
     return Corpus(config.corpus, docs.documents_digest(documents), lambda split: docs.texts(documents, split))
 
 
-def _matching_files(patterns: str) -> list[Path]:
-    """The files that match, each once, sorted; every pattern must match one."""
+def matching_files(config: DataConfig) -> list[Path]:
+    """The files that the globs of `config.corpus` match, each once, sorted; every glob must match one."""
+    patterns = config.corpus.partition(":")[2]
     paths = set()
     for pattern in patterns.split(","):
         matches = [Path(match) for match in glob.glob(os.path.expanduser(pattern), recursive=True)]
         files = [path.absolute() for path in matches if path.is_file()]
-        require(bool(files), "data.corpus", f"text_files:{patterns}", f"paths or globs of files; {pattern!r} has none")
+        require(bool(files), "data.corpus", config.corpus, f"paths or globs of files; {pattern!r} has none")
         paths.update(files)
     return sorted(paths)
 
@@ -109,14 +110,14 @@ def _read_files(config: DataConfig, paths: list[Path]) -> list[Document]:
     documents = []
     for path in paths:
         content = path.read_bytes()
-        if _decode(content, config, str(path)):
+        if decode(content, config, str(path)):
             digest = docs.content_digest(content)
             split = docs.split_by_content(digest, config.validation_fraction)
             documents.append(Document(path.relative_to(root).as_posix(), path, digest, split))
     return documents
 
 
-def _decode(content: bytes, config: DataConfig, place: str) -> str:
+def decode(content: bytes, config: DataConfig, place: str) -> str:
     """The text of `content`, or an error that says in what place it is not UTF-8."""
     try:
         return content.decode()
@@ -157,7 +158,7 @@ def _tfds(config: DataConfig, name: str) -> Corpus:
         tfds_split, numbers = parts[split]
         source = builder.as_data_source(tfds_split)
         contents = ((number, source[number][config.text_feature]) for number in numbers)
-        texts = (_decode(content, config, f"example {number} of {tfds_split}") for number, content in contents)
+        texts = (decode(content, config, f"example {number} of {tfds_split}") for number, content in contents)
         return (text for text in texts if text)
 
     return Corpus(config.corpus, digest, documents)

@@ -12,67 +12,43 @@ import numpy as np
 from jaxtyping import Integer, Shaped
 
 from moe_jax.configuration import require
+from moe_jax.data import documents as docs
 from moe_jax.data.config import DataConfig
-from moe_jax.data.corpora import load_corpus
-from moe_jax.data.masking import mask_example
-from moe_jax.data.packing import Example, example_count, pack_example, token_stream
+from moe_jax.data.corpora import Corpus, load_corpus
+from moe_jax.data.packing import Example, token_stream
+from moe_jax.data.pairs import load_pairs
+from moe_jax.data.sources import CorruptedTexts, Examples, MaskedTokens, NextTokens, PairedTexts
 from moe_jax.data.tokenization import Tokenizer, load_tokenizer
 
 Batch = dict[str, Shaped[np.ndarray, "B S"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class PackedExamples:
-    """The sequences of a stream, as grain's random-access source: see `pack_example`."""
-
-    stream: Integer[np.ndarray, "T"]
-    sequence_length: int
-    boundary_id: int
-
-    def __len__(self) -> int:
-        return example_count(self.stream, self.sequence_length)
-
-    def __getitem__(self, index: int) -> Example:
-        return pack_example(self.stream, index, self.sequence_length, self.boundary_id)
-
-
-@dataclasses.dataclass(frozen=True)
 class TextData:
-    """A corpus as batches of packed sequences; a batch is a dictionary of arrays [B, S] with `pack_example`'s keys.
+    """A corpus as batches; a batch is a dictionary of arrays [B, S] with the keys of an example.
 
     Attributes:
       corpus_name: as the configuration has it.
       digest: the corpus's.
       tokenizer: what made the tokens.
       batch_size: B, over all processes.
-      train: the training sequences.
-      validation: the validation sequences.
-      mask_rate: share of the tokens that are hidden, their mask being the token after the tokenizer's; None where the
-        task is to say what comes next.
+      train: what to train on.
+      validation: what to validate on.
     """
 
     corpus_name: str
     digest: str
     tokenizer: Tokenizer
     batch_size: int
-    train: PackedExamples
-    validation: PackedExamples
-    mask_rate: float | None
-
-    @property
-    def vocab_size(self) -> int:
-        """V, with the document boundary, and the mask where there is one."""
-        return self.tokenizer.vocab_size + (self.mask_rate is not None)
-
-    @property
-    def tokens(self) -> dict[str, int]:
-        """T of each split, with the document boundaries."""
-        return {"train": len(self.train.stream), "validation": len(self.validation.stream)}
+    train: Examples
+    validation: Examples
 
     def bytes_per_target(self, batches: Sequence[Batch]) -> float:
         """UTF-8 bytes for each target that `batches` score: bits/byte = nats/token / (ln 2 * this)."""
         targets = np.concatenate([batch["targets"][batch["loss_mask"]] for batch in batches])
-        return float(self.tokenizer.token_bytes[targets].mean(dtype=np.float64))
+        # Sentinels come after the tokenizer's tokens and stand for no bytes, as its boundary, the last of them, does.
+        known = np.minimum(targets, self.tokenizer.boundary_id)
+        return float(self.tokenizer.token_bytes[known].mean(dtype=np.float64))
 
     def train_batches(self, seed: int, process_index: int = 0, process_count: int = 1) -> grain.DatasetIterator:
         """Shuffles the training sequences, anew in each epoch, and gives one process its rows of every batch, forever.
@@ -95,7 +71,7 @@ class TextData:
             self.batch_size,
             f"a multiple of the {process_count} processes",
         )
-        shuffled = grain.MapDataset.source(self.train).seed(seed).shuffle().repeat().random_map(self._task)
+        shuffled = grain.MapDataset.source(self.train).seed(seed).shuffle().repeat().random_map(self.train.draw)
         # Nothing is dropped from an endless stream; without drop_remainder, grain's length of batches of 1 overflows.
         batches = shuffled.batch(self.batch_size // process_count, drop_remainder=True)
         rows = batches[process_index::process_count]
@@ -112,18 +88,13 @@ class TextData:
             1 <= count <= available,
             "eval_batches",
             count,
-            f"1 to {available}, as {self.corpus_name} has {len(self.validation)} sequences to validate on",
+            f"1 to {available}, as {self.corpus_name} has {len(self.validation)} examples to validate on",
         )
         rows = count * self.batch_size
         places = [row * len(self.validation) // rows for row in range(rows)]
-        examples = [self._task(self.validation[place], np.random.default_rng(place)) for place in places]
+        draw = self.validation.draw
+        examples = [draw(self.validation[place], np.random.default_rng(place)) for place in places]
         return [_stack(examples[first : first + self.batch_size]) for first in range(0, rows, self.batch_size)]
-
-    def _task(self, example: Example, rng: np.random.Generator) -> Example:
-        """What a model is to do with a sequence."""
-        if self.mask_rate is None:
-            return example
-        return mask_example(example, rng, self.mask_rate, self.tokenizer.boundary_id, self.tokenizer.vocab_size)
 
 
 def load_text(config: DataConfig, cache_dir: Path | None = None) -> TextData:
@@ -134,22 +105,43 @@ def load_text(config: DataConfig, cache_dir: Path | None = None) -> TextData:
       cache_dir: where what was prepared is kept; `cache_directory()` if None.
 
     Raises:
-      ConfigError: see `load_corpus` and `load_tokenizer`; or the corpus is too small for one batch.
+      ConfigError: see `load_corpus`, `load_pairs` and `load_tokenizer`; or the corpus is too small for one batch.
     """
-    corpus = load_corpus(config, cache_dir)
-    tokenizer = load_tokenizer(config.tokenizer, corpus, cache_dir)
-    train, validation = (
-        PackedExamples(token_stream(corpus, split, tokenizer, cache_dir), config.sequence_length, tokenizer.boundary_id)
-        for split in ("train", "validation")
-    )
-    require(
-        len(train) >= config.batch_size,
-        "data.batch_size",
-        config.batch_size,
-        f"at most {len(train)}, the training sequences of {config.sequence_length} tokens that {corpus.name} has",
-    )
-    mask_rate = config.mask_rate if config.task == "masked" else None
-    return TextData(corpus.name, corpus.digest, tokenizer, config.batch_size, train, validation, mask_rate)
+    if config.task == "text_to_text":
+        found = load_pairs(config, cache_dir)
+        tokenizer = _tokenizer(config, None, cache_dir)
+        digest = docs.content_digest(f"{found.digest} {tokenizer.name} {config.tokenizer_corpus}".encode())
+        splits = found.splits | {"train": found.splits["train"][: config.train_examples]}
+        size = tokenizer, config.sequence_length, config.target_length
+        train, validation = (PairedTexts(splits[split], *size) for split in docs.SPLITS)
+        what = "the training pairs"
+    else:
+        corpus = load_corpus(config, cache_dir)
+        digest, tokenizer = corpus.digest, _tokenizer(config, corpus, cache_dir)
+        streams = (token_stream(corpus, split, tokenizer, cache_dir) for split in docs.SPLITS)
+        train, validation = (_examples(config, stream, tokenizer.boundary_id) for stream in streams)
+        what = f"the training sequences of {config.sequence_length} tokens"
+    size, most = config.batch_size, len(train)
+    require(most >= size, "data.batch_size", size, f"at most {most}, {what} that {config.corpus} has")
+    return TextData(config.corpus, digest, tokenizer, size, train, validation)
+
+
+def _tokenizer(config: DataConfig, corpus: Corpus | None, cache_dir: Path | None) -> Tokenizer:
+    """Trained on another corpus than the run's if the configuration says so."""
+    if config.tokenizer_corpus is not None:
+        trained_on = DataConfig(corpus=config.tokenizer_corpus, validation_fraction=config.validation_fraction)
+        corpus = load_corpus(trained_on, cache_dir)
+    return load_tokenizer(config.tokenizer, corpus, cache_dir)
+
+
+def _examples(config: DataConfig, stream: Integer[np.ndarray, "T"], boundary_id: int) -> Examples:
+    """What the task makes of a stream."""
+    if config.task == "span_corruption":
+        lengths = config.sequence_length, config.target_length
+        return CorruptedTexts(stream, config.corrupted, *lengths, boundary_id)
+    if config.task == "masked":
+        return MaskedTokens(stream, config.sequence_length, boundary_id, config.mask_rate)
+    return NextTokens(stream, config.sequence_length, boundary_id)
 
 
 def _stack(examples: list[Example]) -> Batch:

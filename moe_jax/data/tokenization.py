@@ -94,12 +94,12 @@ class BytePairTokenizer:
         return self.encoding.decode(ids[ids != self.boundary_id].tolist())
 
 
-def load_tokenizer(name: str, corpus: Corpus, cache_dir: Path | None = None) -> Tokenizer:
+def load_tokenizer(name: str, corpus: Corpus | None, cache_dir: Path | None = None) -> Tokenizer:
     """Gives the tokenizer `bytes`, or `bpe:SIZE` trained on the training documents of `corpus`, cached by its digest.
 
     Args:
       name: `data.tokenizer`.
-      corpus: what the encoding is trained on.
+      corpus: what the encoding is trained on; `bytes` needs none.
       cache_dir: where trained encodings are kept; `cache_directory()` if None.
 
     Raises:

@@ -77,7 +77,7 @@ def _run(config: TrainConfig, directory: Path, train: Train) -> Row:
         "seconds": result.seconds,
         "compile_seconds": result.compile_seconds,
         "parameters": {"total": parameters.total, "active": parameters.active},
-        "flops_per_token": round(flops_per_token(config.model, config.data.sequence_length).training),
+        "flops_per_token": round(flops_per_token(config.model, *config.lengths).training),
         "curve": list(result.curve),
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from moe_jax.configuration import build, require
-from moe_jax.data.config import DataConfig
+from moe_jax.data.config import PAIRED, DataConfig
 from moe_jax.models.config import ModelConfig
 
 
@@ -127,33 +127,35 @@ class TrainConfig:
             self.optimizer.warmup_steps,
             f"fewer than steps ({self.steps})",
         )
-        accepted = f"{self.data.task == 'causal'}, with data.task={self.data.task!r}"
-        require(self.model.causal == (self.data.task == "causal"), "model.causal", self.model.causal, accepted)
-        chunk, length = self.model.loss_chunk, self.data.sequence_length
-        fits = chunk is None or length % chunk == 0
-        require(fits, "model.loss_chunk", chunk, f"a divisor of data.sequence_length ({length}), or None")
+        self._check_task()
         moe = self.model.moe
         if self.model.moe_layers and moe.group_size is not None:
-            tokens = self.data.batch_size * self.data.sequence_length
-            require(
-                tokens % moe.group_size == 0,
-                "model.moe.group_size",
-                moe.group_size,
-                f"a divisor of {tokens} tokens a step",
-            )
-
+            for length in self.lengths:
+                tokens = self.data.batch_size * length
+                accepted = f"a divisor of {tokens} tokens a step"
+                require(tokens % moe.group_size == 0, "model.moe.group_size", moe.group_size, accepted)
         every = moe.parallel.rebalance_every if moe else None
         accepted = f"None, with optimizer.name={self.optimizer.name!r}, whose factored moments do not go with an expert"
         movable = every is None or self.optimizer.name == "adamw"
         require(movable, "model.moe.parallel.rebalance_every", every, accepted)
         self._check_mesh()
 
+    def _check_task(self) -> None:
+        """That the model is one that can do what the data ask for."""
+        task, model = self.data.task, self.model
+        architecture = "encoder_decoder" if task in PAIRED else "decoder"
+        accepted = f"{architecture!r}, with data.task={task!r}"
+        require(model.architecture == architecture, "model.architecture", model.architecture, accepted)
+        accepted = f"{task != 'masked'}, with data.task={task!r}"
+        require(model.causal == (task != "masked"), "model.causal", model.causal, accepted)
+        length, chunk = self.lengths[-1], model.loss_chunk
+        field = "data.target_length" if task in PAIRED else "data.sequence_length"
+        fits = chunk is None or length % chunk == 0
+        require(fits, "model.loss_chunk", chunk, f"a divisor of {field} ({length}), or None")
+
     def _check_mesh(self) -> None:
         batch, unit, shards = self.data.batch_size, self.sequences_per_group, self.mesh.token_shards
-        share, tokens = (
-            f"each of {shards} devices that divide a batch",
-            self.data.batch_size * self.data.sequence_length,
-        )
+        share, tokens = f"each of {shards} devices that divide a batch", batch * self.lengths[-1]
         accepted = f"a multiple of {shards}, so that {share} has as many sequences"
         require(batch % shards == 0, "data.batch_size", batch, accepted)
         if unit > 1:
@@ -163,6 +165,9 @@ class TrainConfig:
         accepted = f"a divisor of {batch // (unit * shards)}, the sequences or whole routing groups of {share}"
         require(batch % (unit * shards * self.accumulation) == 0, "accumulation", self.accumulation, accepted)
         if self.model.moe_layers:
+            drawn = self.model.expert_dropout if "feed_forward" in self.model.moe.places else 0.0
+            accepted = "0 on more than one device, whose rows would not drop out as those of one do"
+            require(self.mesh.size == 1 or drawn == 0, "model.moe.dropout", drawn, accepted)
             experts, width = self.model.moe.num_experts, self.model.expert_dim
             accepted = f"a divisor of model.moe.num_experts ({experts})"
             require(experts % self.mesh.expert == 0, "mesh.expert", self.mesh.expert, accepted)
@@ -171,10 +176,15 @@ class TrainConfig:
 
     @property
     def sequences_per_group(self) -> int:
-        """The fewest sequences that are whole routing groups."""
+        """The fewest sequences that are whole routing groups, of each stack."""
         group = self.model.moe.group_size if self.model.moe_layers else None
-        length = self.data.sequence_length
-        return 1 if group is None else math.lcm(group, length) // length
+        return 1 if group is None else math.lcm(*(math.lcm(group, length) // length for length in self.lengths))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens per sequence of each stack, the decoder's last."""
+        lengths = self.data.sequence_length, self.data.target_length or 0
+        return lengths[: len(self.model.stacks)]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":

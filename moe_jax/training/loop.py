@@ -109,7 +109,7 @@ def train(
 def read_curve(config: TrainConfig, workdir: Path) -> list[dict[str, Any]]:
     """A run's evaluations so far; see `RunResult.curve`."""
     seconds = {line["step"]: line["seconds"] for line in read_json_lines(workdir / "timing.jsonl")}
-    tokens_per_step = config.data.batch_size * config.data.sequence_length
+    tokens_per_step = config.data.batch_size * config.data.tokens_per_example
     curve, logged = [], {}
     for line in read_json_lines(workdir / "metrics.jsonl"):
         split, step = line.pop("split"), line.pop("step")
@@ -176,7 +176,7 @@ class _Session:
     def run(self, progress: bool) -> None:
         """Steps until the configured number is done."""
         config = self.config
-        tokens = config.data.batch_size * config.data.sequence_length
+        tokens = config.data.batch_size * config.data.tokens_per_example
         every = config.model.moe.parallel.rebalance_every if config.model.moe else None
         bar = tqdm(
             total=config.steps, initial=self.step, desc=config.name, unit="step", disable=not (progress and is_writer())
