@@ -18,7 +18,7 @@ from moe_jax.data.documents import Split
 from moe_jax.data.tokenization import SCHEME, Tokenizer
 from moe_jax.files import write_beside
 
-Example = dict[str, Shaped[np.ndarray, "S"]]
+Example = dict[str, Shaped[np.ndarray, "_"]]
 
 DOCUMENTS_PER_CALL = 256
 

@@ -20,7 +20,7 @@ from moe_jax.data.pairs import load_pairs
 from moe_jax.data.sources import CorruptedTexts, Examples, MaskedTokens, NextTokens, PairedTexts
 from moe_jax.data.tokenization import Tokenizer, load_tokenizer
 
-Batch = dict[str, Shaped[np.ndarray, "B S"]]
+Batch = dict[str, Shaped[np.ndarray, "B _"]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.models.config import ModelConfig
-from moe_jax.models.parameters import map_stacks
+from moe_jax.models.parameters import STACKS, map_stacks
 from moe_jax.routing.statistics import values
 
 Metrics = dict[str, Any]
@@ -101,7 +101,7 @@ def _stacks(tree: Any, config: ModelConfig) -> Iterator[tuple[str, Any]]:
     if config.architecture == "decoder":
         yield "", tree
     else:
-        yield from ((f"{name}_", tree[name]) for name in ("encoder", "decoder"))
+        yield from ((f"{name}_", tree.get(name, {})) for name in STACKS)
 
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:

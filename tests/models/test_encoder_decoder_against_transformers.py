@@ -82,7 +82,9 @@ def from_torch(named, gradient):
             }
         }
 
-    params = {"embedding": {"embedding": take("shared.weight")}} | {name: stack(name) for name in ("encoder", "decoder")}
+    params = {"embedding": {"embedding": take("shared.weight")}} | {
+        name: stack(name) for name in ("encoder", "decoder")
+    }
     return params
 
 

@@ -1,0 +1,120 @@
+"""Pairs of texts: what is found in code and in JSON lines, how it is split, and what of it a model sees."""
+
+import json
+
+import numpy as np
+import pytest
+
+from moe_jax.configuration import ConfigError
+from moe_jax.data.config import DataConfig
+from moe_jax.data.pairs import Pair, functions_of, load_pairs
+from moe_jax.data.pipeline import load_text
+
+CODE = '''
+def outer(x):
+    """Calls outer no more than once."""
+    def inner(y):
+        return outer(y - 1)
+    return inner(x)
+
+
+class Thing:
+    @property
+    def size(self):
+        return self._size  # not size
+
+    def __len__(self):
+        return 0
+
+    async def wait(self):
+        return await self.wait()
+'''
+
+
+def test_functions_with_their_names_replaced():
+    pairs = {pair.targets: pair.inputs for pair in functions_of(CODE)}
+    assert set(pairs) == {"outer", "inner", "size", "wait"}
+    assert pairs["inner"] == "def _(y):\n    return outer(y - 1)\n"
+    assert pairs["size"] == "def _(self):\n    return self._size  # not _\n"
+    assert pairs["wait"] == "async def _(self):\n    return await self._()\n"
+    assert "outer" not in pairs["outer"]
+    assert functions_of("no python") == []
+
+
+def write_lines(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def config_of(path, **fields):
+    values = {"task": "text_to_text", "sequence_length": 16, "target_length": 6, "batch_size": 2}
+    return DataConfig(corpus=f"json_lines:{path}", **(values | {"validation_fraction": 0.3} | fields))
+
+
+def test_each_pair_is_in_one_split_wherever_it_stands(tmp_path):
+    lines = [{"inputs": f"question {i}", "targets": f"answer {i % 3}"} for i in range(40)]
+    first = load_pairs(config_of(write_lines(tmp_path / "a.jsonl", lines)))
+    second = load_pairs(config_of(write_lines(tmp_path / "b.jsonl", lines[::-1] + lines[:5])))
+    assert first.splits == second.splits
+    assert first.digest == second.digest
+    every = [pair for pairs in first.splits.values() for pair in pairs]
+    assert sorted(pair.inputs for pair in every) == sorted(line["inputs"] for line in lines)
+    assert load_pairs(config_of(write_lines(tmp_path / "c.jsonl", lines[1:]))).digest != first.digest
+
+
+def test_a_model_sees_a_pair_and_the_end_of_each_text(tmp_path):
+    lines = [{"inputs": "ab", "targets": "xyz"}, {"inputs": "a" * 40, "targets": "b" * 40}]
+    lines += [{"inputs": f"{i}", "targets": ""} for i in range(20)]
+    data = load_text(config_of(write_lines(tmp_path / "a.jsonl", lines)))
+    examples = [source[i] for source in (data.train, data.validation) for i in range(len(source))]
+    (short,) = [e for e in examples if e["encoder_tokens"][:3].tolist() == [97, 98, 256]]
+    assert short["encoder_segment_ids"].tolist() == [1] * 3 + [0] * 13
+    assert short["tokens"].tolist() == [256, 120, 121, 122, 0, 0]
+    assert short["targets"].tolist() == [120, 121, 122, 256, 0, 0]
+    assert short["loss_mask"].tolist() == [True] * 4 + [False] * 2
+    (long,) = [e for e in examples if e["encoder_segment_ids"].all()]
+    assert long["encoder_tokens"].tolist() == [97] * 15 + [256]
+    assert long["targets"].tolist() == [98] * 5 + [256]
+
+
+def test_fewer_pairs_to_train_on_are_a_part_of_all(tmp_path):
+    lines = [{"inputs": f"question {i}", "targets": f"{i}"} for i in range(40)]
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    every, some = (load_text(config_of(path, train_examples=n)) for n in (None, 8))
+    assert len(some.train) == 8
+    for i in range(8):
+        np.testing.assert_array_equal(some.train[i]["encoder_tokens"], every.train[i]["encoder_tokens"])
+    assert len(some.validation) == len(every.validation)
+
+
+def test_functions_of_the_library_are_found_once_and_kept(tmp_path):
+    config = DataConfig(
+        corpus="python_functions",
+        task="text_to_text",
+        target_length=8,
+        tokenizer="bpe:300",
+        tokenizer_corpus="python_source",
+    )
+    pairs = load_pairs(config, tmp_path)
+    assert len(pairs.splits["train"]) > 5000
+    assert len(pairs.splits["validation"]) > 200
+    assert not set(pairs.splits["train"]) & set(pairs.splits["validation"])
+    (kept,) = (tmp_path / "pairs").iterdir()
+    stamp = kept.stat().st_mtime_ns
+    assert load_pairs(config, tmp_path) == pairs
+    assert kept.stat().st_mtime_ns == stamp
+    assert Pair("def _(x):\n    return x\n", "f").digest != Pair("def _(x):\n    return x\n", "g").digest
+
+
+@pytest.mark.parametrize("line", ["[]", '{"inputs": "a"}', '{"inputs": "a", "targets": 3}', "text"])
+def test_a_line_that_is_no_pair_is_named(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"inputs": "a", "targets": "b"}\n' + line + "\n")
+    with pytest.raises(ConfigError, match=r"data.corpus is .*line 2 of .*a.jsonl is "):
+        load_pairs(config_of(path))
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"inputs": "a", "targets": "b"}])
+    with pytest.raises(ConfigError, match="pairs in both splits"):
+        load_pairs(config_of(path))

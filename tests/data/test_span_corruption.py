@@ -1,0 +1,136 @@
+"""Span corruption against T5's own numbers, and what must hold of every text."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_jax.data.config import DataConfig
+from moe_jax.data.lengths import Lengths, corrupted_lengths, longest_text
+from moe_jax.data.packing import token_stream
+from moe_jax.data.pipeline import load_text
+from moe_jax.data.span_corruption import corrupt_spans, draw_spans, pair_example
+from tests.data.test_pipeline import assert_same, take
+
+SENTINEL, END = 1000, 999
+
+
+def test_lengths_are_those_of_t5():
+    """Of 512 tokens for the encoder, 114 for the decoder are left, from texts of 568 (its code, and ST-MoE's paper)."""
+    lengths = longest_text(512, 0.15, 3.0)
+    assert (lengths.text, lengths.inputs, lengths.targets) == (568, 512, 114)
+
+
+@given(inputs=st.integers(4, 300), rate=st.floats(0.05, 0.9), mean_span=st.floats(1.0, 10.0))
+def test_the_longest_text_fits_and_a_longer_one_does_not(inputs, rate, mean_span):
+    lengths = longest_text(inputs, rate, mean_span)
+    assert lengths.inputs <= inputs
+    assert corrupted_lengths(lengths.text + 1, rate, mean_span).inputs > inputs
+    assert 1 <= lengths.spans <= lengths.hidden < lengths.text
+
+
+@given(text=st.integers(2, 60), rate=st.floats(0.05, 0.9), mean_span=st.floats(1.0, 6.0), seed=st.integers(0, 99))
+def test_both_texts_together_are_the_text(text, rate, mean_span, seed):
+    lengths = corrupted_lengths(text, rate, mean_span)
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 50, text)
+    hidden = draw_spans(lengths, rng)
+    assert hidden.sum() == lengths.hidden
+    assert not hidden[0]
+    assert hidden[-1]
+    inputs, targets = corrupt_spans(tokens, hidden, SENTINEL, END)
+    assert (len(inputs), len(targets)) == (lengths.inputs, lengths.targets)
+    assert inputs[-1] == targets[-1] == END
+    # Each sentinel of the input gives way to what follows it in the target.
+    spans, current = {}, None
+    for token in targets[:-1]:
+        if token >= SENTINEL:
+            current = spans.setdefault(token, [])
+        else:
+            current.append(token)
+    assert list(spans) == [SENTINEL + i for i in range(lengths.spans)]
+    restored = [piece for token in inputs[:-1] for piece in spans.get(token, [token])]
+    np.testing.assert_array_equal(restored, tokens)
+
+
+def test_every_way_to_cut_is_as_likely():
+    """Of 5 hidden tokens in 2 spans, the first has 1 to 4, each as often; so with the 4 that stay, 1 to 3."""
+    rng = np.random.default_rng(0)
+    drawn = [draw_spans(Lengths(9, 5, 2), rng) for _ in range(6000)]
+    first = [int(np.argmin(mask[np.argmax(mask) :])) for mask in drawn]
+    np.testing.assert_allclose(np.bincount(first, minlength=5)[1:] / 6000, 1 / 4, atol=0.03)
+    before = [int(np.argmax(mask)) for mask in drawn]
+    np.testing.assert_allclose(np.bincount(before, minlength=4)[1:] / 6000, 1 / 3, atol=0.03)
+
+
+def test_an_example_by_hand():
+    text = np.array([10, 11, 12, 13, 14, 15])
+    hidden = np.array([False, True, True, False, False, True])
+    inputs, targets = corrupt_spans(text, hidden, SENTINEL, END)
+    np.testing.assert_array_equal(inputs, [10, 1000, 13, 14, 1001, 999])
+    np.testing.assert_array_equal(targets, [1000, 11, 12, 1001, 15, 999])
+    example = pair_example(inputs, targets, 8, 7, END)
+    expected = {
+        "encoder_tokens": [10, 1000, 13, 14, 1001, 999, 0, 0],
+        "encoder_segment_ids": [1, 1, 1, 1, 1, 1, 0, 0],
+        "encoder_positions": [0, 1, 2, 3, 4, 5, 0, 0],
+        "tokens": [999, 1000, 11, 12, 1001, 15, 0],
+        "targets": [1000, 11, 12, 1001, 15, 999, 0],
+        "segment_ids": [1, 1, 1, 1, 1, 1, 0],
+        "positions": [0, 1, 2, 3, 4, 5, 0],
+        "loss_mask": [True] * 6 + [False],
+    }
+    assert set(example) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(example[name], values)
+        assert example[name].dtype == (bool if name == "loss_mask" else np.int32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    for i in range(30):
+        (folder / f"{i}.txt").write_text("".join(f"line {j} of {i * j % 17}\n" for j in range(20)))
+    return folder
+
+
+def config_of(folder, **fields):
+    values = {"sequence_length": 32, "target_length": 12, "batch_size": 4, "task": "span_corruption", "sentinels": 4}
+    return DataConfig(corpus=f"text_files:{folder}/*.txt", validation_fraction=0.3, **(values | fields))
+
+
+def test_batches_are_drawn_anew_in_each_epoch_and_are_the_same_when_a_run_goes_on(folder, tmp_path):
+    config = config_of(folder)
+    data = load_text(config, tmp_path)
+    (batch,) = take(data.train_batches(seed=0), 1)
+    assert {name: array.shape for name, array in batch.items() if name.startswith("encoder")} == {
+        f"encoder_{name}": (4, 32) for name in ("tokens", "segment_ids", "positions")
+    }
+    assert all(batch[name].shape == (4, 12) for name in ("tokens", "targets", "loss_mask", "segment_ids", "positions"))
+    assert max(batch["encoder_tokens"].max(), batch["targets"].max()) < config.vocab_size == 257 + 4
+    epoch = len(data.train) // 4
+    iterator = data.train_batches(seed=0)
+    seen = take(iterator, 2 * epoch)
+    state = iterator.get_state()
+    other = data.train_batches(seed=0)
+    other.set_state(state)
+    assert_same(take(iterator, 2), take(other, 2))
+    rows = [tuple(row) for part in seen for row in part["targets"].tolist()]
+    assert len(set(rows)) > 0.9 * len(rows)
+    assert_same(data.validation_batches(2), data.validation_batches(2))
+    # All of the stream, but for what is left of it at the end.
+    stream = token_stream_of(config, data, tmp_path)
+    assert len(data.train) == len(stream) // config.corrupted.text
+
+
+def token_stream_of(config, data, cache):
+    from moe_jax.data.corpora import load_corpus
+
+    return token_stream(load_corpus(config, cache), "train", data.tokenizer, cache)
+
+
+def test_bytes_of_targets_leave_out_sentinels_and_ends(folder, tmp_path):
+    data = load_text(config_of(folder), tmp_path)
+    batches = data.validation_batches(2)
+    targets = np.concatenate([batch["targets"][batch["loss_mask"]] for batch in batches])
+    assert data.bytes_per_target(batches) == pytest.approx((targets < 256).mean())
