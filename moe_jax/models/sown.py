@@ -14,7 +14,7 @@ from moe_jax.routing.statistics import values
 Metrics = dict[str, Any]
 
 # What a mixture is called within its layer, and what stands before the layer's name in metrics.
-MIXTURES = {("moe",): "", ("attention", "query_moe"): "query_", ("attention", "key_value_moe"): "key_value_"}
+MIXTURES = {"moe": "", "query_moe": "query_", "key_value_moe": "key_value_"}
 
 
 def routing_values(sums: Any, config: ModelConfig) -> Any:
@@ -46,10 +46,9 @@ def routing_by_layer(routing: Any, config: ModelConfig) -> dict[str, Metrics]:
     for stack, sown in _stacks(routing, config):
         for i in config.moe_layers:
             layer = sown_in_layer(sown, config, i)
-            for path, prefix in MIXTURES.items():
-                mixture = _at(layer, path)
-                if mixture is not None:
-                    mixture = dict(mixture)
+            for name, prefix in MIXTURES.items():
+                if name in layer:
+                    mixture = dict(layer[name])
                     by_layer[f"{stack}{prefix}layer_{i}"] = dict(mixture.pop("router")) | mixture
     return by_layer
 
@@ -102,12 +101,3 @@ def _stacks(tree: Any, config: ModelConfig) -> Iterator[tuple[str, Any]]:
         yield "", tree
     else:
         yield from ((f"{name}_", tree.get(name, {})) for name in STACKS)
-
-
-def _at(tree: Any, path: tuple[str, ...]) -> Any:
-    """What lies at a path; None where nothing does."""
-    for name in path:
-        if name not in tree:
-            return None
-        tree = tree[name]
-    return tree

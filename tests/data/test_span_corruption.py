@@ -1,11 +1,14 @@
 """Span corruption against T5's own numbers, and what must hold of every text."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_jax.data.config import DataConfig
+from moe_jax.data.corpora import load_corpus
 from moe_jax.data.lengths import Lengths, corrupted_lengths, longest_text
 from moe_jax.data.packing import token_stream
 from moe_jax.data.pipeline import load_text
@@ -90,7 +93,7 @@ def test_an_example_by_hand():
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
     for i in range(30):
-        (folder / f"{i}.txt").write_text("".join(f"line {j} of {i * j % 17}\n" for j in range(20)))
+        (folder / f"{i}.txt").write_text(hashlib.sha256(bytes([i])).hexdigest() * 4)
     return folder
 
 
@@ -119,14 +122,8 @@ def test_batches_are_drawn_anew_in_each_epoch_and_are_the_same_when_a_run_goes_o
     assert len(set(rows)) > 0.9 * len(rows)
     assert_same(data.validation_batches(2), data.validation_batches(2))
     # All of the stream, but for what is left of it at the end.
-    stream = token_stream_of(config, data, tmp_path)
+    stream = token_stream(load_corpus(config, tmp_path), "train", data.tokenizer, tmp_path)
     assert len(data.train) == len(stream) // config.corrupted.text
-
-
-def token_stream_of(config, data, cache):
-    from moe_jax.data.corpora import load_corpus
-
-    return token_stream(load_corpus(config, cache), "train", data.tokenizer, cache)
 
 
 def test_bytes_of_targets_leave_out_sentinels_and_ends(folder, tmp_path):

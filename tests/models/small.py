@@ -6,7 +6,7 @@ import numpy as np
 
 from moe_jax.configuration import build
 from moe_jax.models.config import ModelConfig
-from moe_jax.models.decoder import Decoder
+from moe_jax.models.language_model import make_model
 from moe_jax.models.parameters import init_params
 
 VOCAB = 31
@@ -36,7 +36,7 @@ def logits(config, params, inputs, training=False):
     """The model's logits, compiled."""
     key = repr(config), training
     if key not in _COMPILED:
-        _COMPILED[key] = jax.jit(Decoder(config, training).apply)
+        _COMPILED[key] = jax.jit(make_model(config, training).apply)
     return _COMPILED[key]({"params": params}, *inputs, rngs={"routing": jax.random.key(5)})
 
 
@@ -48,9 +48,14 @@ def start(config):
     return _STARTS[key]
 
 
+def pair(rows=2, encoder=12, decoder=8):
+    """The same of an encoder-decoder: the decoder's, then the encoder's."""
+    return (*batch(rows, decoder, seed=1), *batch(rows, encoder))
+
+
 def loss(config, params, inputs):
     """Mean cross-entropy of the next tokens, plus the routers' losses."""
-    model = Decoder(config, training=True)
+    model = make_model(config, training=True)
     output, sown = model.apply({"params": params}, *inputs, rngs={"routing": jax.random.key(5)}, mutable=["routing"])
     log_probabilities = jax.nn.log_softmax(output[:, :-1])
     picked = jnp.take_along_axis(log_probabilities, inputs[0][:, 1:, None], axis=-1)

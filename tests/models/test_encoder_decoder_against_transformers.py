@@ -82,10 +82,7 @@ def from_torch(named, gradient):
             }
         }
 
-    params = {"embedding": {"embedding": take("shared.weight")}} | {
-        name: stack(name) for name in ("encoder", "decoder")
-    }
-    return params
+    return {"embedding": {"embedding": take("shared.weight")}, "encoder": stack("encoder"), "decoder": stack("decoder")}
 
 
 PROJECTIONS = ("query", "key", "value", "output")
