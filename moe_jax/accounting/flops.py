@@ -70,25 +70,19 @@ def flops_per_token(config: ModelConfig, sequence_length: int, target_length: in
       sequence_length: of a decoder's text, or of an encoder's.
       target_length: of the text of a decoder that has an encoder.
     """
-    lengths = (sequence_length, target_length)[: len(config.stacks)]
-    counts = [
-        _stack_flops(stack, length, _output_flops(config) if stack is config.stacks[-1] else 0)
-        for stack, length in zip(config.stacks, lengths, strict=True)
-    ]
-    if len(counts) == 1:
-        return counts[0]
-    cross = _cross_attention(config, sequence_length, target_length)
-    tokens = sum(lengths)
+    stacks = config.stacks
+    lengths = (sequence_length, target_length)[: len(stacks)]
+    counts = [_stack_flops(stack, length) for stack, length in zip(stacks, lengths, strict=True)]
+    output = 2.0 * config.model_dim * config.vocab_size
+    if len(stacks) == 1:
+        return dataclasses.replace(counts[0], output=output)
+    whole = _cross_attention(config, sequence_length, target_length) | {"output": output * target_length}
 
     def mean(name: str) -> float:
-        whole = sum(getattr(count, name) * length for count, length in zip(counts, lengths, strict=True))
-        return (whole + cross.get(name, 0)) / tokens
+        by_stack = sum(getattr(count, name) * length for count, length in zip(counts, lengths, strict=True))
+        return (by_stack + whole.get(name, 0)) / sum(lengths)
 
     return FlopCount(**{field.name: mean(field.name) for field in dataclasses.fields(FlopCount)})
-
-
-def _output_flops(config: ModelConfig) -> int:
-    return 2 * config.model_dim * config.vocab_size
 
 
 def _cross_attention(config: ModelConfig, sequence_length: int, target_length: int) -> dict[str, int]:
@@ -102,8 +96,8 @@ def _cross_attention(config: ModelConfig, sequence_length: int, target_length: i
     }
 
 
-def _stack_flops(config: ModelConfig, length: int, output: int) -> FlopCount:
-    """Of one stack, whose text has sequences of `length`, without what a decoder attends to besides."""
+def _stack_flops(config: ModelConfig, length: int) -> FlopCount:
+    """Of one stack, whose text has sequences of `length`, without logits and what a decoder attends to besides."""
     skipped = len(config.depth_layers)
     networks, attentions = (
         sum(config.sparse(i, place) for i in range(config.num_layers)) for place in ("feed_forward", "attention")
@@ -135,7 +129,7 @@ def _stack_flops(config: ModelConfig, length: int, output: int) -> FlopCount:
         attention_scores=float(keys * 4 * config.num_heads * config.head_width),
         router=float((networks + 2 * attentions) * router + skipped * 2 * config.model_dim),
         ffn=float(ffn),
-        output=float(output),
+        output=0.0,
         mixtures_executed=float(executed),
     )
 

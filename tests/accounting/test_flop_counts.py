@@ -11,6 +11,7 @@ from jax.extend.core import jaxprs_in_params
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.models.config import ModelConfig, MoEConfig
 from moe_jax.models.decoder import Decoder
+from moe_jax.models.encoder_decoder import EncoderDecoder
 from moe_jax.models.parameters import init_params
 
 BATCH, LENGTH = 2, 128
@@ -32,6 +33,19 @@ CONFIGS = [
     with_moe(execution="one_hot", group_size=64),
     with_moe(execution="oracle", capacity_factor=None),
     with_moe(router="uniform_random"),
+    with_moe(places=("attention",), capacity_factor=1.0),
+    with_moe(places=("feed_forward", "attention"), execution="one_hot", group_size=64),
+]
+TARGETS = 32
+PAIRS = [
+    dataclasses.replace(config, architecture="encoder_decoder")
+    for config in (
+        DENSE,
+        dataclasses.replace(DENSE, num_kv_heads=2, head_dim=32, tie_embeddings=True, positions="t5"),
+        dataclasses.replace(SPARSE, num_layers=4, moe_layers=(1, 3), scan_layers=True),
+        with_moe(router="gshard", k=2, capacity_factor=1.0, group_size=32),
+        with_moe(places=("feed_forward", "attention"), capacity_factor=1.0),
+    )
 ]
 
 
@@ -46,6 +60,18 @@ def forward(config: ModelConfig, length: int = LENGTH):
         return model.apply({"params": params}, tokens, tokens, segments, rngs={"routing": jax.random.key(0)})
 
     return logits, (params, tokens)
+
+
+def forward_pair(config: ModelConfig):
+    """The same of an encoder-decoder."""
+    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    tokens, targets = (jax.ShapeDtypeStruct((BATCH, length), jnp.int32) for length in (LENGTH, TARGETS))
+
+    def logits(params, tokens, targets):
+        texts = targets, targets, jnp.ones_like(targets), tokens, tokens, jnp.ones_like(tokens)
+        return EncoderDecoder(config, True).apply({"params": params}, *texts, rngs={"routing": jax.random.key(0)})
+
+    return logits, (params, tokens, targets)
 
 
 def product_flops(jaxpr) -> int:
@@ -71,6 +97,15 @@ def test_executed_flops_are_the_matrix_products_of_the_program(config):
     function, arguments = forward(config)
     counted = product_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
     assert flops_per_token(config, LENGTH).executed * BATCH * LENGTH == counted
+
+
+@pytest.mark.parametrize("config", PAIRS)
+def test_executed_flops_of_two_stacks_are_those_of_the_program(config):
+    """A mean over the tokens of both."""
+    function, arguments = forward_pair(config)
+    counted = product_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+    flops = flops_per_token(config, LENGTH, TARGETS)
+    assert flops.executed * BATCH * (LENGTH + TARGETS) == pytest.approx(counted, rel=1e-12)
 
 
 @pytest.mark.parametrize("config", [DENSE, SPARSE])
