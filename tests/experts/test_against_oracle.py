@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_jax.experts.ffn import FFN_KINDS
+from moe_jax.experts.ffn import FFN_KINDS, LINEAR
 from moe_jax.experts.oracle import oracle
 from moe_jax.experts.run import EXECUTIONS
 from tests.comparison import assert_close, assert_each_close
 from tests.routing.decisions import DECISIONS, decide
 
+KINDS = FFN_KINDS | {"linear": LINEAR}
 FAST = sorted(set(EXECUTIONS) - {"oracle"})
 # G, S, D, F, E; capacity factor; what an expert computes.
 SMALL, LARGE = (3, 5, 6, 8, 3), (2, 8, 4, 6, 4)
@@ -34,10 +35,11 @@ def draw(shape, kind, seed=0):
     def normal(*size, fan_in=1):
         return jnp.asarray(rng.normal(size=size) * fan_in**-0.5, jnp.float32)
 
-    shapes = FFN_KINDS[kind].shapes(model_dim, expert_dim)
+    shapes = KINDS[kind].shapes(model_dim, expert_dim)
     weights = {name: normal(experts, *shape, fan_in=shape[0]) for name, shape in shapes.items()}
     x = normal(groups, tokens, model_dim)
-    return x, normal(model_dim, experts, fan_in=model_dim), weights, normal(groups, tokens, model_dim)
+    width = expert_dim if KINDS[kind].linear else model_dim
+    return x, normal(model_dim, experts, fan_in=model_dim), weights, normal(groups, tokens, width)
 
 
 @functools.partial(jax.jit, static_argnames=("execution", "kind"))
@@ -45,7 +47,7 @@ def execute(execution, kind, x, assignment, weights, cotangent):
     """Output, and gradients of the input, of each assignment's weight, and of the experts' weights."""
 
     def apply(x, weight, weights):
-        return EXECUTIONS[execution](x, assignment.replace(weight=weight), weights, FFN_KINDS[kind])
+        return EXECUTIONS[execution](x, assignment.replace(weight=weight), weights, KINDS[kind])
 
     y, vjp = jax.vjp(apply, x, assignment.weight, weights)
     return y, *vjp(cotangent)
@@ -123,7 +125,7 @@ def test_every_execution_equals_the_oracle_in_any_shape(data):
     groups, tokens, model_dim, expert_dim = (data.draw(st.integers(1, most), name) for most, name in SIZES)
     experts = data.draw(st.integers(1, 6), "experts")
     capacity_factor = data.draw(st.sampled_from([None, 0.1, 0.5, 1.0, 1.25, 2.0, 10.0]), "capacity factor")
-    kind = data.draw(st.sampled_from(sorted(FFN_KINDS)), "kind")
+    kind = data.draw(st.sampled_from(sorted(KINDS)), "kind")
     valid = np.random.default_rng(data.draw(st.integers(0, 99), "padding")).random((groups, tokens)) < 0.8
     case = (groups, tokens, model_dim, expert_dim, experts), capacity_factor, kind
     favour = data.draw(st.sampled_from([0.0, 3.0, 50.0]), "skew") * jax.nn.one_hot(0, experts)
@@ -133,7 +135,7 @@ def test_every_execution_equals_the_oracle_in_any_shape(data):
 
 
 @pytest.mark.parametrize("execution", FAST)
-@pytest.mark.parametrize("kind", FFN_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_token_on_one_expert(execution, kind):
     """Without a capacity nothing is dropped under any skew; experts without a token get exactly no gradient."""
     favour = 100.0 * jax.nn.one_hot(2, 3)

@@ -26,4 +26,4 @@ def all_to_all(
     by_expert = received.swapaxes(0, 1).reshape(experts // devices, devices * seats, -1)
     outputs = feed_forward(by_expert, weights, kind, products_by(jnp.matmul))
     returned = exchange.swap(outputs.reshape(experts // devices, devices, seats, -1).swapaxes(0, 1))
-    return combine_rows(returned.reshape(rows.shape), assignment, place)
+    return combine_rows(returned.reshape(len(rows), -1), assignment, place)

@@ -44,5 +44,5 @@ def ragged(
     received = exchange.move(sent, jnp.zeros_like(sent, shape=(most, sent.shape[1])), there)
     expert, present = experts_of_runs(counts[:, me].reshape(-1), counts.shape[2], most)
     outputs = run_rows(received[None], local_rows(expert, present, counts.shape[2]), weights, kind, kernel)[0]
-    returned = exchange.move(outputs, jnp.zeros_like(sent), back)
+    returned = exchange.move(outputs, jnp.zeros_like(outputs, shape=(len(sent), outputs.shape[1])), back)
     return combine_rows(returned, assignment, place)

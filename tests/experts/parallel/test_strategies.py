@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from moe_jax.configuration import ConfigError, build
 from moe_jax.devices import current_mesh
 from moe_jax.experts.apply import apply_experts
-from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.parallel.run import apply_on_mesh
 from moe_jax.experts.parallel.strategy import ParallelConfig, choose_strategy
 from tests.comparison import assert_close, assert_each_close
-from tests.experts.test_against_oracle import along_experts, draw, route
+from tests.experts.test_against_oracle import KINDS, along_experts, draw, route
 from tests.meshes import MESHES, make_mesh
 
 # G, S, D, F, E: eight groups, so that each of eight devices has one.
@@ -29,7 +28,7 @@ COMBINES = ("output", "input", "mix")
 def reference(kind, combine, x, assignment, weights, cotangent):
     def apply(x, weight, weights):
         replaced = assignment.replace(weight=weight)
-        return apply_experts(x, replaced, weights, FFN_KINDS[kind], "oracle", combine)
+        return apply_experts(x, replaced, weights, KINDS[kind], "oracle", combine)
 
     y, vjp = jax.vjp(apply, x, assignment.weight, weights)
     return y, *vjp(cotangent)
@@ -44,7 +43,7 @@ def on_mesh(mesh_name, strategy, kind, combine, execution, slack):
     def run(x, assignment, weights, cotangent):
         def apply(x, weight, weights):
             replaced = assignment.replace(weight=weight)
-            kinds = FFN_KINDS[kind]
+            kinds = KINDS[kind]
             return apply_on_mesh(x, replaced, weights, kinds, execution, combine, current_mesh(), config, 1.0)
 
         y, vjp, metrics = jax.vjp(apply, x, assignment.weight, weights, has_aux=True)
@@ -88,7 +87,7 @@ def test_equals_the_reference(mesh, strategy, data):
 
 
 @pytest.mark.parametrize("strategy", RUNS)
-@pytest.mark.parametrize("kind", FFN_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_expert_with_its_width_divided(kind, strategy):
     favour, valid = jnp.zeros(SHAPE[-1]), jnp.ones(SHAPE[:2], bool)
     assert_equal_reference("2x2x2 fsdp-expert-tensor", strategy, "gshard_all", 1.0, kind, "output", favour, valid, 1)
@@ -157,7 +156,7 @@ def test_the_wire_has_the_type_asked_for(wire):
     config = ParallelConfig("all_to_all", wire=wire)
 
     def run(x, weights):
-        kind = FFN_KINDS["swiglu"]
+        kind = KINDS["swiglu"]
         return apply_on_mesh(x, assignment, weights, kind, "padded", "output", current_mesh(), config, 1.0)[0]
 
     tree = jax.tree.map(lambda leaf: leaf.astype(dtype), (x, weights))
@@ -215,7 +214,7 @@ def test_what_the_mesh_cannot_divide_is_refused(shape, axes, message):
     assignment = route("switch", 1.0, x, kernel, jnp.zeros(shape[-1]), jnp.ones(shape[:2], bool))
     with jax.set_mesh(make_mesh(axes)), pytest.raises(ConfigError, match=message):
         apply_on_mesh(
-            x, assignment, weights, FFN_KINDS["swiglu"], "padded", "output", current_mesh(), ParallelConfig(), 1.0
+            x, assignment, weights, KINDS["swiglu"], "padded", "output", current_mesh(), ParallelConfig(), 1.0
         )
 
 
@@ -225,5 +224,5 @@ def test_a_mesh_without_an_axis_is_refused():
     mesh = jax.make_mesh((8,), ("expert",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh), pytest.raises(ConfigError, match="a mesh with axes data, fsdp, expert, tensor; it has no"):
         apply_on_mesh(
-            x, assignment, weights, FFN_KINDS["swiglu"], "padded", "output", current_mesh(), ParallelConfig(), 1.0
+            x, assignment, weights, KINDS["swiglu"], "padded", "output", current_mesh(), ParallelConfig(), 1.0
         )
