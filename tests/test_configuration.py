@@ -26,6 +26,15 @@ GOOD = {
     "steps": 100,
 }
 
+# Changes that make a pair of stacks of it.
+PAIRED = {
+    "data.task": "span_corruption",
+    "data.target_length": 20,
+    "data.sentinels": 4,
+    "model.architecture": "encoder_decoder",
+    "model.vocab_size": 261,
+}
+
 
 def changed(changes):
     """`GOOD` with dotted fields changed; `...` leaves a field out."""
@@ -176,6 +185,38 @@ REFUSED = [
     ({"data.corpus": "books"}, "data.corpus is 'books'; accepted: python_source, ", "tfds:NAME"),
     ({"data.mask_rate": 1.0}, "data.mask_rate is 1.0; accepted: between 0 and 1", ""),
     ({"data.task": "mask"}, "data.task is 'mask'; accepted: 'causal', 'masked'", ""),
+    ({"data.target_length": 8}, "data.target_length is 8; accepted: None, with task 'causal'", ""),
+    ({"data.sentinels": 8}, "data.sentinels is 8; accepted: 0, with task 'causal'", ""),
+    ({"data.train_examples": 8}, "data.train_examples is 8; accepted: None, with task 'causal'", ""),
+    ({"data.tokenizer_corpus": "books"}, "data.tokenizer_corpus is 'books'; accepted: python_source, ", "or None"),
+    ({"data.mean_span": 0.5}, "data.mean_span is 0.5; accepted: a number of at least 1", ""),
+    (PAIRED | {"data.target_length": None}, "data.target_length is None; accepted: an integer of at least 1", ""),
+    (PAIRED | {"data.target_length": 3}, "data.target_length is 3; accepted: at least 8", ""),
+    (PAIRED | {"data.sentinels": 1}, "data.sentinels is 1; accepted: at least 2, one for each span", ""),
+    (PAIRED | {"data.sequence_length": 3}, "data.sequence_length is 3; accepted: an integer of at least 4", ""),
+    (PAIRED | {"model.architecture": "decoder"}, "model.architecture is 'decoder'; accepted: 'encoder_decoder'", ""),
+    (
+        {"model.architecture": "encoder_decoder"},
+        "model.architecture is 'encoder_decoder'; accepted: 'decoder', with data.task='causal'",
+        "",
+    ),
+    (PAIRED | {"model.loss_chunk": 7}, "model.loss_chunk is 7; accepted: a divisor of data.target_length (20)", ""),
+    (PAIRED | {"model.moe.group_size": 64}, "model.moe.group_size is 64; accepted: a divisor of 80 tokens a step", ""),
+    (
+        PAIRED | {"data.task": "text_to_text"},
+        "data.corpus is 'python_source'; accepted: python_functions, json_lines:GLOB",
+        "",
+    ),
+    (
+        PAIRED | {"data.task": "text_to_text", "data.corpus": "python_functions", "data.tokenizer": "bpe:512"},
+        "data.tokenizer_corpus is None; accepted: python_source, ",
+        "",
+    ),
+    (
+        {"model.dropout": 0.1, "mesh": {"data": 2}},
+        "model.moe.dropout is 0.1; accepted: 0 on more than one device",
+        "",
+    ),
     ({"model.causal": False}, "model.causal is False; accepted: True, with data.task='causal'", ""),
     (
         {"data.task": "masked", "model.vocab_size": 258},
@@ -227,6 +268,10 @@ ACCEPTED = [
     {"model.moe.router": "soft_moe", "model.moe.capacity_factor": None, "model.moe.group_size": 32}
     | {"model.moe.allow_noncausal_router": True},
     {"data.tokenizer": "bpe:512", "model.vocab_size": 512},
+    PAIRED,
+    PAIRED | {"data.task": "text_to_text", "data.corpus": "python_functions", "data.train_examples": 8},
+    {"model.dropout": 0.1, "model.moe.dropout": 0.0, "mesh": {"data": 2}},
+    {"model.moe.places": ["attention", "feed_forward"], "model.moe.router_dtype": "bfloat16"},
 ]
 
 

@@ -7,8 +7,9 @@ import jax
 from jaxtyping import Array, Int
 
 from moe_jax.models.config import ModelConfig
-from moe_jax.models.decoder import Decoder
+from moe_jax.models.language_model import make_model
 from moe_jax.models.parameters import Params, init_router_state, unstack_layers
+from moe_jax.models.sown import mixtures
 from moe_jax.routing import Router
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.router import RNG, STATE
@@ -19,12 +20,10 @@ from moe_jax.routing.statistics import METRICS
 def trace_assignments(
     config: ModelConfig,
     params: Params,
-    tokens: Int[Array, "B S"],
-    positions: Int[Array, "B S"] | None = None,
-    segment_ids: Int[Array, "B S"] | None = None,
+    *texts: Int[Array, "B _"] | None,
     router_state: Params | None = None,
 ) -> dict[str, Assignment | Slots]:
-    """What the router of each sparse layer decides on a batch, by the layer's name, `layer_i`.
+    """What the router of each mixture decides on a batch, by its name, `layer_i`; see `mixtures`.
 
     The evaluation capacity holds, groups are those of `config.moe.group_size`, and a router that draws draws the same
     each time.
@@ -32,7 +31,8 @@ def trace_assignments(
     Args:
       config: the model's shape; scanned or recomputed layers give what plain ones do.
       params: the model's parameters.
-      tokens, positions, segment_ids: see `Decoder`.
+      texts: the model's arguments: tokens, positions and segment ids, then an encoder's; see `Decoder` and
+        `EncoderDecoder`.
       router_state: what its routers remember; None takes what they start with.
     """
     state = init_router_state(config) if router_state is None else router_state
@@ -40,13 +40,11 @@ def trace_assignments(
         params, state = unstack_layers(params, config), unstack_layers(state, config) if state else state
     plain = dataclasses.replace(config, scan_layers=False, remat=False, remat_saves=())
     run = functools.partial(
-        Decoder(plain).apply,
+        make_model(plain).apply,
         capture_intermediates=lambda module, method: isinstance(module, Router) and method == "__call__",
         mutable=["intermediates", METRICS],
         rngs={RNG: jax.random.key(0)},
     )
-    _, collections = jax.jit(run)({"params": params, STATE: state}, tokens, positions, segment_ids)
-    return {
-        f"layer_{i}": collections["intermediates"][f"layer_{i}"]["moe"]["router"]["__call__"][0]
-        for i in config.moe_layers
-    }
+    _, collections = jax.jit(run)({"params": params, STATE: state}, *texts)
+    traced = mixtures(collections["intermediates"], plain)
+    return {name: mixture["router"]["__call__"][0] for name, mixture in traced}

@@ -1,6 +1,6 @@
 """What the routers of a model sow in a step: by layer, as metrics, as losses, and as their state after it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -37,20 +37,37 @@ def routing_metrics(routing: Any, config: ModelConfig) -> Metrics:
 
 
 def routing_by_layer(routing: Any, config: ModelConfig) -> dict[str, Metrics]:
-    """What each mixture sowed, its router and how its experts ran, whether or not layers are scanned.
+    """What each mixture sowed, its router and how its experts ran; see `mixtures`."""
+    return {name: dict(mixture["router"]) | _without_router(mixture) for name, mixture in mixtures(routing, config)}
 
-    They are called `layer_i`; in the attention `query_layer_i` and `key_value_layer_i`; before that, where there are
-    two stacks, `encoder_` or `decoder_`.
+
+def mixtures(tree: Any, config: ModelConfig) -> Iterator[tuple[str, Any]]:
+    """What a collection holds of each mixture, whether or not layers are scanned, by name.
+
+    The names are `layer_i`; in the attention `query_layer_i` and `key_value_layer_i`; before that, where there are two
+    stacks, `encoder_` or `decoder_`.
     """
-    by_layer = {}
-    for stack, sown in _stacks(routing, config):
+    for stack, part in _stacks(tree, config):
         for i in config.moe_layers:
-            layer = sown_in_layer(sown, config, i)
+            layer = sown_in_layer(part, config, i)
             for name, prefix in MIXTURES.items():
                 if name in layer:
-                    mixture = dict(layer[name])
-                    by_layer[f"{stack}{prefix}layer_{i}"] = dict(mixture.pop("router")) | mixture
-    return by_layer
+                    yield f"{stack}{prefix}layer_{i}", layer[name]
+
+
+def mixture_names(path: Sequence[str], config: ModelConfig) -> list[str]:
+    """The names in `mixtures` of what is at a path of parameters or state that ends in a mixture.
+
+    One for each repeat where layers are scanned, in the order of the arrays' first axis.
+    """
+    stack, prefix = f"{path[0]}_" if path[0] in STACKS else "", MIXTURES[path[-1]]
+    kind, _, index = path[-2].partition("_")
+    layers = [int(index)] if kind == "layer" else range(int(index), config.num_layers, config.period)
+    return [f"{stack}{prefix}layer_{i}" for i in layers]
+
+
+def _without_router(mixture: Any) -> Metrics:
+    return {name: value for name, value in mixture.items() if name != "router"}
 
 
 def depth_by_layer(routing: Any, config: ModelConfig) -> dict[str, Metrics]:

@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from moe_jax.experts.parallel.balance import balanced_placement
+from moe_jax.models.parameters import STACKS
+from moe_jax.models.sown import MIXTURES, mixture_names
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.mesh import state_shardings
 from moe_jax.training.state import TrainState
@@ -26,18 +28,19 @@ def rebalance(
 
     Args:
       state: consumed, unless nothing moves.
-      load_by_layer: the metric `load` of a step, `{"layer_i": [E]}`.
+      load_by_layer: the metric `load` of a step, [E] by the name of each mixture.
       config: of the run, with `model.moe.parallel.rebalance_every`.
       mesh: that the state lies on.
     """
     model = config.model
     now = {path: np.asarray(jax.device_get(x)) for path, x in _placements(state.router_state).items()}
-    new = {path: x.copy() for path, x in now.items()}
-    for i in model.moe_layers:
-        repeat, block = divmod(i, model.period)
-        path, index = (("layers", f"block_{block}"), repeat) if model.scan_layers else ((f"layer_{i}",), ...)
-        load = np.asarray(jax.device_get(load_by_layer[f"layer_{i}"]), np.float64)
-        new[path][index] = balanced_placement(load, mesh.shape["expert"], now[path][index])
+    new = {}
+    for path, placement in now.items():
+        names = mixture_names(path, model)
+        loads = [np.asarray(jax.device_get(load_by_layer[name]), np.float64) for name in names]
+        rows = placement.reshape(len(names), -1)
+        placed = [balanced_placement(load, mesh.shape["expert"], row) for load, row in zip(loads, rows, strict=True)]
+        new[path] = np.stack(placed).reshape(placement.shape)
     if all(np.array_equal(new[path], now[path]) for path in now):
         return state
     # What lies in each place afterwards, by where it lies now.
@@ -53,10 +56,10 @@ def _mover(shardings: tuple[Any, ...], tree: Any) -> Any:
     def move(state: TrainState, placement: Any, source: Any) -> TrainState:
         def moved(path: tuple[Any, ...], leaf: Array) -> Array:
             names = _names(path)
-            if names[-2:] == ("moe", "placement"):
-                return placement[_layer(names)]
+            if names[-1:] == ("placement",):
+                return placement[_mixture(names)]
             if names and names[-1].startswith("experts_"):
-                return _take(leaf, source[_layer(names)])
+                return _take(leaf, source[_mixture(names)])
             return leaf
 
         return jax.tree_util.tree_map_with_path(moved, state)
@@ -71,13 +74,15 @@ def _take(x: Array, source: Int[Array, "*R E"]) -> Array:
 
 def _placements(router_state: Any) -> dict[tuple[str, ...], Array]:
     leaves = jax.tree_util.tree_leaves_with_path(router_state)
-    return {_layer(_names(path)): x for path, x in leaves if _names(path)[-2:] == ("moe", "placement")}
+    return {_mixture(_names(path)): x for path, x in leaves if _names(path)[-1] == "placement"}
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
-def _layer(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The layer's part of a path that goes through its mixture."""
-    return names[: names.index("moe")]
+def _mixture(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The mixture's part of the path of something in it, as parameters have it; moments are in trees of their own."""
+    place = next(i for i, name in enumerate(names) if name in MIXTURES)
+    first = next(i for i, name in enumerate(names) if name in (*STACKS, "layers") or name.startswith("layer_"))
+    return names[first : place + 1]

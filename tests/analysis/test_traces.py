@@ -9,6 +9,7 @@ import pytest
 
 from moe_jax.analysis.traces import trace_assignments
 from moe_jax.models.decoder import Decoder
+from moe_jax.models.encoder_decoder import EncoderDecoder
 from moe_jax.models.parameters import init_router_state, stack_layers
 from moe_jax.models.sown import routing_by_layer
 from tests.models import small
@@ -47,12 +48,29 @@ def test_scanned_layers_are_traced_as_plain_ones(model):
 
 
 @pytest.mark.parametrize("scanned", [False, True])
+def test_both_stacks_and_mixtures_in_the_attention_are_traced(scanned):
+    moe = {"router": "switch", "capacity_factor": 0.5, "places": ("feed_forward", "attention")}
+    config = small.config(moe, architecture="encoder_decoder", scan_layers=scanned, num_layers=4, moe_layers=(1, 3))
+    params = small.start(config)
+    traced = trace_assignments(config, params, *small.pair())
+    model = functools.partial(EncoderDecoder(config).apply, mutable=["routing"])
+    _, sown = jax.jit(model)({"params": params}, *small.pair())
+    counted = routing_by_layer(sown["routing"], config)
+    assert traced.keys() == counted.keys()
+    assert len(traced) == 2 * 2 * 3
+    for name, assignment in traced.items():
+        assert assignment.num_tokens == (12 if name.startswith("encoder") else 8)
+        requests = np.bincount(np.asarray(assignment.expert).reshape(-1), minlength=4)
+        np.testing.assert_allclose(requests / requests.sum(), counted[name]["load"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
 def test_what_routers_remember_is_heeded(scanned):
     """A selection bias that no score can outweigh sends all tokens to two experts."""
     moe = {"router": "deepseek", "k": 2, "capacity_factor": None}
     config = small.config(moe, num_layers=4, moe_layers=(1, 3), scan_layers=scanned)
     favour = jax.numpy.asarray([9.0, 0.0, 9.0, 0.0])
     state = jax.tree.map(lambda bias: bias + jax.numpy.broadcast_to(favour, bias.shape), init_router_state(config))
-    traced = trace_assignments(config, small.start(config), *small.batch(), state)
+    traced = trace_assignments(config, small.start(config), *small.batch(), router_state=state)
     for assignment in traced.values():
         assert set(np.asarray(assignment.expert).reshape(-1).tolist()) == {0, 2}

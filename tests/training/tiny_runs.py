@@ -84,6 +84,33 @@ def random_batch(seed: int = 0, rows: int = B) -> dict[str, np.ndarray]:
     }
 
 
+# An encoder-decoder with mixtures in both places of its layers.
+PAIRED = {
+    "data.task": "span_corruption",
+    "data.target_length": 8,
+    "data.sentinels": 3,
+    "model.architecture": "encoder_decoder",
+    "model.positions": "t5",
+    "model.vocab_size": V + 3,
+    "model.moe.places": ("feed_forward", "attention"),
+}
+
+
+def random_pairs(seed: int = 0, rows: int = B) -> dict[str, np.ndarray]:
+    """Pairs as the pipeline makes them, of different lengths."""
+    rng = np.random.default_rng(seed)
+
+    def text(length: int) -> dict[str, np.ndarray]:
+        place = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+        valid = place < rng.integers(length // 2, length + 1, (rows, 1))
+        tokens = rng.integers(0, V, (rows, length), dtype=np.int32)
+        return {"tokens": tokens * valid, "segment_ids": valid.astype(np.int32), "positions": place * valid}
+
+    decoder, encoder = text(8), text(S)
+    targets = {"targets": np.roll(decoder["tokens"], -1, axis=1), "loss_mask": decoder["segment_ids"] != 0}
+    return decoder | targets | {f"encoder_{name}": values for name, values in encoder.items()}
+
+
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
