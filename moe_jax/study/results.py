@@ -10,7 +10,9 @@ A row has the fields
   curve                 one entry per evaluation, in order of steps: {"step", "tokens", "seconds", "validation_loss",
                         "bits_per_byte", "routing": {metric: number}, "training": {metric: number},
                         "load": {layer: [a number per expert]}}; `training` is what of `routing` the training step
-                        logged; all three are {} for a dense model; a layer's name ends in its index (`layer_3`).
+                        logged; all three are {} for a dense model; a layer's name ends in its index (`layer_3`); and
+                        "scores", {name: number}, where the task has any
+  scores                those of the last evaluation, where there are any
 """
 
 import json

@@ -79,7 +79,7 @@ def _run(config: TrainConfig, directory: Path, train: Train) -> Row:
         "parameters": {"total": parameters.total, "active": parameters.active},
         "flops_per_token": round(flops_per_token(config.model, *config.lengths).training),
         "curve": list(result.curve),
-    }
+    } | ({"scores": result.curve[-1]["scores"]} if "scores" in result.curve[-1] else {})
 
 
 def _identity(config: dict[str, Any]) -> str:

@@ -83,6 +83,36 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """Parameters that a run starts with, of another run's last checkpoint; its optimizer starts anew.
+
+    Attributes:
+      run: the other run's directory, absolute or beside this one's.
+      parts: `all` of them, as in fine-tuning; or those `outside_mixtures` that both have in the same place and shape,
+        the rest being drawn (Switch Transformer, section 4.2, distillation).
+    """
+
+    run: str
+    parts: Literal["all", "outside_mixtures"] = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationConfig:
+    """Another run as a teacher, whose probabilities are targets, too (Hinton et al. 2015; Switch Transformer, 4.2).
+
+    Attributes:
+      run: the teacher's directory, absolute or beside this one's; it is taken as it is at its last checkpoint.
+      share: weight of its probabilities, the rest is that of the text.
+    """
+
+    run: str
+    share: float = 0.25
+
+    def __post_init__(self) -> None:
+        require(0 < self.share <= 1, "distillation.share", self.share, "above 0, to 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run; with the corpus and the software's versions, all that its metrics depend on.
 
@@ -91,7 +121,9 @@ class TrainConfig:
       steps: optimizer steps.
       mesh: the devices it runs on; its numbers are the same on any.
       accumulation: parts of a batch that follow one another, where all of it at once needs too much memory.
-      seed: of the initialisation, the data order and the routers' draws.
+      seed: of the initialisation, the data order, dropout and the routers' draws.
+      start: where parameters come from, if not from the seed.
+      distillation: who teaches, if anybody does.
       eval_every: steps between evaluations (there is one after the last step, and one before the first).
       eval_batches: fixed validation batches per evaluation.
       log_every: steps between lines of training metrics.
@@ -106,6 +138,8 @@ class TrainConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     accumulation: int = 1
     seed: int = 0
+    start: StartConfig | None = None
+    distillation: DistillationConfig | None = None
     eval_every: int = 100
     eval_batches: int = 8
     log_every: int = 10
@@ -152,6 +186,9 @@ class TrainConfig:
         field = "data.target_length" if task in PAIRED else "data.sequence_length"
         fits = chunk is None or length % chunk == 0
         require(fits, "model.loss_chunk", chunk, f"a divisor of {field} ({length}), or None")
+        for name, asked in (("distillation", self.distillation is not None), ("data.task", task == "text_to_text")):
+            accepted = f"None, with {name}, which needs all logits at once"
+            require(chunk is None or not asked, "model.loss_chunk", chunk, accepted)
 
     def _check_mesh(self) -> None:
         batch, unit, shards = self.data.batch_size, self.sequences_per_group, self.mesh.token_shards

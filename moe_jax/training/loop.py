@@ -18,15 +18,17 @@ from moe_jax.checkpoints.manager import Checkpoints
 from moe_jax.configuration import to_dict
 from moe_jax.data.pipeline import TextData, load_text
 from moe_jax.files import read_json_lines
+from moe_jax.models.parameters import Params
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.distributed import is_writer, wait_for_all
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.mesh import data_process, describe_mesh, make_mesh, process_batch, state_shardings, whole_batch
 from moe_jax.training.optimizer import make_optimizer, make_schedule
+from moe_jax.training.pretrained import Teacher, load_start, load_teacher, start_from
 from moe_jax.training.rebalance import rebalance
 from moe_jax.training.records import NoLog, StepLog, claim_workdir
 from moe_jax.training.state import TrainState, abstract_state, place_state
-from moe_jax.training.step import Batch, Metrics, make_eval_step, make_train_step
+from moe_jax.training.step import SCORES, Batch, Metrics, make_eval_step, make_train_step
 
 
 class DivergenceError(ArithmeticError):
@@ -40,7 +42,7 @@ class RunResult:
     Attributes:
       curve: one entry for each evaluation: step, tokens, seconds (of training alone), validation_loss (nats per token),
         bits_per_byte, routing ({metric: number}) and load ({"layer_i": [share of each expert]}), both {} if dense;
-        training (what of routing the training step logged, {} if it logged nothing).
+        training (what of routing the training step logged, {} if it logged nothing); scores, where the task has any.
       corpus_name: what it was trained on.
       corpus_digest: and exactly which.
       seconds: of training, without compilation, evaluation and checkpoints.
@@ -74,10 +76,12 @@ def train(
         mapping and differ in name and seed alone compile once. None compiles anew.
 
     Raises:
-      ConfigError: the corpus cannot be read or is too small, or `workdir` holds another run; nothing is written then.
+      ConfigError: the corpus cannot be read or is too small, `workdir` holds another run, or there is none to start
+        from or to learn from; nothing is written then.
       DivergenceError: the loss or its gradient is no longer a finite number.
     """
     mesh = make_mesh(config.mesh)
+    teacher, start = load_teacher(config, workdir), load_start(config, workdir)
     description = describe_mesh(config)
     data = load_text(config.data)
     validation = data.validation_batches(config.eval_batches)
@@ -93,7 +97,7 @@ def train(
         if checkpoints.latest_step() != config.steps:
             compiled = {} if compiled is None else compiled
             with contextlib.closing(
-                _Session(config, mesh, workdir, data, validation, checkpoints, compiled)
+                _Session(config, mesh, workdir, data, validation, checkpoints, compiled, teacher, start)
             ) as session:
                 session.run(progress)
         clock = checkpoints.position()["clock"]
@@ -118,9 +122,11 @@ def read_curve(config: TrainConfig, workdir: Path) -> list[dict[str, Any]]:
         else:
             point = {"step": step, "tokens": step * tokens_per_step, "seconds": seconds[step]}
             point |= {"validation_loss": line.pop("loss"), "bits_per_byte": line.pop("bits_per_byte")}
+            scores = {name: line.pop(name) for name in SCORES if name in line}
             routing = {name: value for name, value in line.items() if isinstance(value, float)}
             training = {name: logged[step][name] for name in routing if step in logged}
-            curve.append(point | {"load": line.get("load", {}), "routing": routing, "training": training})
+            point |= {"load": line.get("load", {}), "routing": routing, "training": training}
+            curve.append(point | ({"scores": scores} if scores else {}))
     return curve
 
 
@@ -136,6 +142,8 @@ class _Session:
         validation: list[Batch],
         checkpoints: Checkpoints,
         compiled: MutableMapping[str, Steps],
+        teacher: Teacher | None,
+        start: Params | None,
     ) -> None:
         self.config = config
         self.mesh = mesh
@@ -153,11 +161,17 @@ class _Session:
             self.seconds = position["clock"]["seconds"]
         else:
             self.state = place_state(config, optimizer, mesh)
+            if start is not None:
+                self.state = self.state.replace(params=start_from(start, self.state.params, config.model))
+        self.taught = () if teacher is None else teacher.variables
         self.step = int(self.state.step)
         started = time.perf_counter()
-        shared = repr(to_dict(dataclasses.replace(config, name="", seed=0)))
+        taught = config.distillation and dataclasses.replace(config.distillation, run="")
+        alike = dataclasses.replace(config, name="", seed=0, start=None, distillation=taught)
+        shared = repr((to_dict(alike), teacher and teacher.config))
         if shared not in compiled:
-            compiled[shared] = compile_steps(config, optimizer, schedule, self.state, self.validation[0], mesh)
+            batch = self.validation[0]
+            compiled[shared] = compile_steps(config, optimizer, schedule, self.state, batch, mesh, teacher)
         self.train_step, self.eval_step = compiled[shared]
         self.compile_seconds = time.perf_counter() - started
         # Without a checkpoint nothing is kept, not even what was measured before the first step.
@@ -187,7 +201,8 @@ class _Session:
             started = time.perf_counter()
             while self.step < config.steps:
                 self.step += 1
-                self.state, metrics = self.train_step(self.state, process_batch(next(self.batches), self.mesh))
+                batch = process_batch(next(self.batches), self.mesh)
+                self.state, metrics = self.train_step(self.state, batch, *self.taught)
                 if every and config.mesh.expert > 1 and self.step % every == 0:
                     self.state = rebalance(self.state, metrics["load"], config, self.mesh)
                 last = self.step == config.steps
@@ -243,7 +258,13 @@ class _Session:
 
 
 def compile_steps(
-    config: TrainConfig, optimizer: Any, schedule: Any, state: TrainState, batch: Batch, mesh: Mesh
+    config: TrainConfig,
+    optimizer: Any,
+    schedule: Any,
+    state: TrainState,
+    batch: Batch,
+    mesh: Mesh,
+    teacher: Teacher | None = None,
 ) -> Steps:
     """The training step, which consumes its state, and the evaluation step, compiled before they are timed.
 
@@ -251,10 +272,12 @@ def compile_steps(
     """
     whole = NamedSharding(mesh, PartitionSpec())
     out_shardings = (state_shardings(state, mesh), whole)
-    train_step = jax.jit(make_train_step(config, optimizer, schedule), donate_argnums=0, out_shardings=out_shardings)
+    step = make_train_step(config, optimizer, schedule, teacher and teacher.config)
+    train_step = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
     eval_step = jax.jit(make_eval_step(config), out_shardings=whole)
     with jax.set_mesh(mesh):
-        return train_step.lower(state, batch).compile(), eval_step.lower(state, batch).compile()
+        taught = () if teacher is None else teacher.variables
+        return train_step.lower(state, batch, *taught).compile(), eval_step.lower(state, batch).compile()
 
 
 def require_finite(step: int, metrics: Metrics) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.layers.attention import DROPOUT
 from moe_jax.models.config import ModelConfig
@@ -19,29 +20,41 @@ from moe_jax.training.config import TrainConfig
 from moe_jax.training.state import TrainState
 
 Batch = Mapping[str, Array | np.ndarray]
-# Statistics: "loss", and "routing", what the routers sowed into `routing_sums`.
+SCORES = ("exact_match", "token_accuracy")
+# Statistics: "loss", with a teacher "distillation_loss", and "routing", what the routers sowed into `routing_sums`.
 Sums = dict[str, Any]
 
 
 def make_train_step(
-    config: TrainConfig, optimizer: optax.GradientTransformation, schedule: optax.Schedule
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step as a pure function; metrics: `routing_metrics`, loss, total_loss, gradient_norm, learning_rate.
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    teacher: ModelConfig | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The step as a pure function of a state, a batch, and a teacher's variables if there is a teacher.
 
-    `loss` is the mean cross-entropy in nats per token; `total_loss` adds the routers' losses with their coefficients.
-    With `config.accumulation` parts of the batch follow one another; losses, metrics and gradients are the batch's.
+    Its metrics: `routing_metrics`, loss, total_loss, gradient_norm, learning_rate. `loss` is the mean cross-entropy in
+    nats per token; `total_loss` adds the routers' losses with their coefficients. With a teacher `distillation_loss` is
+    the cross-entropy to its probabilities, and `total_loss` has the two with their shares. With `config.accumulation`
+    parts of the batch follow one another; losses, metrics and gradients are the batch's.
     """
+    share = config.distillation.share if teacher else 0.0
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, *taught: Any) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(state.rng, state.step)
 
         def sums(params: Any, part: Batch, rng: Array) -> Sums:
-            return batch_sums(config.model, params, state.router_state, part, rng)
+            if teacher is None:
+                return batch_sums(config.model, params, state.router_state, part, rng)
+            logits, _ = apply_model(teacher, *taught, part, jax.random.key(0), False)
+            return distilled_sums(config.model, params, state.router_state, part, rng, jax.nn.softmax(logits))
 
         def objective(sums: Sums) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
             routing = routing_values(sums["routing"], config.model)
-            metrics = {"loss": sums["loss"].value} | routing_metrics(routing, config.model)
-            return metrics["loss"] + auxiliary_loss(metrics, config.model), (metrics, routing)
+            losses = {name: statistic.value for name, statistic in sums.items() if name != "routing"}
+            metrics = losses | routing_metrics(routing, config.model)
+            total = (1.0 - share) * losses["loss"] + share * losses.get("distillation_loss", 0.0)
+            return total + auxiliary_loss(metrics, config.model), (metrics, routing)
 
         gradient_function = value_and_grad_of_sums(objective, sums, config.accumulation)
         parts = batch_parts(batch, config)
@@ -60,16 +73,36 @@ def make_train_step(
 
 
 def make_eval_step(config: TrainConfig) -> Callable[[TrainState, Batch], Metrics]:
-    """Sums over one batch, `loss_sum` in nats over `targets` tokens, and its `routing_metrics`; draws are fixed."""
+    """Sums over one batch, `loss_sum` in nats over `targets` tokens, and its `routing_metrics`; draws are fixed.
+
+    Of texts that answer texts also SCORES: whether all of an answer is what the model holds most probable, which is
+    then what it would say by itself; and of which share of its tokens that is true.
+    """
+    answers = config.data.task == "text_to_text"
 
     def eval_step(state: TrainState, batch: Batch) -> Metrics:
-        nats, routing = apply_model(
-            config.model, state.params, state.router_state, batch, jax.random.key(0), False, targets=batch["targets"]
+        targets, mask = batch["targets"], batch["loss_mask"]
+        variables = state.params, state.router_state
+        result, routing = apply_model(
+            config.model, *variables, batch, jax.random.key(0), False, targets=None if answers else targets
         )
-        loss_sum, targets = mean_where(nats, batch["loss_mask"]).sums
-        return {"loss_sum": loss_sum, "targets": targets} | routing_metrics(routing, config.model)
+        nats = optax.softmax_cross_entropy_with_integer_labels(result, targets) if answers else result
+        loss_sum, count = mean_where(nats, mask).sums
+        metrics = {"loss_sum": loss_sum, "targets": count} | routing_metrics(routing, config.model)
+        return metrics | (answer_scores(result, targets, mask) if answers else {})
 
     return eval_step
+
+
+def answer_scores(
+    logits: Float[Array, "B S V"], targets: Int[Array, "B S"], mask: Bool[Array, "B S"]
+) -> dict[str, Float[Array, ""]]:
+    """SCORES of a batch."""
+    right = jnp.argmax(logits, axis=-1) == targets
+    return {
+        "exact_match": jnp.mean(jnp.all(right | ~mask, axis=1).astype(jnp.float32)),
+        "token_accuracy": mean_where(right.astype(jnp.float32), mask).value,
+    }
 
 
 def apply_model(
@@ -91,6 +124,19 @@ def apply_model(
         mutable=[collection],
     )
     return result, collections.get(collection, {})
+
+
+def distilled_sums(
+    config: ModelConfig, params: Any, router_state: Any, batch: Batch, rng: Array, soft: Float[Array, "B S V"]
+) -> Sums:
+    """`batch_sums`, with the cross-entropy to the probabilities `soft`."""
+    logits, routing = apply_model(config, params, router_state, batch, rng, True, SUMS)
+    hard = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    return {
+        "loss": mean_where(hard, batch["loss_mask"]),
+        "distillation_loss": mean_where(optax.softmax_cross_entropy(logits, soft), batch["loss_mask"]),
+        "routing": routing,
+    }
 
 
 def batch_sums(config: ModelConfig, params: Any, router_state: Any, batch: Batch, rng: Array) -> Sums:

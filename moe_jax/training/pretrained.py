@@ -1,0 +1,92 @@
+"""What a run takes from another one: parameters to start with, or a teacher."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from moe_jax.configuration import require
+from moe_jax.models.config import ModelConfig
+from moe_jax.models.parameters import Params, init_params, stack_layers, unstack_layers
+from moe_jax.models.sown import MIXTURES
+from moe_jax.training.config import TrainConfig
+from moe_jax.training.trained import load_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained model that another learns from.
+
+    Attributes:
+      config: its shape.
+      variables: its parameters, and what its routers remember.
+    """
+
+    config: ModelConfig
+    variables: tuple[Params, Params]
+
+
+def load_teacher(config: TrainConfig, workdir: Path) -> Teacher | None:
+    """The teacher that `config.distillation` names, seen from the run in `workdir`; None without.
+
+    Raises:
+      ConfigError: there is no such run, or its vocabulary or architecture is another.
+    """
+    if config.distillation is None:
+        return None
+    trained = load_run(resolve(config.distillation.run, workdir))
+    for name in ("vocab_size", "architecture", "causal"):
+        theirs, ours = getattr(trained.config.model, name), getattr(config.model, name)
+        require(theirs == ours, "distillation.run", config.distillation.run, f"a run with model.{name}={ours!r}")
+    return Teacher(trained.config.model, (trained.state.params, trained.state.router_state))
+
+
+def load_start(config: TrainConfig, workdir: Path) -> Params | None:
+    """The parameters that `config.start` takes from another run, by their places, seen from the run in `workdir`.
+
+    Raises:
+      ConfigError: there is no such run, or it lacks one of all.
+    """
+    start = config.start
+    if start is None:
+        return None
+    trained = load_run(resolve(start.run, workdir))
+    known = _by_place(_unrolled(trained.state.params, trained.config.model))
+    ours = _by_place(jax.eval_shape(lambda: init_params(_plain(config.model), jax.random.key(0))))
+    if start.parts == "outside_mixtures":
+        ours = {place: x for place, x in ours.items() if not any(f"['{name}']" in place for name in MIXTURES)}
+    fits = {place: place in known and known[place].shape == x.shape for place, x in ours.items()}
+    if start.parts == "all":
+        for place, x in ours.items():
+            require(fits[place], "start.run", start.run, f"a run with parameters {place} of shape {x.shape}")
+    return {place: known[place] for place in ours if fits[place]}
+
+
+def start_from(given: Params, params: Params, config: ModelConfig) -> Params:
+    """`params` with what `load_start` gave in its place, lying on devices as they did."""
+
+    def taken(path: tuple[Any, ...], x: Array) -> Array:
+        return given.get(jax.tree_util.keystr(path), x)
+
+    result = jax.tree_util.tree_map_with_path(taken, _unrolled(params, config))
+    result = stack_layers(result, config) if config.scan_layers else result
+    return jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), result, params)
+
+
+def resolve(run: str, workdir: Path) -> Path:
+    """The directory of another run: as it is if absolute, else beside `workdir`."""
+    return workdir.parent / run
+
+
+def _unrolled(params: Params, config: ModelConfig) -> Params:
+    return unstack_layers(params, config) if config.scan_layers else params
+
+
+def _plain(config: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(config, scan_layers=False)
+
+
+def _by_place(params: Params) -> Params:
+    return {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
