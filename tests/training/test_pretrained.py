@@ -123,7 +123,7 @@ def test_one_step_is_that_of_a_mean_of_both_cross_entropies(trained):
         log_probabilities = jax.nn.log_softmax(Decoder(student.model, True).apply({"params": params}, *texts))
         hard = -jnp.take_along_axis(log_probabilities, batch["targets"][..., None], axis=-1)[..., 0]
         soft = -jnp.sum(jax.nn.softmax(told) * log_probabilities, axis=-1)
-        return tuple(jnp.sum(jnp.where(mask, x, 0.0)) / mask.sum() for x in (hard, soft))
+        return tuple(jnp.sum(jnp.where(mask, x, 0.0)) / float(mask.sum()) for x in (hard, soft))
 
     hard, soft = expected(state.params)
     assert_close(metrics["loss"], hard, 1e-5)
