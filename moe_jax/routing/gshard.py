@@ -67,10 +67,12 @@ class GShard(Router):
     Attributes:
       second_policy: when the second expert is asked; see `gshard`.
       second_threshold: for the policies `threshold` and `random`.
+      init_std: see `Switch`.
     """
 
     second_policy: SecondPolicy = "random"
     second_threshold: float = 0.2
+    init_std: float = 0.02
 
     choices_allowed = (2,)
     # Which experts a token asks for, and their weights, are causal. The seat of a second choice is not quite: first
@@ -78,6 +80,9 @@ class GShard(Router):
     # it. The same holds of every router here that asks for several experts.
     paper = "Lepikhin et al. 2020, GShard, arXiv:2006.16668"
     year = 2020
+
+    def check(self) -> None:
+        require(self.init_std > 0, "init_std", self.init_std, "a positive number")
 
     def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
         rng = self.make_rng(RNG) if self.second_policy == "random" else None

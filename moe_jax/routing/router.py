@@ -68,6 +68,7 @@ class Router(nn.Module):
       mixes: whether it mixes tokens into slots, of which its parameters depend on the group's size.
       loss_levels: the values of `loss_level` that change a loss.
       losses: the losses the router sows, with the coefficient of its paper; 0 where that has none.
+      init_std: standard deviation of the projection at its start.
       paper: where the router comes from.
       year: when.
     """
@@ -86,6 +87,7 @@ class Router(nn.Module):
     mixes: ClassVar[bool] = False
     loss_levels: ClassVar[tuple[LossLevel, ...]] = get_args(LossLevel)
     losses: ClassVar[Mapping[str, float]] = {"balance_loss": 0.01, "z_loss": 0.0}
+    init_std: ClassVar[float] = 0.02
     paper: ClassVar[str] = ""
     year: ClassVar[int] = 0
 
@@ -152,7 +154,9 @@ class Router(nn.Module):
         """Float32 logits."""
         if not self.has_parameters:
             return jnp.zeros((*x.shape[:2], self.num_experts), jnp.float32)
-        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.num_experts), jnp.float32)
+        kernel = self.param(
+            "kernel", nn.initializers.normal(self.init_std), (x.shape[-1], self.num_experts), jnp.float32
+        )
         return exact_matmul(x, kernel)
 
     def by_part(self, x: Shaped[Array, "G S ..."], tokens: Tokens) -> Shaped[Array, "P N ..."]:

@@ -145,12 +145,21 @@ def test_every_option_changes_what_is_routed(name, options):
 
 
 def test_every_option_is_tested():
-    """Rates of a state's update and the width of its first value are tested where that update is."""
+    """Rates of a state's update and the width of its first value are tested where that update is, starts below."""
     elsewhere = {("quantile", "rate"), ("remoe", "growth"), ("remoe", "start"), ("hierarchical", "groups")}
-    elsewhere |= {("deepseek", "groups_per_token")}
+    elsewhere |= {("deepseek", "groups_per_token"), ("switch", "init_std"), ("gshard", "init_std")}
     tested = {(name, field) for name, options in OPTIONS for field in options}
     declared = {(name, field) for name, router in ROUTERS.items() for field in own_fields(router)}
     assert declared - tested == elsewhere
+
+
+@pytest.mark.parametrize("name", ["switch", "gshard"])
+def test_a_projection_starts_as_wide_as_it_is_told(name):
+    tokens = every.tokens()
+    tokens = tokens.replace(x=jnp.tile(tokens.x, (1, 1, 100)))
+    for std in (0.02, 0.5):
+        kernel = build(name, init_std=std).init({"params": jax.random.key(0), "routing": jax.random.key(0)}, tokens)
+        assert_close(jnp.std(kernel["params"]["kernel"]), std, 0.1)
 
 
 @pytest.mark.parametrize("name", ["gshard", "uniform_random", "st_moe"])
@@ -256,6 +265,28 @@ def test_a_router_computes_in_float32_on_bfloat16_tokens(name, training):
     assert bool(products) == ROUTERS[name].has_parameters
     for product in products:
         assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
+
+
+@pytest.mark.parametrize("name", ["switch", "top_k"])
+def test_a_router_that_is_asked_to_rounds_its_logits_and_weights(name):
+    """The weights are those of logits rounded to bfloat16, rounded again; float32 is what it is by itself."""
+    tokens, half = every.tokens(share_valid=1.1), jnp.dtype(jnp.bfloat16)
+    router = build(name, None)
+    rounding = build(name, None, dtype=half)
+    values = variables(router)
+
+    def rounded(x):
+        return np.asarray(x.astype(half).astype(jnp.float32))
+
+    logits = rounded(tokens.x @ values["params"]["kernel"])
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    actual = route(rounding, tokens, values)[0]
+    chosen = np.take_along_axis(probabilities, np.asarray(actual.expert).reshape(G, K[name], S).swapaxes(1, 2), axis=-1)
+    expected = chosen / (chosen.sum(axis=-1, keepdims=True) if name == "top_k" else 1.0)
+    weight = np.asarray(actual.weight).reshape(G, K[name], S).swapaxes(1, 2)
+    np.testing.assert_array_equal(weight, rounded(actual.weight).reshape(G, K[name], S).swapaxes(1, 2))
+    np.testing.assert_allclose(weight, expected, rtol=2**-8)
+    assert (np.asarray(route(router, tokens, values)[0].weight) != np.asarray(actual.weight)).mean() > 0.5
 
 
 BALANCED = [name for name in LEARNED if "balance_loss" in ROUTERS[name].losses]
