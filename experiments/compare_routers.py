@@ -32,7 +32,8 @@ from moe_jax.study.router_times import time_routers
 from moe_jax.study.sweep import run_sweep
 from moe_jax.study.tables import format_table
 from moe_jax.training.config import TrainConfig
-from moe_jax.training.loop import DivergenceError, train
+from moe_jax.training.loop import train
+from moe_jax.training.result import DivergenceError
 
 # Those that see later tokens while they train, or always.
 NONCAUSAL = ("expert_choice", "expert_choice-capped", "vmoe-batch", "base", "sinkhorn", "soft_moe")

@@ -29,7 +29,8 @@ from moe_jax.study.results import Row
 from moe_jax.study.sweep import run_sweep
 from moe_jax.study.tables import format_table
 from moe_jax.training.config import TrainConfig
-from moe_jax.training.loop import DivergenceError, train
+from moe_jax.training.loop import train
+from moe_jax.training.result import DivergenceError
 
 TITLE = "Dense against Switch at equal FLOPs per token"
 

@@ -202,7 +202,8 @@ def _train(options: argparse.Namespace) -> int:
 
     from moe_jax.training.config import TrainConfig
     from moe_jax.training.distributed import is_writer, start
-    from moe_jax.training.loop import DivergenceError, train
+    from moe_jax.training.loop import train
+    from moe_jax.training.result import DivergenceError
 
     config = TrainConfig.from_dict(override(load_config(options.config), options.set))
     if options.distributed:

@@ -13,6 +13,7 @@ A row has the fields
                         logged; all three are {} for a dense model; a layer's name ends in its index (`layer_3`); and
                         "scores", {name: number}, where the task has any
   scores                those of the last evaluation, where there are any
+  diverged              true, of a run that did; its curve ends where it was last evaluated
 """
 
 import json

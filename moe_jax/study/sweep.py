@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
@@ -13,11 +13,9 @@ from moe_jax.configuration import to_dict
 from moe_jax.study import provenance
 from moe_jax.study.results import Row, append_row, read_rows
 from moe_jax.training.config import TrainConfig
+from moe_jax.training.result import DivergenceError, RunResult
 
-if TYPE_CHECKING:
-    from moe_jax.training.loop import RunResult
-
-Train = Callable[[TrainConfig, Path], "RunResult"]
+Train = Callable[[TrainConfig, Path], RunResult]
 
 
 def run_sweep(
@@ -26,6 +24,8 @@ def run_sweep(
     workdir: Path,
     train: Train,
     on_row: Callable[[list[Row]], None] = lambda rows: None,
+    known: Sequence[Path] = (),
+    may_diverge: bool = False,
 ) -> list[Row]:
     """Trains what is not yet in `results`, one seed of every model before the next seed.
 
@@ -39,18 +39,29 @@ def run_sweep(
       workdir: gets one folder of checkpoints and logs per run.
       train: trains one configuration in a folder, going on from the checkpoint it finds there.
       on_row: called with this sweep's rows so far, after each run that is trained.
+      known: tables of other sweeps; a run of theirs that differs in its name alone is copied, not trained again.
+      may_diverge: whether a run that diverges is a result, a row with `diverged` and the curve up to there, where it
+        otherwise ends the sweep.
 
     Returns:
       The rows of `configs`, seed by seed.
+
+    Raises:
+      DivergenceError: a run diverged, and `may_diverge` does not say that it may.
     """
     finished = {_identity(row["config"]): row for row in read_rows(results)}
+    elsewhere = {_identity(_unnamed(row["config"])): row for table in known for row in read_rows(table)}
     rows: list[Row] = []
     for config in sorted(configs, key=lambda config: config.seed):
         identity = _identity(to_dict(config))
         if identity in finished:
             rows.append(finished[identity])
             continue
-        row = _run(config, run_directory(config, workdir), train)
+        row = elsewhere.get(_identity(_unnamed(to_dict(config))))
+        if row is None:
+            row = _run(config, run_directory(config, workdir), train, may_diverge)
+        else:
+            row = row | {"name": config.name, "config": to_dict(config)}
         append_row(results, row)
         rows.append(row)
         on_row(list(rows))
@@ -62,10 +73,18 @@ def run_directory(config: TrainConfig, workdir: Path) -> Path:
     return workdir / f"{config.name}-seed{config.seed}-{_identity(to_dict(config))[:8]}"
 
 
-def _run(config: TrainConfig, directory: Path, train: Train) -> Row:
+def _run(config: TrainConfig, directory: Path, train: Train, may_diverge: bool) -> Row:
     """Trains `config` and makes its row, with the revision of the code as it was when training started."""
     origin = {"git_revision": provenance.git_revision(), "host": provenance.host(), "versions": provenance.versions()}
-    result = train(config, directory)
+    more = {}
+    try:
+        result = train(config, directory)
+    except DivergenceError as error:
+        if not may_diverge:
+            raise
+        result, more = error.result, {"diverged": True}
+    if result.curve and "scores" in result.curve[-1]:
+        more["scores"] = result.curve[-1]["scores"]
     parameters = count_parameters(config.model)
     return {
         "name": config.name,
@@ -79,7 +98,12 @@ def _run(config: TrainConfig, directory: Path, train: Train) -> Row:
         "parameters": {"total": parameters.total, "active": parameters.active},
         "flops_per_token": round(flops_per_token(config.model, *config.lengths).training),
         "curve": list(result.curve),
-    } | ({"scores": result.curve[-1]["scores"]} if "scores" in result.curve[-1] else {})
+        **more,
+    }
+
+
+def _unnamed(config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"name": ""}
 
 
 def _identity(config: dict[str, Any]) -> str:

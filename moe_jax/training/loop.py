@@ -27,35 +27,9 @@ from moe_jax.training.optimizer import make_optimizer, make_schedule
 from moe_jax.training.pretrained import Teacher, load_start, load_teacher, start_from
 from moe_jax.training.rebalance import rebalance
 from moe_jax.training.records import NoLog, StepLog, claim_workdir
+from moe_jax.training.result import DivergenceError, RunResult
 from moe_jax.training.state import TrainState, abstract_state, place_state
 from moe_jax.training.step import SCORES, Batch, Metrics, make_eval_step, make_train_step
-
-
-class DivergenceError(ArithmeticError):
-    """Training left the finite numbers, and to go on would only be to wait."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """A finished run.
-
-    Attributes:
-      curve: one entry for each evaluation: step, tokens, seconds (of training alone), validation_loss (nats per token),
-        bits_per_byte, routing ({metric: number}) and load ({"layer_i": [share of each expert]}), both {} if dense;
-        training (what of routing the training step logged, {} if it logged nothing); scores, where the task has any.
-      corpus_name: what it was trained on.
-      corpus_digest: and exactly which.
-      seconds: of training, without compilation, evaluation and checkpoints.
-      compile_seconds: of compiling the training and the evaluation step, in the session that finished the run; next to
-        nothing if it was given them.
-    """
-
-    curve: list[dict[str, Any]]
-    corpus_name: str
-    corpus_digest: str
-    seconds: float
-    compile_seconds: float
-
 
 # A training and an evaluation step.
 Steps = tuple[Callable[..., Any], Callable[..., Any]]
@@ -99,14 +73,23 @@ def train(
             with contextlib.closing(
                 _Session(config, mesh, workdir, data, validation, checkpoints, compiled, teacher, start)
             ) as session:
-                session.run(progress)
+                try:
+                    session.run(progress)
+                except DivergenceError as error:
+                    seconds, compiling = session.seconds, session.compile_seconds
+                    error.result = _result(config, workdir, data, seconds, compiling)
+                    raise
         clock = checkpoints.position()["clock"]
+    return _result(config, workdir, data, clock["seconds"], clock["compile_seconds"])
+
+
+def _result(config: TrainConfig, workdir: Path, data: TextData, seconds: float, compile_seconds: float) -> RunResult:
     return RunResult(
         curve=read_curve(config, workdir),
         corpus_name=data.corpus_name,
         corpus_digest=data.digest,
-        seconds=clock["seconds"],
-        compile_seconds=clock["compile_seconds"],
+        seconds=seconds,
+        compile_seconds=compile_seconds,
     )
 
 

@@ -5,11 +5,13 @@ import pytest
 
 from moe_jax.configuration import to_dict
 from moe_jax.models.config import ModelConfig, MoEConfig
+from moe_jax.study.measures import diverged
 from moe_jax.study.results import append_row, read_rows
 from moe_jax.study.summary import summarize
 from moe_jax.study.sweep import run_directory, run_sweep
 from moe_jax.study.tables import format_table
 from moe_jax.training.config import TrainConfig
+from moe_jax.training.result import DivergenceError
 
 DENSE = ModelConfig(vocab_size=257, num_layers=2, model_dim=32, num_heads=2, ffn_dim=64)
 
@@ -118,3 +120,42 @@ def test_directories_are_named_for_people(tmp_path, configs):
     name = run_directory(configs[2], tmp_path).name
     assert name.startswith("switch-4-seed0-")
     assert len(name) == len("switch-4-seed0-") + 8
+
+
+def test_a_run_known_from_another_study_is_copied_under_its_name_here(tmp_path, configs):
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    (dense, *_) = run_sweep(configs, first, tmp_path, FakeTraining())
+    renamed = [dataclasses.replace(config, name=f"other-{config.name}") for config in configs[:2]]
+    changed = dataclasses.replace(configs[2], name="longer", steps=300)
+    training = FakeTraining()
+    rows = run_sweep([*renamed, changed], second, tmp_path, training, known=[first, tmp_path / "none.jsonl"])
+    assert [name for name, *_ in training.asked] == ["longer"]
+    assert [(row["name"], row["seed"]) for row in rows] == [("other-dense", 0), ("longer", 0), ("other-dense", 1)]
+    assert rows[0] == dense | {"name": "other-dense", "config": dense["config"] | {"name": "other-dense"}}
+    assert read_rows(second) == rows
+
+
+def test_a_run_that_diverges_is_a_row_where_it_may(tmp_path, configs):
+    def diverges(config, workdir):
+        if config.name == "dense":
+            return FakeTraining()(config, workdir)
+        error = DivergenceError("total_loss is nan at step 3")
+        error.result = Result(FakeTraining()(config, workdir).curve[:1])
+        raise error
+
+    with pytest.raises(DivergenceError):
+        run_sweep(configs, tmp_path / "strict.jsonl", tmp_path, diverges)
+    rows = run_sweep(configs, tmp_path / "results.jsonl", tmp_path, diverges, may_diverge=True)
+    assert [row.get("diverged") for row in rows] == [None, True, None, True]
+    assert [diverged(row) for row in rows] == [False, True, False, True]
+    assert len(rows[1]["curve"]) == 1
+
+
+def test_scores_of_the_last_evaluation_are_the_row_s(tmp_path, configs):
+    def scores(config, workdir):
+        result = FakeTraining()(config, workdir)
+        result.curve[0]["scores"], result.curve[-1]["scores"] = {"exact_match": 0.1}, {"exact_match": 0.4}
+        return result
+
+    (row,) = run_sweep(configs[:1], tmp_path / "results.jsonl", tmp_path, scores)
+    assert row["scores"] == {"exact_match": 0.4}

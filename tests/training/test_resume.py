@@ -20,6 +20,7 @@ from moe_jax.configuration import ConfigError
 from moe_jax.data.pipeline import load_text
 from moe_jax.training import loop
 from moe_jax.training.evaluation import evaluate
+from moe_jax.training.result import DivergenceError
 from moe_jax.training.step import make_eval_step
 from moe_jax.training.trained import load_run
 from tests.training.tiny_runs import (
@@ -246,8 +247,9 @@ def test_a_run_that_diverges_ends_and_keeps_the_last_finite_checkpoint(run, tmp_
     compile_steps = loop.compile_steps
     monkeypatch.setattr(loop, "compile_steps", diverging)
     at = 8 if log_every == 1 else 10
-    with pytest.raises(loop.DivergenceError, match=rf"gradient_norm is nan at step {at}: training diverged"):
+    with pytest.raises(DivergenceError, match=rf"gradient_norm is nan at step {at}: training diverged") as error:
         loop.train(config, tmp_path, progress=False)
+    assert [point["step"] for point in error.value.result.curve] == [0]
     assert int(load_run(tmp_path).state.step) == 5
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
