@@ -42,10 +42,11 @@ def read_json_lines(path: Path) -> list[Any]:
     if not path.exists():
         return []
     *lines, _ = path.read_bytes().split(b"\n")
-    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    return [parse_json(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 
-def _parse(line: bytes, where: str) -> Any:
+def parse_json(line: bytes, where: str) -> Any:
+    """What one line of JSON holds; raises ConfigError that says `where` it is if it is not JSON."""
     try:
         return json.loads(line)
     except ValueError as error:

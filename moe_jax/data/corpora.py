@@ -149,7 +149,7 @@ def _require_both_splits(documents: list[Document], config: DataConfig) -> None:
 
 
 def _tfds(config: DataConfig, name: str) -> Corpus:
-    builder = _prepared_builder(config, name)
+    builder = prepared_builder(name, "data.corpus", config.corpus)
     _require_text_feature(config, builder)
     parts = _tfds_parts(config, builder)
     digest = _tfds_digest(config, builder, parts)
@@ -164,8 +164,16 @@ def _tfds(config: DataConfig, name: str) -> Corpus:
     return Corpus(config.corpus, digest, documents)
 
 
-def _prepared_builder(config: DataConfig, name: str) -> tfds.core.DatasetBuilder:
-    """The data set as it lies on disk; the code that made it, which may need TensorFlow, is not imported."""
+def prepared_builder(name: str, field: str, value: str) -> tfds.core.DatasetBuilder:
+    """A TFDS data set as it lies on disk; the code that made it, which may need TensorFlow, is not imported.
+
+    Args:
+      name: NAME[/CONFIG], below `TFDS_DATA_DIR` or TFDS's default.
+      field, value: who asks for it, for messages.
+
+    Raises:
+      ConfigError: it is not prepared, or not in the array_record format.
+    """
     accepted = (
         f"a data set that is prepared; prepare it with `tfds build {name} --file_format=array_record` and set "
         "TFDS_DATA_DIR to where it is"
@@ -174,7 +182,7 @@ def _prepared_builder(config: DataConfig, name: str) -> tfds.core.DatasetBuilder
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
         builder.as_data_source()
     except (ValueError, NotImplementedError) as error:  # Not found or no such name; another format.
-        raise ConfigError(f"data.corpus is {config.corpus!r}; accepted: {accepted}") from error
+        raise ConfigError(f"{field} is {value!r}; accepted: {accepted}") from error
     return builder
 
 
