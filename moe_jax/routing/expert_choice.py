@@ -159,6 +159,10 @@ class ExpertChoice(Router):
     def causal(self) -> bool:
         return self.among == "seen"
 
+    @property
+    def chooses_by_capacity(self) -> bool:
+        return True
+
     def check(self) -> None:
         require(self.entropy > 0, "entropy", self.entropy, "a positive number")
         require(self.iterations >= 1, "iterations", self.iterations, "an integer of at least 1")

@@ -76,6 +76,10 @@ class Hierarchical(Router):
     def causal(self) -> bool:
         return self._outer(parent=None).causal and self._inner(parent=None).causal
 
+    @property
+    def chooses_by_capacity(self) -> bool:
+        return self._outer(parent=None).chooses_by_capacity or self._inner(parent=None).chooses_by_capacity
+
     def weights(self, tokens: int, model_dim: int) -> tuple[int, int]:
         outer = self._outer(parent=None).weights(tokens, model_dim)
         inner = self._inner(parent=None).weights(tokens, model_dim)

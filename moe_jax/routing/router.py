@@ -96,6 +96,11 @@ class Router(nn.Module):
         """Whether a token's experts and weights are free of the content of later tokens."""
         return True
 
+    @property
+    def chooses_by_capacity(self) -> bool:
+        """Whether the capacity says who is asked, and not only who keeps a seat."""
+        return False
+
     def check(self) -> None:
         """Raises ConfigError, with the bare name of the field, where the fields do not go together."""
 
