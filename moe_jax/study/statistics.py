@@ -1,4 +1,4 @@
-"""Means with intervals over seeds, paired differences, and when a curve reaches a loss."""
+"""Means with intervals over seeds, paired differences, shares with intervals, and when a curve reaches a loss."""
 
 import dataclasses
 import math
@@ -47,6 +47,19 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Est
     Pairing removes what a seed does to both models, so a small difference shows with few seeds.
     """
     return estimate([value - other for value, other in zip(values, baseline, strict=True)])
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % confidence interval (1927) of a proportion, from at least one independent trial.
+
+    Unlike mean plus or minus two standard errors it is never empty, and stays within 0 and 1.
+    """
+    z = float(stats.norm.ppf(0.975))
+    proportion = successes / trials
+    centre = (proportion + z * z / (2 * trials)) / (1 + z * z / trials)
+    spread = math.sqrt(proportion * (1 - proportion) / trials + (z / (2 * trials)) ** 2)
+    margin = z * spread / (1 + z * z / trials)
+    return max(0.0, centre - margin), min(1.0, centre + margin)
 
 
 def reached_at(x: Real[np.ndarray, " points"], losses: Float[np.ndarray, " points"], target: float) -> float | None:

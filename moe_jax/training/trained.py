@@ -19,10 +19,12 @@ class TrainedRun:
     Attributes:
       config: as it was trained.
       state: of that checkpoint; `state.step` says which, `state.params` are the model's parameters.
+      corpus_digest: of what it was trained on, and its tokenizer.
     """
 
     config: TrainConfig
     state: TrainState
+    corpus_digest: str
 
 
 def load_run(workdir: Path) -> TrainedRun:
@@ -35,7 +37,8 @@ def load_run(workdir: Path) -> TrainedRun:
     accepted = "accepted: a directory that `train` has written a checkpoint to"
     if not identity.is_file():
         raise ConfigError(f"workdir is {str(workdir)!r}, which has no run.json; {accepted}")
-    config = TrainConfig.from_dict(json.loads(identity.read_text())["config"])
+    written = json.loads(identity.read_text())
+    config = TrainConfig.from_dict(written["config"])
     if not (workdir / "checkpoints").is_dir():
         raise ConfigError(f"workdir is {str(workdir)!r}, which has no checkpoints; {accepted}")
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -46,4 +49,4 @@ def load_run(workdir: Path) -> TrainedRun:
         state, _ = checkpoints.restore(abstract_state(config, optimizer, make_mesh(MeshConfig())))
     finally:
         checkpoints.close()
-    return TrainedRun(config, state)
+    return TrainedRun(config, state, written["corpus"]["digest"])

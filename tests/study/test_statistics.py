@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from moe_jax.study.statistics import estimate, paired_difference, reached_at
+from moe_jax.study.statistics import estimate, paired_difference, reached_at, wilson_interval
 
 curves = st.lists(st.floats(0.1, 10), min_size=2, max_size=20).map(np.array)
 
@@ -34,6 +34,13 @@ def test_one_value_has_no_interval():
     value = estimate([1.5])
     assert (value.mean, value.n) == (1.5, 1)
     assert value.standard_error is value.interval is value.in_standard_errors is None
+
+
+@given(trials=st.integers(1, 1000), share=st.floats(0, 1))
+def test_wilsons_interval_is_scipys(trials, share):
+    successes = round(share * trials)
+    expected = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_equal_differences_are_no_number_of_standard_errors():
