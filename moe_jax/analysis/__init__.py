@@ -1,1 +1,1 @@
-"""What trained models do: who is routed where, and what loss to expect of which size."""
+"""What trained models do: who is routed where, what they answer, and what loss to expect of which size."""

@@ -1,9 +1,9 @@
-"""Pictures of one routing decision: who goes where, and which expert had too few seats.
+"""Pictures of routing decisions: who goes where, and which expert had too few seats.
 
 S tokens of a group, E experts, A assignments of a group, C capacity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment
+from moe_jax.routing.soft_moe import Slots
 
 KEPT = "#3b528b"
 """Colour of the seats taken: viridis's blue, as in the figures of a study."""
@@ -43,9 +44,7 @@ def draw_assignment(assignment: Assignment, group: int = 0, labels: Sequence[str
     """
     require(0 <= group < assignment.num_groups, "group", group, f"0 to {assignment.num_groups - 1}")
     tokens, experts = assignment.num_tokens, assignment.num_experts
-    if labels is None:
-        labels = [str(i) for i in range(tokens)]
-    require(len(labels) == tokens, "labels", labels, f"{tokens} texts, one for each token of the group")
+    labels = _token_labels(labels, tokens)
     width, height = 0.27 * tokens, 0.36 * experts
     figure = Figure(figsize=(width + 4.2, height + 1.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[max(width, 2.5), 2.2])
@@ -57,38 +56,120 @@ def draw_assignment(assignment: Assignment, group: int = 0, labels: Sequence[str
     return figure
 
 
+def draw_assignments(
+    decisions: Mapping[str, Assignment | Slots],
+    group: int = 0,
+    labels: Sequence[str] | None = None,
+    columns: int = 3,
+) -> Figure:
+    """Draws who goes where in one group for many decisions on the same tokens, a small panel for each.
+
+    The cells are those of `draw_assignment`; above each panel its name, the capacity, and how many of the requests were
+    dropped. Of a router that mixes tokens a cell is the share of the expert's slots in what the token gets.
+
+    Args:
+      decisions: by name; all of the same S and E.
+      group: which group of them.
+      labels: a text for each of the S tokens; their indices if None.
+      columns: panels side by side.
+
+    Raises:
+      ConfigError: there is no such group, the labels are not S, or a decision is about other tokens or experts.
+    """
+    weights = {name: _combine_weights(decision) for name, decision in decisions.items()}
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    groups, tokens, experts = next(iter(shapes.values()))
+    for name, shape in shapes.items():
+        require(
+            shape == (groups, tokens, experts), f"decisions[{name!r}]", shape, f"[G, S, E] of {groups, tokens, experts}"
+        )
+    require(0 <= group < groups, "group", group, f"0 to {groups - 1}")
+    labels = _token_labels(labels, tokens)
+    rows = -(-len(decisions) // columns)
+    size = columns * (0.17 * tokens + 0.5) + 0.8, rows * (0.19 * experts + 0.45) + 1.1
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for axes in panels[len(decisions) :]:
+        axes.remove()
+    for i, (axes, (name, decision)) in enumerate(zip(panels, decisions.items(), strict=False)):
+        mesh = _draw_decision(axes, decision, group, weights[name][group])
+        axes.set_title(_describe(name, decision, group), loc="left", fontsize=9)
+        _label_tokens(axes, labels if i + columns >= len(decisions) else [])
+        axes.tick_params(labelsize=8)
+        if i % columns == 0:
+            axes.set_ylabel("expert")
+    figure.colorbar(mesh, ax=figure.axes, label="combine weight", fraction=0.015, pad=0.01, extend="max")
+    return figure
+
+
+def _token_labels(labels: Sequence[str] | None, tokens: int) -> Sequence[str]:
+    if labels is None:
+        return [str(i) for i in range(tokens)]
+    require(len(labels) == tokens, "labels", labels, f"{tokens} texts, one for each token of the group")
+    return labels
+
+
+def _combine_weights(decision: Assignment | Slots) -> Float[np.ndarray, "G S E"]:
+    """The weight of each expert in each token's result; that of all its slots, of a router that mixes tokens."""
+    if isinstance(decision, Slots):
+        combine = np.asarray(decision.combine)
+        return combine.reshape(*combine.shape[:2], decision.num_experts, -1).sum(axis=-1)
+    return np.asarray(decision.combine_weights())
+
+
+def _describe(name: str, decision: Assignment | Slots, group: int) -> str:
+    """A panel's title."""
+    if isinstance(decision, Slots):
+        return f"{name}: {decision.per_expert} slots of each expert"
+    requested, kept = int(decision.requested[group].sum()), int(decision.kept[group].sum())
+    return f"{name}: C = {decision.capacity}, {requested - kept} of {requested} dropped"
+
+
 def _draw_cells(axes: Axes, assignment: Assignment, group: int, labels: Sequence[str]) -> QuadMesh:
-    """Tokens by experts: combine weights as shades, dropped requests as crosses."""
-    run = np.asarray(assignment.dispatch_mask()[group]).T
-    weight = np.ma.masked_where(~run, np.asarray(assignment.combine_weights()[group]).T)
+    """Tokens by experts, with their labels: combine weights as shades, dropped requests as crosses."""
+    mesh = _draw_decision(axes, assignment, group, np.asarray(assignment.combine_weights()[group]), 36.0)
+    _label_tokens(axes, labels)
+    axes.set_xlabel("token")
+    axes.set_ylabel("expert")
+    return mesh
+
+
+def _draw_decision(
+    axes: Axes, decision: Assignment | Slots, group: int, weight: Float[np.ndarray, "S E"], size: float = 14.0
+) -> QuadMesh:
+    """Cells of the weights that are carried out, crosses of `size` for the requests that are not."""
+    tokens, experts = weight.shape
+    run = np.ones(weight.shape, bool) if isinstance(decision, Slots) else np.asarray(decision.dispatch_mask()[group])
     mesh = axes.pcolormesh(
-        np.arange(assignment.num_tokens),
-        np.arange(assignment.num_experts),
-        weight,
+        np.arange(tokens),
+        np.arange(experts),
+        np.ma.masked_where(~run, weight).T,
         cmap=_shades(),
         vmin=0,
         vmax=1,
         shading="nearest",
     )
-    dropped = np.asarray(assignment.requested[group] & ~assignment.kept[group])
-    token, expert = np.asarray(assignment.token[group])[dropped], np.asarray(assignment.expert[group])[dropped]
-    axes.scatter(token, expert, marker="x", color=DROPPED, s=36, linewidths=2, label="dropped")
-    axes.set_xlim(-0.5, assignment.num_tokens - 0.5)
-    # Texts of code may hold dollar signs, which are no formulas here.
-    texts = [label.translate(VISIBLE) for label in labels]
-    rotation = 0 if all(len(text) == 1 for text in texts) else 90
-    axes.set_xticks(np.arange(assignment.num_tokens), texts, rotation=rotation, family="monospace", parse_math=False)
-    axes.set_yticks(np.arange(assignment.num_experts))
-    axes.set_xlabel("token")
-    axes.set_ylabel("expert")
-    _draw_lattice(axes, assignment)
+    if isinstance(decision, Assignment):
+        dropped = np.asarray(decision.requested[group] & ~decision.kept[group])
+        token, expert = np.asarray(decision.token[group])[dropped], np.asarray(decision.expert[group])[dropped]
+        axes.scatter(token, expert, marker="x", color=DROPPED, s=size, linewidths=np.sqrt(size) / 3, label="dropped")
+    axes.set_xlim(-0.5, tokens - 0.5)
+    axes.set_yticks(np.arange(experts))
+    _draw_lattice(axes, tokens, experts)
     return mesh
 
 
-def _draw_lattice(axes: Axes, assignment: Assignment) -> None:
+def _label_tokens(axes: Axes, labels: Sequence[str]) -> None:
+    # Texts of code may hold dollar signs, which are no formulas here.
+    texts = [label.translate(VISIBLE) for label in labels]
+    rotation = 0 if all(len(text) == 1 for text in texts) else 90
+    axes.set_xticks(np.arange(len(texts)), texts, rotation=rotation, family="monospace", parse_math=False)
+
+
+def _draw_lattice(axes: Axes, tokens: int, experts: int) -> None:
     """Thin lines between the cells, by which to find the token under a cell."""
-    axes.set_xticks(np.arange(assignment.num_tokens - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(assignment.num_experts - 1) + 0.5, minor=True)
+    axes.set_xticks(np.arange(tokens - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(experts - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="0.88", linewidth=0.8)
     axes.tick_params(which="minor", length=0)
     axes.set_axisbelow(False)

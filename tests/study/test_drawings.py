@@ -7,8 +7,9 @@ from moe_jax.configuration import ConfigError
 from moe_jax.routing.expert_choice import expert_choice
 from moe_jax.routing.gshard import gshard
 from moe_jax.routing.metrics import assignment_metrics
+from moe_jax.routing.soft_moe import Slots
 from moe_jax.routing.switch import switch
-from moe_jax.study.drawings import draw_assignment
+from moe_jax.study.drawings import draw_assignment, draw_assignments
 
 GROUPS, TOKENS, EXPERTS, CAPACITY = 2, 12, 4, 3
 VALID = jnp.arange(TOKENS)[None] < jnp.array([TOKENS, TOKENS - 2])[:, None]
@@ -82,3 +83,47 @@ def test_bad_arguments_are_named():
         draw_assignment(assignment, group=GROUPS)
     with pytest.raises(ConfigError, match=r"labels is \[.*; accepted: 12 texts"):
         draw_assignment(assignment, labels=["a", "b", "c"])
+
+
+def slots():
+    """Weights of two slots of each expert, summing to 1 over all of them."""
+    rng = np.random.default_rng(0)
+    combine = rng.dirichlet(np.ones(2 * EXPERTS), (GROUPS, TOKENS)).astype(np.float32)
+    return Slots(jnp.asarray(combine), jnp.asarray(combine), EXPERTS)
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_a_panel_for_each_decision(group):
+    figure = draw_assignments(decisions() | {"soft_moe": slots()}, group, columns=2)
+    *panels, bar = figure.axes
+    assert [panel.get_title(loc="left").partition(":")[0] for panel in panels] == [*decisions(), "soft_moe"]
+    for panel, assignment in zip(panels, decisions().values(), strict=False):
+        mesh, crosses = panel.collections
+        np.testing.assert_array_equal(mesh.get_array().filled(0.0), assignment.combine_weights()[group].T)
+        np.testing.assert_array_equal(~np.ma.getmaskarray(mesh.get_array()), assignment.dispatch_mask()[group].T)
+        lost = np.asarray(assignment.requested[group] & ~assignment.kept[group])
+        requested = int(assignment.requested[group].sum())
+        assert len(crosses.get_offsets()) == lost.sum()
+        assert panel.get_title(loc="left").endswith(f"C = {CAPACITY}, {lost.sum()} of {requested} dropped")
+    (mesh,) = panels[-1].collections
+    expected = np.asarray(slots().combine)[group].reshape(TOKENS, EXPERTS, 2).sum(axis=-1)
+    np.testing.assert_allclose(mesh.get_array(), expected.T, rtol=1e-6)
+    assert panels[-1].get_title(loc="left") == "soft_moe: 2 slots of each expert"
+    assert bar.get_ylabel() == "combine weight"
+
+
+def test_the_lowest_panel_of_each_column_names_the_tokens():
+    panels = draw_assignments(decisions(), labels=list("abcdefghijkl"), columns=2).axes[:-1]
+    named = [[text.get_text() for text in panel.get_xticklabels()] for panel in panels]
+    assert named == [[], list("abcdefghijkl"), list("abcdefghijkl")]
+
+
+def test_decisions_that_do_not_belong_together_are_named():
+    alone = jax.random.normal(jax.random.key(0), (1, TOKENS, EXPERTS))
+    other = switch(alone, VALID[:1], CAPACITY)
+    with pytest.raises(ConfigError, match=r"decisions\['other'\] is \(1, 12, 4\); accepted: .* \(2, 12, 4\)"):
+        draw_assignments(decisions() | {"other": other})
+    with pytest.raises(ConfigError, match="group is 2; accepted: 0 to 1"):
+        draw_assignments(decisions(), group=2)
+    with pytest.raises(ConfigError, match=r"labels is \['a'\]; accepted: 12 texts"):
+        draw_assignments(decisions(), labels=["a"])
