@@ -98,7 +98,7 @@ def draw_assignments(
         axes.tick_params(labelsize=8)
         if i % columns == 0:
             axes.set_ylabel("expert")
-    figure.colorbar(mesh, ax=figure.axes, label="combine weight", fraction=0.015, pad=0.01, extend="max")
+    figure.colorbar(mesh, ax=figure.axes, label="combine weight", fraction=0.015, pad=0.01, aspect=60, extend="max")
     return figure
 
 
