@@ -30,8 +30,13 @@ def format_table(rows: Sequence[Row], baseline: str = "dense") -> str:
 
 def markdown_table(summaries: Sequence[ModelSummary], columns: Sequence[Column]) -> str:
     """A table in Markdown, its numbers aligned to the right."""
-    header, *lines = _cells(summaries, columns)
-    rule = ["---", *["---:"] * (len(columns) - 1)]
+    return markdown_rows(_cells(summaries, columns))
+
+
+def markdown_rows(cells: Sequence[Sequence[str]]) -> str:
+    """The same of rows of cells, the first of them the header."""
+    header, *lines = cells
+    rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
 
 
@@ -47,7 +52,8 @@ def _mean(value: Estimate | None, form: str) -> str:
     return NOTHING if value is None else format(value.mean, form)
 
 
-def _with_error(value: Estimate, form: str) -> str:
+def with_error(value: Estimate, form: str) -> str:
+    """A mean with its standard error where there is one."""
     error = "" if value.standard_error is None else f" ± {value.standard_error:{form}}"
     return f"{value.mean:{form}}{error}"
 
@@ -87,7 +93,7 @@ QUALITY: list[Column] = [
     ("active", lambda s: _quantity(s.active_parameters)),
     ("training FLOPs/token", lambda s: _quantity(s.flops_per_token)),
     ("seeds", lambda s: str(len(s.seeds))),
-    ("validation loss", lambda s: _with_error(s.loss, ".4f")),
+    ("validation loss", lambda s: with_error(s.loss, ".4f")),
     ("bits/byte", lambda s: _mean(s.bits_per_byte, ".4f")),
     ("Δ loss", lambda s: with_interval(s.difference, "+.4f")),
     ("Δ in s.e.", lambda s: _in_standard_errors(s.difference)),
@@ -103,7 +109,7 @@ COST: list[Column] = [
 TERMINAL: list[Column] = [
     *_NAME,
     ("seeds", lambda s: str(len(s.seeds))),
-    ("loss", lambda s: _with_error(s.loss, ".4f")),
+    ("loss", lambda s: with_error(s.loss, ".4f")),
     ("Δ loss", lambda s: _mean(s.difference, "+.4f")),
     ("x steps", lambda s: _speed_up(s, "step", _mean)),
     ("x FLOPs", lambda s: _speed_up(s, "flops", _mean)),

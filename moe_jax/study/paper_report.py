@@ -1,0 +1,112 @@
+"""A report that has a table of a paper beside the same table of ours."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from moe_jax.configuration import require_name
+from moe_jax.files import write_whole
+from moe_jax.study.measures import diverged, value_of
+from moe_jax.study.plots import plot_expert_load, plot_losses
+from moe_jax.study.report import provenance, write_figure
+from moe_jax.study.results import Row, require_comparable
+from moe_jax.study.statistics import Estimate, estimate, paired_difference
+from moe_jax.study.tables import NOTHING, markdown_rows, with_error, with_interval
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperTable:
+    """What a paper prints, and what of ours stands beside it.
+
+    Attributes:
+      title: of the study.
+      place: authors, year and table.
+      figures: what the paper's figures are, in words: of what, after how long, whether more is better.
+      values: the paper's figure of each model, as it prints it; the models in its order.
+      baseline: the model that ours are compared with.
+      metric: of ours, see `value_of`; of `loss` its negative is printed, the paper's negative log perplexity.
+      notes: by model, a sentence on why ours says another thing than the paper's.
+    """
+
+    title: str
+    place: str
+    figures: str
+    values: Mapping[str, str]
+    baseline: str
+    metric: str = "loss"
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the metric is called where it is printed."""
+        return "negative log perplexity" if self.metric == "loss" else self.metric.replace("_", " ")
+
+    def value(self, row: Row) -> float:
+        """A run's figure, more being better."""
+        value = value_of(row, self.metric)
+        return -value if self.metric == "loss" else value
+
+
+def write_paper_report(rows: Sequence[Row], directory: Path, table: PaperTable, command: str) -> Path:
+    """Writes `README.md` with its figures into `directory` and returns its path.
+
+    Args:
+      rows: of one corpus, of models that the paper's table has; those of runs that diverged among them.
+      directory: made if it is not there; an earlier report in it is replaced.
+      table: the paper's.
+      command: what reproduces the results.
+
+    Raises:
+      ConfigError: a row's model is not in the paper's table, the baseline has no row, or the rows do not belong in one
+        table.
+    """
+    require_comparable(rows)
+    for row in rows:
+        require_name(row["name"], table.values, "name")
+    finished = [row for row in rows if not diverged(row)]
+    require_name(table.baseline, sorted({row["name"] for row in finished}), "baseline")
+    write_figure(plot_losses(finished, table.baseline), directory / "loss.png")
+    sections = [
+        f"# {table.title}",
+        f"{table.place}: {table.figures}. Ours: {table.name} on validation text after the last step, nats per token, "
+        f"higher is better; ± is one standard error over seeds, Δ what it is above {table.baseline}, paired by seed, "
+        "with its 95% interval (Student's t). FLOPs are active ones per token.",
+        paper_markdown(rows, table),
+        "![Validation loss over steps, training FLOPs and seconds](loss.png)",
+        "Lines are means over seeds, bands their range. A dot marks where a mean first reaches the final loss of "
+        f"{table.baseline}.",
+    ]
+    if table.notes:
+        sections += ["## Where they differ", "\n".join(f"- {name}: {note}" for name, note in table.notes.items())]
+    load = plot_expert_load(finished)
+    if load is not None:
+        write_figure(load, directory / "load.png")
+        sections += ["## Load", "![Load of each expert over training](load.png)"]
+    sections += ["## Provenance", provenance(rows, command)]
+    path = directory / "README.md"
+    write_whole(path, "\n\n".join(sections) + "\n")
+    return path
+
+
+def paper_markdown(rows: Sequence[Row], table: PaperTable) -> str:
+    """The table: the paper's figure of each model that has a row, and ours."""
+    groups = {name: [row for row in rows if row["name"] == name] for name in table.values}
+    base = {row["seed"]: row for row in groups[table.baseline] if not diverged(row)}
+    flops = groups[table.baseline][0]["flops_per_token"]
+    lines = [["model", f"{table.place}", f"ours, {table.name}", "Δ", "FLOPs", "seeds", "diverged"]]
+    for name, runs in groups.items():
+        if not runs:
+            continue
+        kept = [row for row in runs if not diverged(row)]
+        lost = len(runs) - len(kept)
+        values = with_error(estimate([table.value(row) for row in kept]), ".4f") if kept else NOTHING
+        change = with_interval(_difference(kept, base, table) if name != table.baseline else None, "+.4f")
+        share = f"{runs[0]['flops_per_token'] / flops:.3f}"
+        lines.append([name, table.values[name], values, change, share, str(len(runs)), str(lost) if lost else NOTHING])
+    return markdown_rows(lines)
+
+
+def _difference(runs: Sequence[Row], base: Mapping[int, Row], table: PaperTable) -> Estimate | None:
+    """Of those that share a seed; None where none do."""
+    pairs = [(table.value(row), table.value(base[row["seed"]])) for row in runs if row["seed"] in base]
+    return paired_difference(*zip(*pairs, strict=True)) if pairs else None
