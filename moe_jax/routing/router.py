@@ -87,7 +87,8 @@ class Router(nn.Module):
     mixes: ClassVar[bool] = False
     loss_levels: ClassVar[tuple[LossLevel, ...]] = get_args(LossLevel)
     losses: ClassVar[Mapping[str, float]] = {"balance_loss": 0.01, "z_loss": 0.0}
-    init_std: ClassVar[float] = 0.02
+    # Without a type: a router that makes it an option lists it after its others.
+    init_std = 0.02
     paper: ClassVar[str] = ""
     year: ClassVar[int] = 0
 
