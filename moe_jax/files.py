@@ -51,3 +51,16 @@ def parse_json(line: bytes, where: str) -> Any:
         return json.loads(line)
     except ValueError as error:
         raise ConfigError(f"{where} is {line[:60]!r}; accepted: JSON") from error
+
+
+def json_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """What each line of a file that people wrote holds, with its place for messages; blank lines are passed over.
+
+    Raises:
+      ConfigError: a line is not JSON.
+    """
+    # Not by str.splitlines, which also cuts at characters that a text in JSON may hold.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield where, parse_json(line, where)

@@ -110,14 +110,14 @@ def _read_files(config: DataConfig, paths: list[Path]) -> list[Document]:
     documents = []
     for path in paths:
         content = path.read_bytes()
-        if decode(content, config, str(path)):
+        if _decode(content, config, str(path)):
             digest = docs.content_digest(content)
             split = docs.split_by_content(digest, config.validation_fraction)
             documents.append(Document(path.relative_to(root).as_posix(), path, digest, split))
     return documents
 
 
-def decode(content: bytes, config: DataConfig, place: str) -> str:
+def _decode(content: bytes, config: DataConfig, place: str) -> str:
     """The text of `content`, or an error that says in what place it is not UTF-8."""
     try:
         return content.decode()
@@ -158,7 +158,7 @@ def _tfds(config: DataConfig, name: str) -> Corpus:
         tfds_split, numbers = parts[split]
         source = builder.as_data_source(tfds_split)
         contents = ((number, source[number][config.text_feature]) for number in numbers)
-        texts = (decode(content, config, f"example {number} of {tfds_split}") for number, content in contents)
+        texts = (_decode(content, config, f"example {number} of {tfds_split}") for number, content in contents)
         return (text for text in texts if text)
 
     return Corpus(config.corpus, digest, documents)

@@ -9,7 +9,7 @@ import numpy as np
 
 from moe_jax.configuration import ConfigError, require
 from moe_jax.data.corpora import prepared_builder
-from moe_jax.files import parse_json
+from moe_jax.files import json_records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read_examples(task: str, fields: Fields = DEFAULT_FIELDS, split: str = "vali
     else:
         accepted = "a file of JSON lines that ends in .jsonl, tfds:NAME[/CONFIG], or corpus:NAME"
         require(task.endswith(".jsonl") and Path(task).is_file(), "TASK", task, accepted)
-        records = _json_records(Path(task))
+        records = json_records(Path(task))
     examples: list[Example] = []
     for where, record in records:
         example = example_from(record, fields, where)
@@ -140,13 +140,6 @@ def _require_same_kind(example: Example, examples: list[Example], where: str) ->
     kinds = ["a cloze" if len(one.choices) == 1 else "multiple choice" for one in (example, *examples[:1])]
     if len(set(kinds)) > 1:
         raise ConfigError(f"{where} is {kinds[0]}; accepted: {kinds[1]}, as the examples before it")
-
-
-def _json_records(path: Path) -> Iterable[tuple[str, Any]]:
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield where, parse_json(line, where)
 
 
 def _tfds_records(task: str, split: str) -> Iterable[tuple[str, Any]]:

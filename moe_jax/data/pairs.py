@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import io
 import json
 import re
 import textwrap
@@ -15,11 +16,11 @@ from moe_jax.configuration import require
 from moe_jax.data import documents as docs
 from moe_jax.data.cache import cache_directory
 from moe_jax.data.config import DataConfig
-from moe_jax.data.corpora import Corpus, decode, load_corpus, matching_files
+from moe_jax.data.corpora import Corpus, load_corpus, matching_files
 from moe_jax.data.documents import SPLITS, Split
-from moe_jax.files import write_beside
+from moe_jax.files import json_records, write_beside
 
-SCHEME = "v1"  # Part of the names of cached files: change it with what pairs are made of a corpus.
+SCHEME = "v2"  # Part of the names of cached files: change it with what pairs are made of a corpus.
 
 NAME = "_"
 """What stands in the place of a function's name."""
@@ -105,7 +106,8 @@ def functions_of(text: str) -> list[Pair]:
             tree = ast.parse(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return []
-    lines, pairs = text.splitlines(keepends=True), []
+    # The parser's lines: str.splitlines also cuts at form feeds.
+    lines, pairs = io.StringIO(text, newline=None).readlines(), []
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not re.fullmatch("__.*__|_", node.name):
             source = textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno]))
@@ -115,18 +117,9 @@ def functions_of(text: str) -> list[Pair]:
 
 def _json_lines(config: DataConfig) -> Iterator[tuple[Split, Pair]]:
     for path in matching_files(config):
-        for number, line in enumerate(decode(path.read_bytes(), config, str(path)).splitlines(), 1):
-            pair = _parse(line)
-            accepted = f"lines of JSON, each with texts 'inputs' and 'targets'; line {number} of {path} is {line[:80]}"
-            require(pair is not None, "data.corpus", config.corpus, accepted)
+        for where, record in json_records(path):
+            texts = [record.get(name) for name in ("inputs", "targets")] if isinstance(record, dict) else [None]
+            fits = all(isinstance(text, str) for text in texts)
+            require(fits, where, record, "an object with texts 'inputs' and 'targets'")
+            pair = Pair(*texts)
             yield docs.split_by_content(pair.digest, config.validation_fraction), pair
-
-
-def _parse(line: str) -> Pair | None:
-    """The pair of a line of JSON, None where it is none."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    texts = [found.get(name) for name in ("inputs", "targets")] if isinstance(found, dict) else [None]
-    return Pair(*texts) if all(isinstance(text, str) for text in texts) else None

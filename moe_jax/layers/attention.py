@@ -20,9 +20,6 @@ from moe_jax.remat import saveable
 BLOCKS = 4
 SHORTEST_BLOCK = 64
 
-DROPOUT = "dropout"
-"""The stream of what dropout draws."""
-
 
 def attention_mask(segment_ids: Int[Array, "B S"], causal: bool) -> Bool[Array, "B 1 S S"]:
     """Each token sees its document, if `causal` only up to itself; a document is a run of one segment id."""

@@ -1,13 +1,12 @@
 """The dense feed-forward layer. B batch, S sequence, D model width, F inner width."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.experts.ffn import FFN_KINDS, feed_forward, products_by
 from moe_jax.layers.by_row import by_row
+from moe_jax.layers.dropout import with_dropout
 from moe_jax.layers.initialization import network_weights
 
 
@@ -32,8 +31,5 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         kind = FFN_KINDS[self.kind]
         weights = network_weights(self, kind, x.shape[-1], self.ffn_dim, self.init_scale, self.dtype)
-        products, network = products_by(jnp.matmul), kind
-        if self.dropout:
-            dropout = nn.Dropout(self.dropout, deterministic=False)
-            network = dataclasses.replace(kind, unit=lambda *first: dropout(kind.unit(*first)))
+        products, network = products_by(jnp.matmul), with_dropout(kind, self.dropout)
         return by_row(lambda rows: feed_forward(rows, weights, network, products), x.astype(self.dtype))

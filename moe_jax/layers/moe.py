@@ -4,7 +4,6 @@ B batch, S sequence (in `_run` G groups of S tokens), D model width, E experts, 
 (D, but of linear experts).
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from moe_jax.experts.kernels.choice import KernelChoice
 from moe_jax.experts.parallel.run import apply_on_mesh
 from moe_jax.experts.parallel.strategy import ParallelConfig
 from moe_jax.experts.run import choose_execution
+from moe_jax.layers.dropout import with_dropout
 from moe_jax.layers.feed_forward import FeedForward
 from moe_jax.layers.initialization import kernel_init, network_weights
 from moe_jax.routing import make_router
@@ -141,11 +141,8 @@ class MoE(nn.Module):
         return assignment.replace(expert=placement.value[assignment.expert])
 
     def _expert(self) -> FFNKind:
-        """What an expert computes; each row's values drop out for themselves, whatever the order that rows are in."""
-        if self.kind == "linear":
-            return LINEAR
-        kind, dropout = FFN_KINDS[self.kind], nn.Dropout(self.dropout, deterministic=False)
-        return dataclasses.replace(kind, unit=lambda *first: dropout(kind.unit(*first))) if self.dropout else kind
+        """What an expert computes."""
+        return LINEAR if self.kind == "linear" else with_dropout(FFN_KINDS[self.kind], self.dropout)
 
     def _run(
         self, x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind

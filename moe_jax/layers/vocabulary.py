@@ -1,4 +1,4 @@
-"""From the model's last values to logits over the vocabulary, and to losses without all logits at once.
+"""From tokens to the model's first values, from its last ones to logits, and to losses without all logits at once.
 
 B batch, S sequence, D model width, V vocabulary, C positions of a chunk.
 """
@@ -16,6 +16,12 @@ from moe_jax.layers.by_row import by_row
 from moe_jax.layers.initialization import kernel_init
 
 Project = Callable[[Float[Array, "_ D"]], Float[Array, "_ V"]]
+
+
+def token_embedding(vocab_size: int, model_dim: int, std: float, dtype: jnp.dtype) -> nn.Embed:
+    """The parameter `embedding` [V, D] of the module that calls, which starts with standard deviation `std`."""
+    start = nn.initializers.normal(std)
+    return nn.Embed(vocab_size, model_dim, dtype=dtype, embedding_init=start, name="embedding")
 
 
 class OutputMatrix(nn.Module):

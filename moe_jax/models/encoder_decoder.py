@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.devices import kept_by_token
 from moe_jax.layers.attention import memory_mask
-from moe_jax.layers.vocabulary import OutputMatrix, scores
+from moe_jax.layers.vocabulary import OutputMatrix, scores, token_embedding
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.stack import Stack, complete
 
@@ -51,13 +51,7 @@ class EncoderDecoder(nn.Module):
         text = complete(tokens, positions, segment_ids)
         encoder_text = complete(encoder_tokens, encoder_positions, encoder_segment_ids)
         dtype, (encoder, decoder) = jnp.dtype(self.config.dtype), self.config.stacks
-        embed = nn.Embed(
-            self.config.vocab_size,
-            self.config.model_dim,
-            dtype=dtype,
-            embedding_init=nn.initializers.normal(1.0),
-            name="embedding",
-        )
+        embed = token_embedding(self.config.vocab_size, self.config.model_dim, 1.0, dtype)
         memory = Stack(encoder, self.training, name="encoder")(kept_by_token(embed(encoder_tokens)), encoder_text)
         seen = memory_mask(text.segment_ids, encoder_text.segment_ids)
         x = Stack(decoder, self.training, name="decoder")(kept_by_token(embed(tokens)), text, memory, seen)

@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.layers.attention import DROPOUT, attention_mask
+from moe_jax.layers.attention import attention_mask
+from moe_jax.layers.dropout import DROPOUT
 from moe_jax.layers.norms import RMSNorm
 from moe_jax.layers.positions import RelativeBias, rotary_angles
 from moe_jax.models.block import Block

@@ -78,7 +78,7 @@ class Switch(Router):
       priority: who is seated first; see `assign_choices`.
       rounds: experts that a token may ask in turn while it finds them full; 1 leaves it behind.
       init_std: standard deviation of the router's kernel at its start. Logits then vary by it times the root of D: 0.55
-        in the paper's models of width 768, less in narrower ones, whose routers take longer to tell experts apart.
+        in the released models of width 768, less in narrower ones, whose routers take longer to tell experts apart.
     """
 
     exploration: Exploration = "argmax"

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.layers.attention import DROPOUT
+from moe_jax.layers.dropout import DROPOUT
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.language_model import make_model, model_inputs
 from moe_jax.models.sown import Metrics, auxiliary_loss, next_router_state, routing_metrics, routing_values

@@ -7,8 +7,10 @@ import pytest
 
 from moe_jax.configuration import ConfigError
 from moe_jax.data.config import DataConfig
+from moe_jax.data.corpora import load_corpus
 from moe_jax.data.pairs import Pair, functions_of, load_pairs
 from moe_jax.data.pipeline import load_text
+from moe_jax.data.tokenization import load_tokenizer
 
 CODE = '''
 def outer(x):
@@ -39,6 +41,35 @@ def test_functions_with_their_names_replaced():
     assert pairs["wait"] == "async def _(self):\n    return await self._()\n"
     assert "outer" not in pairs["outer"]
     assert functions_of("no python") == []
+
+
+def test_form_feeds_and_other_ends_are_no_lines_of_code():
+    """Python counts its lines by line feeds and carriage returns, `splitlines` by more."""
+    text = "x = 1\n\x0c\ny = 'a\x0bb'\r\ndef first():\r\n    return 1\n\x0c\ndef second():\n    return 2\n"
+    found = {pair.targets: pair.inputs for pair in functions_of(text)}
+    assert found == {"first": "def _():\n    return 1\n", "second": "def _():\n    return 2\n"}
+
+
+def test_a_text_may_hold_what_ends_lines_elsewhere(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [{"inputs": f"one\u2028two\x85{i}", "targets": "three"} for i in range(20)]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    splits = load_pairs(config_of(path)).splits
+    assert sorted(pair.inputs for pairs in splits.values() for pair in pairs) == sorted(x["inputs"] for x in lines)
+
+
+def test_tokens_are_those_of_the_corpus_that_the_tokenizer_is_of(tmp_path):
+    """As a run that goes on from another one's parameters needs."""
+    (tmp_path / "text").mkdir()
+    for i in range(30):
+        (tmp_path / "text" / f"{i}.txt").write_text(f"question answer {i} " * 30)
+    path = write_lines(tmp_path / "a.jsonl", [{"inputs": f"question {i}", "targets": "answer"} for i in range(40)])
+    corpus = f"text_files:{tmp_path}/text/*.txt"
+    data = load_text(config_of(path, tokenizer="bpe:270", tokenizer_corpus=corpus), tmp_path / "cache")
+    text = DataConfig(corpus=corpus, tokenizer="bpe:270", validation_fraction=0.3)
+    expected = load_tokenizer("bpe:270", load_corpus(text), tmp_path / "other").encode("answer")
+    assert len(expected) < len("answer")
+    assert data.train[0]["targets"][: len(expected) + 1].tolist() == [*expected.tolist(), 269]
 
 
 def write_lines(path, lines):
@@ -110,7 +141,7 @@ def test_functions_of_the_library_are_found_once_and_kept(tmp_path):
 def test_a_line_that_is_no_pair_is_named(tmp_path, line):
     path = tmp_path / "a.jsonl"
     path.write_text('{"inputs": "a", "targets": "b"}\n' + line + "\n")
-    with pytest.raises(ConfigError, match=r"data.corpus is .*line 2 of .*a.jsonl is "):
+    with pytest.raises(ConfigError, match=r"a.jsonl:2 is .*; accepted: "):
         load_pairs(config_of(path))
 
 

@@ -126,6 +126,16 @@ def test_batches_are_drawn_anew_in_each_epoch_and_are_the_same_when_a_run_goes_o
     assert len(data.train) == len(stream) // config.corrupted.text
 
 
+def test_rate_and_span_decide_how_much_is_hidden(folder, tmp_path):
+    for fields in ({}, {"mask_rate": 0.3, "sentinels": 9, "target_length": 20}, {"mean_span": 1.5, "sentinels": 9}):
+        config = config_of(folder, **fields)
+        expected = longest_text(32, config.mask_rate, config.mean_span)
+        batch = load_text(config, tmp_path).validation_batches(1)[0]
+        assert (batch["loss_mask"].sum(axis=1) == expected.targets).all()
+        assert ((batch["targets"] > 256).sum(axis=1) == expected.spans).all()
+        assert (batch["encoder_segment_ids"].sum(axis=1) == expected.inputs).all()
+
+
 def test_bytes_of_targets_leave_out_sentinels_and_ends(folder, tmp_path):
     data = load_text(config_of(folder), tmp_path)
     batches = data.validation_batches(2)

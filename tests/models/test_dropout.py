@@ -67,6 +67,26 @@ def test_a_hidden_value_that_drops_out_is_gone():
     assert 0.15 < gone.mean() < 0.35
 
 
+def test_scanned_layers_draw_each_for_themselves():
+    """Of two equal layers, one and then the other without its residual: alike only if both dropped the same values."""
+    config = small.config(num_layers=2, dropout=0.5, scan_layers=True)
+    masks = []
+
+    def record(next_function, arguments, keywords, context):
+        result = next_function(*arguments, **keywords)
+        if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
+            jax.debug.callback(lambda x: masks.append(np.asarray(x) == 0), result)
+        return result
+
+    rngs = {"dropout": jax.random.key(0)}
+    with nn.intercept_methods(record):
+        make_model(config, True).apply({"params": small.start(config)}, *small.batch(), rngs=rngs)
+        jax.effects_barrier()
+    weights = [mask for mask in masks if mask.ndim == 5]
+    assert len(weights) == 2
+    assert (weights[0] != weights[1]).mean() > 0.1
+
+
 def test_it_is_where_t5_has_it():
     config = small.config(dropout=0.5)
     params = small.start(config)
