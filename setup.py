@@ -115,7 +115,7 @@ setup(
         "test": TEST,
         "notebooks": [*NOTEBOOKS, "jupyterlab>=4.2,<5"],
         # Of tokamax 0.0.12 is for JAX 0.10, 0.0.13 and later for 0.11; from 0.0.15 on its Triton needs jax_triton.
-        "gpu": ["jax[cuda13]>=0.10,<0.12", "tokamax>=0.0.12,<0.0.15"],
+        "gpu": ["jax[cuda13]>=0.10,<0.12", "nvidia-ml-py>=12,<14", "tokamax>=0.0.12,<0.0.15"],
         # With libtpu installed, every JAX process tries to load it: set JAX_PLATFORMS=cpu.
         # libtpu as this JAX takes it: others end the process without a word.
         "tpu-plan": ["jax[tpu]>=0.10,<0.12"],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.configuration import ConfigError, build, require, require_name
-from moe_jax.study.results import Row, read_rows, require_comparable
+from moe_jax.study.results import Row, read_study, require_comparable
 from moe_jax.study.rules import RULES, Rule
 from moe_jax.study.verdicts import Outcome, Verdict
 
@@ -115,8 +115,7 @@ def judge(claim: Claim, results: Path) -> Judged:
     Raises:
       ConfigError: the table's rows do not belong in one, or lack the rule's metric; it names the claim.
     """
-    path = results / claim.study / "results.jsonl"
-    rows = read_rows(path)
+    rows = read_study(results / claim.study)
     if claim.accelerator:
         rows = [row for row in rows if row["host"]["platform"] != "cpu"]
         if not rows:

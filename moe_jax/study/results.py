@@ -14,11 +14,14 @@ A row has the fields
                         "scores", {name: number}, where the task has any
   scores                those of the last evaluation, where there are any
   diverged              true, of a run that did; its curve ends where it was last evaluated
+and, as `read_study` gives it where they were measured (`moe_jax.study.step_costs`),
+  step_seconds, step_joules                 of a step, timed apart from training and by turns with the study's other
+                        models; joules are None on a machine that does not count them
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,23 @@ def append_row(path: Path, row: Row) -> None:
 def read_rows(path: Path) -> list[Row]:
     """The rows in the order they were appended; see `read_json_lines`."""
     return read_json_lines(path)
+
+
+def read_study(directory: Path) -> list[Row]:
+    """The rows of `results.jsonl`, each with what `step_costs.json`, where it is there, says of a step of its model."""
+    path = directory / "step_costs.json"
+    costs = json.loads(path.read_text()) if path.exists() else {"models": {}}
+    rows = read_rows(directory / "results.jsonl")
+    return [row | _step_costs(costs["models"].get(row["name"])) for row in rows]
+
+
+def _step_costs(cost: Mapping[str, float | None] | None) -> dict[str, float | None]:
+    return {} if cost is None else {"step_seconds": cost["seconds"], "step_joules": cost["joules"]}
+
+
+def step_seconds(row: Row) -> float:
+    """Seconds of a training step: as timed by turns, or else of the run as it was."""
+    return row.get("step_seconds") or row["seconds"] / row["curve"][-1]["step"]
 
 
 def require_comparable(rows: Sequence[Row]) -> None:
@@ -75,8 +95,8 @@ def final_loss(row: Row) -> float:
 def curve_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """One line per evaluation, to plot and to group.
 
-    Columns: name, seed, step, tokens, flops (training FLOPs spent so far), seconds, validation_loss, bits_per_byte, and
-    one per routing metric, NaN where a model has none.
+    Columns: name, seed, step, tokens, flops (training FLOPs spent so far), seconds (by steps timed by turns, where the
+    row has them), validation_loss, bits_per_byte, and one per routing metric, NaN where a model has none.
     """
     return pd.DataFrame(
         {
@@ -85,7 +105,7 @@ def curve_frame(rows: Sequence[Row]) -> pd.DataFrame:
             "step": point["step"],
             "tokens": point["tokens"],
             "flops": point["tokens"] * row["flops_per_token"],
-            "seconds": point["seconds"],
+            "seconds": point["step"] * row["step_seconds"] if "step_seconds" in row else point["seconds"],
             "validation_loss": point["validation_loss"],
             "bits_per_byte": point["bits_per_byte"],
             **point["routing"],

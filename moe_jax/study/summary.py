@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_jax.configuration import require_name
-from moe_jax.study.results import Row, curve_frame, final_loss, require_comparable
+from moe_jax.study.results import Row, curve_frame, final_loss, require_comparable, step_seconds
 from moe_jax.study.statistics import Estimate, estimate, paired_difference, reached_at
 
 COSTS = {"step": "steps", "flops": "training FLOPs", "seconds": "seconds"}
@@ -113,7 +113,7 @@ def _summarize_model(rows: Sequence[Row], baseline_rows: Sequence[Row]) -> Model
         loss=estimate([final_loss(run) for run in rows]),
         bits_per_byte=estimate([run["curve"][-1]["bits_per_byte"] for run in rows]),
         difference=paired_difference(*_final_losses(pairs)) if pairs else None,
-        step_time=estimate([_step_seconds(run) / _step_seconds(other) for run, other in pairs]) if pairs else None,
+        step_time=estimate([step_seconds(run) / step_seconds(other) for run, other in pairs]) if pairs else None,
         speed_up={cost: _speed_up(pairs, cost) for cost in COSTS} if pairs else {},
         routing=_final_metrics(rows, "routing"),
         training=_final_metrics(rows, "training"),
@@ -129,10 +129,6 @@ def _speed_up(pairs: Sequence[tuple[Row, Row]], cost: str) -> SpeedUp:
     costs = [[cost_to_reach(row, final_loss(other), cost) for row in (other, run)] for run, other in pairs]
     ratios = [base / own for base, own in costs if base is not None and own is not None]
     return SpeedUp(len(pairs), len(ratios), estimate(ratios) if len(ratios) == len(pairs) else None)
-
-
-def _step_seconds(row: Row) -> float:
-    return row["seconds"] / row["curve"][-1]["step"]
 
 
 def _final_metrics(rows: Sequence[Row], kind: str) -> dict[str, float]:
