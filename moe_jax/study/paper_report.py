@@ -7,6 +7,7 @@ from pathlib import Path
 from moe_jax.configuration import require_name
 from moe_jax.files import write_whole
 from moe_jax.study.measures import diverged, value_of
+from moe_jax.study.paper_measures import MEASURES, Compared
 from moe_jax.study.plots import plot_expert_load, plot_losses
 from moe_jax.study.report import provenance, write_figure
 from moe_jax.study.results import Row, require_comparable
@@ -25,6 +26,9 @@ class PaperTable:
       values: the paper's figure of each model, as it prints it; the models in its order.
       baseline: the model that ours are compared with.
       metric: of ours, see `value_of`; of `loss` its negative is printed, the paper's negative log perplexity.
+      others: the paper's figures of further measures, names in `moe_jax.study.paper_measures.MEASURES`, by model; each
+        stands beside ours.
+      teachers: whose gain over the baseline a model keeps a share of (measure `share_of_gain`).
       notes: by model, a sentence on why ours says another thing than the paper's.
     """
 
@@ -34,7 +38,16 @@ class PaperTable:
     values: Mapping[str, str]
     baseline: str
     metric: str = "loss"
+    others: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    teachers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_name(self.baseline, self.values, "baseline")
+        for measure, figures in self.others.items():
+            require_name(measure, MEASURES, "others")
+            for name in figures:
+                require_name(name, self.values, f"others.{measure}")
 
     @property
     def name(self) -> str:
@@ -91,18 +104,25 @@ def write_paper_report(rows: Sequence[Row], directory: Path, table: PaperTable, 
 def paper_markdown(rows: Sequence[Row], table: PaperTable) -> str:
     """The table: the paper's figure of each model that has a row, and ours."""
     groups = {name: [row for row in rows if row["name"] == name] for name in table.values}
-    base = {row["seed"]: row for row in groups[table.baseline] if not diverged(row)}
+    finished = {name: {row["seed"]: row for row in runs if not diverged(row)} for name, runs in groups.items()}
+    base = finished[table.baseline]
     flops = groups[table.baseline][0]["flops_per_token"]
-    lines = [["model", f"{table.place}", f"ours, {table.name}", "Δ", "FLOPs", "seeds", "diverged"]]
+    titles = [title for name in table.others for title in (f"{MEASURES[name].title}: paper", "ours")]
+    lines = [["model", table.place, f"ours, {table.name}", "Δ", *titles, "FLOPs", "seeds", "diverged"]]
     for name, runs in groups.items():
         if not runs:
             continue
-        kept = [row for row in runs if not diverged(row)]
+        kept = list(finished[name].values())
         lost = len(runs) - len(kept)
         values = with_error(estimate([table.value(row) for row in kept]), ".4f") if kept else NOTHING
         change = with_interval(_difference(kept, base, table) if name != table.baseline else None, "+.4f")
+        compared = Compared(name, table.baseline, table.teachers.get(name), finished, table.value)
+        others = []
+        for measure, figures in table.others.items():
+            others += [figures.get(name, NOTHING), MEASURES[measure].ours(compared) if kept else NOTHING]
         share = f"{runs[0]['flops_per_token'] / flops:.3f}"
-        lines.append([name, table.values[name], values, change, share, str(len(runs)), str(lost) if lost else NOTHING])
+        last = [share, str(len(runs)), str(lost) if lost else NOTHING]
+        lines.append([name, table.values[name], values, change, *others, *last])
     return markdown_rows(lines)
 
 

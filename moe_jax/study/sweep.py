@@ -24,7 +24,6 @@ def run_sweep(
     workdir: Path,
     train: Train,
     on_row: Callable[[list[Row]], None] = lambda rows: None,
-    known: Sequence[Path] = (),
     may_diverge: bool = False,
 ) -> list[Row]:
     """Trains what is not yet in `results`, one seed of every model before the next seed.
@@ -39,7 +38,6 @@ def run_sweep(
       workdir: gets one folder of checkpoints and logs per run.
       train: trains one configuration in a folder, going on from the checkpoint it finds there.
       on_row: called with this sweep's rows so far, after each run that is trained.
-      known: tables of other sweeps; a run of theirs that differs in its name alone is copied, not trained again.
       may_diverge: whether a run that diverges is a result, a row with `diverged` and the curve up to there, where it
         otherwise ends the sweep.
 
@@ -50,18 +48,13 @@ def run_sweep(
       DivergenceError: a run diverged, and `may_diverge` does not say that it may.
     """
     finished = {_identity(row["config"]): row for row in read_rows(results)}
-    elsewhere = {_identity(_unnamed(row["config"])): row for table in known for row in read_rows(table)}
     rows: list[Row] = []
     for config in sorted(configs, key=lambda config: config.seed):
         identity = _identity(to_dict(config))
         if identity in finished:
             rows.append(finished[identity])
             continue
-        row = elsewhere.get(_identity(_unnamed(to_dict(config))))
-        if row is None:
-            row = _run(config, run_directory(config, workdir), train, may_diverge)
-        else:
-            row = row | {"name": config.name, "config": to_dict(config)}
+        row = _run(config, run_directory(config, workdir), train, may_diverge)
         append_row(results, row)
         rows.append(row)
         on_row(list(rows))
@@ -100,10 +93,6 @@ def _run(config: TrainConfig, directory: Path, train: Train, may_diverge: bool) 
         "curve": list(result.curve),
         **more,
     }
-
-
-def _unnamed(config: dict[str, Any]) -> dict[str, Any]:
-    return config | {"name": ""}
 
 
 def _identity(config: dict[str, Any]) -> str:

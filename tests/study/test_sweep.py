@@ -122,19 +122,6 @@ def test_directories_are_named_for_people(tmp_path, configs):
     assert len(name) == len("switch-4-seed0-") + 8
 
 
-def test_a_run_known_from_another_study_is_copied_under_its_name_here(tmp_path, configs):
-    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
-    (dense, *_) = run_sweep(configs, first, tmp_path, FakeTraining())
-    renamed = [dataclasses.replace(config, name=f"other-{config.name}") for config in configs[:2]]
-    changed = dataclasses.replace(configs[2], name="longer", steps=300)
-    training = FakeTraining()
-    rows = run_sweep([*renamed, changed], second, tmp_path, training, known=[first, tmp_path / "none.jsonl"])
-    assert [name for name, *_ in training.asked] == ["longer"]
-    assert [(row["name"], row["seed"]) for row in rows] == [("other-dense", 0), ("longer", 0), ("other-dense", 1)]
-    assert rows[0] == dense | {"name": "other-dense", "config": dense["config"] | {"name": "other-dense"}}
-    assert read_rows(second) == rows
-
-
 def test_a_run_that_diverges_is_a_row_where_it_may(tmp_path, configs):
     def diverges(config, workdir):
         if config.name == "dense":

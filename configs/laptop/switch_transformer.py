@@ -1,0 +1,230 @@
+"""The studies of the Switch Transformer paper (Fedus et al. 2021, arXiv:2101.03961), for two CPU cores.
+
+Command:   python -m experiments.switch_transformer STUDY           (one of STUDIES; without one, all of them)
+           python -m moe_jax train configs/laptop/switch_transformer.py:STUDY/MODEL --workdir runs/STUDY/MODEL
+           (one model; what it starts from or learns from is to be there before, as runs/STUDY/MODEL, too)
+Hardware:  two cores of a laptop or a small server, 4 GB of memory.
+Time:      see experiments/results/switch_transformer.
+Expected:  experiments/results/switch_transformer
+
+A T5 of two layers a stack, with heads of T5's width, says which spans of Python source were hidden. A sparse model has
+experts in the second layer of each stack, narrower than the dense network by what their router costs, so that active
+FLOPs are equal. A router's logits start as widely spread as those of the released models, whose routers of standard
+deviation 0.02 see 768 numbers.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+# What a configuration sets, by dotted field.
+Fields = dict[str, Any]
+
+
+class Shape(NamedTuple):
+    """What the models of all studies have in common.
+
+    Attributes:
+      model_dim: D.
+      ffn_dim: F of the dense model.
+      num_layers: of a stack; every second one is sparse.
+      num_heads: of width `head_dim`.
+      head_dim: width of a head.
+      steps: of training.
+      group_size: tokens that share a capacity.
+    """
+
+    model_dim: int
+    ffn_dim: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    steps: int
+    group_size: int
+
+    def switch(self, experts: int = 32, factor: float = 1.25, routers: int = 1, **fields: Any) -> Fields:
+        """One expert for each token, as wide as `routers` of its layer leave of a dense network's FLOPs."""
+        moe = {"num_experts": experts, "router": "switch", "capacity_factor": factor, "eval_capacity_factor": 2.0}
+        moe |= {"expert_dim": self.ffn_dim - routers * experts // 2}
+        return self.sparse(moe | fields)
+
+    def top_2(self, factor: float, width: float = 2.0, experts: int = 64) -> Fields:
+        """Two experts for each token, together `width` times as wide as Switch's; `factor` counts the seats of both."""
+        moe = {"num_experts": experts, "router": "gshard", "k": 2, "capacity_factor": factor / 2}
+        width *= self.ffn_dim - experts // 2
+        return self.sparse(moe | {"eval_capacity_factor": 1.0, "expert_dim": round(width / 2)})
+
+    def sparse(self, moe: Fields) -> Fields:
+        """Mixtures of these fields in every second layer."""
+        options = {"init_std": 0.02 * math.sqrt(768 / self.model_dim)} | moe.pop("router_options", {})
+        moe |= {"group_size": self.group_size, "router_options": options}
+        return {"model.moe_layers": tuple(range(1, self.num_layers, 2)), "model.moe": moe}
+
+    def wider(self, numerator: int, denominator: int) -> Fields:
+        """A larger model dimension, with heads as much wider."""
+        fields = {"model_dim": self.model_dim, "head_dim": self.head_dim}
+        return {f"model.{name}": size * numerator // denominator for name, size in fields.items()}
+
+    def shorter(self) -> Fields:
+        """A fifth of the steps."""
+        steps = self.steps // 5
+        return {"steps": steps, "eval_every": steps // 6, "checkpoint_every": steps}
+
+    def fine_tuning(self, pretrained: str, dropout: float = 0.1) -> Fields:
+        """To name functions, learned from few examples, from a pre-trained model on."""
+        data = {"task": "text_to_text", "corpus": "python_functions", "tokenizer_corpus": "python_source"}
+        fields = {f"data.{name}": value for name, value in data.items()} | {"data.train_examples": 4096}
+        fields |= {"optimizer.learning_rate": 0.02, "optimizer.warmup_steps": 20, "model.dropout": dropout}
+        return fields | self.shorter() | start(pretrained)
+
+
+def start(run: str, parts: str = "all") -> Fields:
+    """A run that begins where another ended."""
+    return {"start": {"run": f"../{run}", "parts": parts}}
+
+
+def taught(teacher: str, share: float) -> Fields:
+    """A run that learns from another's probabilities besides the text."""
+    return {"distillation": {"run": f"../{teacher}", "share": share}}
+
+
+def distilled(teacher: str) -> Fields:
+    """The paper's best: from the teacher's weights outside mixtures on, a quarter of the loss the teacher's."""
+    return start(teacher, "outside_mixtures") | taught(teacher, 0.25)
+
+
+def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
+    """By study and model, what differs from the dense model."""
+    switch, top_2, tuned = shape.switch, shape.top_2, shape.fine_tuning
+    attention = {
+        "experts-attention": switch(places=("attention",)) | {"model.ffn_dim": shape.ffn_dim - 32 // 2},
+        "experts-both": switch(routers=3, places=("feed_forward", "attention")),
+    }
+    bfloat16 = {"model.dtype": "bfloat16"}
+    return {
+        "experts": {"dense": {}} | {f"switch-{experts}": switch(experts) for experts in (4, 16, 64, 256)},
+        "architectures": {
+            "dense": {},
+            # T5-Large against T5-Base: twice the layers, four thirds of the width.
+            "dense-large": shape.wider(4, 3)
+            | {"model.num_layers": 2 * shape.num_layers, "model.ffn_dim": shape.ffn_dim * 4 // 3},
+            "top2-2.0": top_2(2.0),
+            "switch-2.0": switch(64, 2.0),
+            "top2-1.25": top_2(1.25),
+            "switch-1.25": switch(64),
+            "top2-1.0": top_2(1.0),
+            "switch-1.0": switch(64, 1.0),
+            "switch-wide-1.0": switch(64, 1.0) | shape.wider(7, 6),
+            "top2-matched-1.25": top_2(1.25, width=1.0),
+        },
+        "precision": {
+            "float32": switch(),
+            "bfloat16": switch(router_dtype="bfloat16") | bfloat16,
+            "selective": switch() | bfloat16,
+        },
+        "initialization": {
+            f"scale-{scale}": switch() | {"model.init_scale": scale} | shape.shorter() for scale in (0.1, 1.0)
+        },
+        "fine_tuning": {
+            "dense-0.1": tuned("experts/dense"),
+            "switch-0.1": switch() | tuned("precision/float32"),
+            "switch-0.2": switch() | tuned("precision/float32", 0.2),
+            "switch-0.3": switch() | tuned("precision/float32", 0.3),
+            "switch-0.1-expert-0.4": switch(dropout=0.4) | tuned("precision/float32"),
+        },
+        "distillation": {
+            "student": {},
+            "teacher": switch(64),
+            "distilled": taught("experts/switch-64", 1.0),
+            "distilled-init": distilled("experts/switch-64") | taught("experts/switch-64", 1.0),
+            "distilled-init-mix": distilled("experts/switch-64"),
+            "init-only": start("experts/switch-64", "outside_mixtures"),
+        },
+        "distillation_sizes": {"student": {}}
+        | {f"teacher-{experts}": switch(experts) for experts in (16, 64, 256)}
+        | {f"distilled-{experts}": distilled(f"experts/switch-{experts}") for experts in (16, 64, 256)},
+        "distillation_fine_tuned": {
+            "student": tuned("experts/dense"),
+            "teacher": switch(64) | tuned("experts/switch-64"),
+            "distilled": tuned("experts/dense") | taught("distillation_fine_tuned/teacher", 0.25),
+        },
+        "attention": {"experts-ffn": switch()}
+        | attention
+        | {f"{name}-bfloat16": fields | bfloat16 for name, fields in attention.items()},
+        "exploration": {
+            name: switch(router_options={"exploration": name}) for name in ("argmax", "sample", "dropout", "jitter")
+        },
+        "no_token_left_behind": {
+            "switch-1.0": switch(64, 1.0),
+            # Who asks again comes after all who ask first, so that a decoder's token may depend on later ones.
+            "rerouted-1.0": switch(64, 1.0, router_options={"rounds": 4}, allow_noncausal_router=True),
+        },
+    }
+
+
+SHAPE = Shape(model_dim=64, ffn_dim=256, num_layers=2, num_heads=1, head_dim=64, steps=800, group_size=2048)
+STUDIES = make_studies(SHAPE)
+
+
+def get_config(model: str = "experts/dense") -> ConfigDict:
+    """A model of a study, as `STUDY/MODEL`."""
+    study, _, name = model.partition("/")
+    return with_fields(dense(SHAPE, name), STUDIES[study][name])
+
+
+def dense(shape: Shape, name: str) -> ConfigDict:
+    """The dense model of this shape."""
+    config = ConfigDict()
+    config.name = name
+    config.steps = shape.steps
+    config.eval_every = 100
+    config.eval_batches = 16
+    config.checkpoint_every = shape.steps
+
+    config.data = ConfigDict()
+    config.data.corpus = "python_source"
+    config.data.tokenizer = "bpe:1024"
+    config.data.task = "span_corruption"
+    config.data.sequence_length = 64
+    config.data.target_length = 16
+    config.data.sentinels = 8
+    config.data.batch_size = 128
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adafactor"
+    config.optimizer.schedule = "inverse_sqrt"
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.warmup_steps = 100
+    config.optimizer.clip_norm = None
+
+    config.model = ConfigDict()
+    config.model.architecture = "encoder_decoder"
+    config.model.vocab_size = 1032
+    config.model.num_layers = shape.num_layers
+    config.model.model_dim = shape.model_dim
+    config.model.num_heads = shape.num_heads
+    config.model.head_dim = shape.head_dim
+    config.model.ffn_dim = shape.ffn_dim
+    config.model.positions = "t5"
+    config.model.tie_embeddings = True
+    return config
+
+
+def with_fields(config: ConfigDict, fields: Fields) -> ConfigDict:
+    """`config` with dotted fields set."""
+    for field, value in fields.items():
+        *groups, last = field.split(".")
+        functools.reduce(getattr, groups, config)[last] = ConfigDict(value) if isinstance(value, dict) else value
+    return config
+
+
+def get_quick_config(model: str = "experts/dense") -> ConfigDict:
+    """The same for a few steps, for a look at how things work; its losses mean nothing."""
+    config = get_config(model)
+    config.steps, config.eval_every, config.checkpoint_every = 40, 20, 40
+    config.eval_batches = 2
+    config.data.batch_size = 32
+    config.optimizer.warmup_steps = 10
+    return config

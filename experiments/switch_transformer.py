@@ -1,0 +1,332 @@
+"""The studies of the Switch Transformer paper, each a table with the paper's figures beside ours (Fedus et al. 2021).
+
+    python -m experiments.switch_transformer architectures                  # one study: Table 1
+    python -m experiments.switch_transformer                                # all of them
+    python -m experiments.switch_transformer exploration --preset quick     # for a look, minutes
+    python -m experiments.switch_transformer experts --preset gpu           # larger, bfloat16, on one GPU
+
+Interrupted, the same command goes on where it stopped. A model that several studies have is trained once, and so are
+those that others start from or learn from. Each seed fixes the order of the data and the start of all that models
+share, so models are compared pair by pair.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs.gpu import switch_transformer as gpu
+from configs.laptop import switch_transformer as laptop
+from moe_jax.configuration import ConfigError, require_name, to_dict
+from moe_jax.files import write_whole
+from moe_jax.host_memory import keep_freed_memory
+from moe_jax.study.paper_report import PaperTable, paper_markdown, write_paper_report
+from moe_jax.study.results import Row, read_study
+from moe_jax.study.step_costs import measure_step_costs
+from moe_jax.study.sweep import run_directory, run_sweep
+from moe_jax.training.config import TrainConfig
+from moe_jax.training.loop import train
+
+PAPER = "Fedus et al. 2021"
+TIMED = ("experts", "architectures", "precision", "attention")
+"""Studies whose paper says how fast its models are."""
+
+LOSS = "negative log perplexity on C4, higher is better"
+TABLES = {
+    "experts": PaperTable(
+        title="More experts at equal FLOPs",
+        place=f"{PAPER}, sections 3.1 and 3.2, Table 7",
+        figures=f"{LOSS}, of Switch-Base with 16, 64 and 256 experts and of T5-Base, 223M active parameters; speed-ups "
+        "are to what T5-Base reaches in 450k steps",
+        values={
+            "dense": "-1.636",
+            "switch-4": "-",
+            "switch-16": "-1.505",
+            "switch-64": "-1.444",
+            "switch-256": "-1.427",
+        },
+        baseline="dense",
+        others={
+            "parameters": {
+                "dense": "223M",
+                "switch-16": "1.1B",
+                "switch-64": "3.8B",
+                "switch-256": "14.7B",
+            },
+            "step_speed_up": {"switch-64": "7.5"},
+            "seconds_speed_up": {"switch-64": "about 7"},
+            "examples_per_second": {},
+        },
+    ),
+    "architectures": PaperTable(
+        title="Dense, top-2 and Switch by capacity factor",
+        place=f"{PAPER}, Table 1",
+        figures=f"{LOSS}, after 100k steps, 128 experts (ours 64); hours to -1.50 on 32 TPU v3 cores (ours: "
+        "seconds to what dense ends with); the capacity factor counts the seats of all of a token's choices. "
+        "`top2-matched` is ours alone: two experts that cost what one of Switch's does",
+        values={
+            "dense": "-1.731",
+            "dense-large": "-1.550",
+            "top2-2.0": "-1.547",
+            "switch-2.0": "-1.554",
+            "top2-1.25": "-1.559",
+            "switch-1.25": "-1.553",
+            "top2-1.0": "-1.572",
+            "switch-1.0": "-1.561",
+            "switch-wide-1.0": "-1.534",
+            "top2-matched-1.25": "-",
+        },
+        baseline="dense",
+        others={
+            "seconds_to_baseline": {
+                "dense": "not reached",
+                "dense-large": "131.1",
+                "top2-2.0": "68.7",
+                "switch-2.0": "72.8",
+                "top2-1.25": "80.7",
+                "switch-1.25": "65.0",
+                "top2-1.0": "80.1",
+                "switch-1.0": "62.8",
+                "switch-wide-1.0": "67.6",
+            },
+            "examples_per_second": {
+                "dense": "1600",
+                "dense-large": "470",
+                "top2-2.0": "840",
+                "switch-2.0": "860",
+                "top2-1.25": "790",
+                "switch-1.25": "910",
+                "top2-1.0": "860",
+                "switch-1.0": "1000",
+                "switch-wide-1.0": "780",
+            },
+        },
+    ),
+    "precision": PaperTable(
+        title="Selective precision",
+        place=f"{PAPER}, Table 2",
+        figures=f"{LOSS}, early in training, 32 experts",
+        values={"float32": "-1.718", "bfloat16": "-3.780 (diverged)", "selective": "-1.716"},
+        baseline="float32",
+        others={"examples_per_second": {"float32": "1160", "bfloat16": "1390", "selective": "1390"}},
+    ),
+    "initialization": PaperTable(
+        title="A smaller scale of the initialisation",
+        place=f"{PAPER}, Table 3",
+        figures=f"{LOSS}, mean of three seeds at 3.5k steps, 32 experts",
+        values={"scale-0.1": "-2.72", "scale-1.0": "-3.60"},
+        baseline="scale-1.0",
+        others={"standard_deviation": {"scale-0.1": "0.01", "scale-1.0": "0.68"}},
+    ),
+    "fine_tuning": PaperTable(
+        title="Dropout in fine-tuning, and more of it inside experts",
+        place=f"{PAPER}, Table 4",
+        figures="GLUE / CNN-DailyMail / SQuAD / SuperGLUE (ours: share of a function's name's tokens that are right)",
+        values={
+            "dense-0.1": "82.9 / 19.6 / 83.5 / 72.4",
+            "switch-0.1": "84.7 / 19.1 / 83.7 / 73.0",
+            "switch-0.2": "84.4 / 19.2 / 83.9 / 73.2",
+            "switch-0.3": "83.9 / 19.6 / 83.4 / 70.7",
+            "switch-0.1-expert-0.4": "85.2 / 19.6 / 83.7 / 73.0",
+        },
+        baseline="dense-0.1",
+        metric="token_accuracy",
+    ),
+    "distillation": PaperTable(
+        title="Distillation of a sparse model into a dense one",
+        place=f"{PAPER}, Table 6",
+        figures=f"{LOSS}, T5-Base taught by Switch-Base of 3.8B parameters",
+        values={
+            "student": "-1.636",
+            "teacher": "-1.444",
+            "distilled": "-1.631",
+            "distilled-init": "-1.598",
+            "distilled-init-mix": "-1.580",
+            "init-only": "-1.639",
+        },
+        baseline="student",
+        others={"share_of_gain": {"distilled": "3%", "distilled-init": "20%", "distilled-init-mix": "29%"}},
+        teachers=dict.fromkeys(("distilled", "distilled-init", "distilled-init-mix", "init-only"), "teacher"),
+    ),
+    "distillation_sizes": PaperTable(
+        title="Teachers of different sizes",
+        place=f"{PAPER}, Table 7",
+        figures=f"{LOSS}, T5-Base taught by Switch-Base with 16, 64 and 256 experts",
+        values={
+            "student": "-1.636",
+            "teacher-16": "-1.505",
+            "distilled-16": "-1.587",
+            "teacher-64": "-1.444",
+            "distilled-64": "-1.579",
+            "teacher-256": "-1.427",
+            "distilled-256": "-1.578",
+        },
+        baseline="student",
+        others={
+            "share_of_gain": {"distilled-16": "37%", "distilled-64": "30%", "distilled-256": "28%"},
+            "compression": {"distilled-16": "82%", "distilled-64": "95%", "distilled-256": "99%"},
+        },
+        teachers={f"distilled-{experts}": f"teacher-{experts}" for experts in (16, 64, 256)},
+    ),
+    "distillation_fine_tuned": PaperTable(
+        title="Distillation of a fine-tuned model",
+        place=f"{PAPER}, Table 8",
+        figures="SuperGLUE (ours: share of a function's name's tokens that are right)",
+        values={"student": "74.6", "teacher": "81.3", "distilled": "76.6"},
+        baseline="student",
+        metric="token_accuracy",
+        others={"share_of_gain": {"distilled": "30%"}},
+        teachers={"distilled": "teacher"},
+    ),
+    "attention": PaperTable(
+        title="Experts in the attention",
+        place=f"{PAPER}, Table 10",
+        figures=f"{LOSS}, after 100k steps, 32 experts",
+        values={
+            "experts-ffn": "-1.548",
+            "experts-attention": "-1.524",
+            "experts-both": "-1.513",
+            "experts-attention-bfloat16": "diverges",
+            "experts-both-bfloat16": "diverges",
+        },
+        baseline="experts-ffn",
+        others={
+            # The paper's after 16 hours.
+            "loss_at_equal_time": {
+                "experts-ffn": "-1.614",
+                "experts-attention": "-1.606",
+                "experts-both": "-1.607",
+            },
+            "examples_per_second": {"experts-ffn": "1480", "experts-attention": "1330", "experts-both": "1240"},
+        },
+    ),
+    "exploration": PaperTable(
+        title="Exploration",
+        place=f"{PAPER}, Table 11",
+        figures=LOSS,
+        values={"argmax": "-1.471", "sample": "-1.570", "dropout": "-1.480", "jitter": "-1.468"},
+        baseline="argmax",
+    ),
+    "no_token_left_behind": PaperTable(
+        title="No token left behind",
+        place=f"{PAPER}, appendix B",
+        figures="says that asking again where an expert is full gains nothing",
+        values={"switch-1.0": "-", "rerouted-1.0": "no gain"},
+        baseline="switch-1.0",
+    ),
+}
+
+
+class Preset(NamedTuple):
+    """A configuration for each study's model, and how many seeds; of some studies another number."""
+
+    get_config: Callable[[str], ConfigDict]
+    studies: Sequence[str]
+    seeds: int
+    seeds_of: Mapping[str, int] = {}
+
+
+PRESETS = {
+    "quick": Preset(laptop.get_quick_config, tuple(laptop.STUDIES), 1),
+    # A spread over seeds needs more of them than a mean.
+    "laptop": Preset(laptop.get_config, tuple(laptop.STUDIES), 3, {"initialization": 6}),
+    "gpu": Preset(gpu.get_config, gpu.STUDIES, 3),
+}
+
+
+class Plan(NamedTuple):
+    """What to train for some studies.
+
+    Attributes:
+      runs: each model once, those that others start from or learn from first.
+      tables: by study the configuration of each of its rows, and which of `runs` the row is.
+    """
+
+    runs: list[TrainConfig]
+    tables: dict[str, list[tuple[TrainConfig, TrainConfig]]]
+
+
+def make_plan(preset: Preset, studies: Sequence[str], seeds: int | None) -> Plan:
+    """What the preset trains for `studies`, with `seeds` seeds from 0; None takes the preset's number."""
+    runs: dict[str, TrainConfig] = {}
+    tables: dict[str, list[tuple[TrainConfig, TrainConfig]]] = {study: [] for study in studies}
+
+    def row(study: str, model: str, seed: int) -> tuple[TrainConfig, TrainConfig]:
+        values = preset.get_config(f"{study}/{model}").to_dict() | {"seed": seed}
+        named = TrainConfig.from_dict(values)
+        for field in ("start", "distillation"):
+            if field in values:
+                _, other = row(*values[field]["run"].removeprefix("../").split("/"), seed)
+                values[field] |= {"run": run_directory(other, Path()).name}
+        config = TrainConfig.from_dict(values)
+        return named, runs.setdefault(json.dumps(to_dict(config) | {"name": ""}), config)
+
+    for study, rows in tables.items():
+        for seed in range(seeds or preset.seeds_of.get(study, preset.seeds)):
+            rows += [row(study, model, seed) for model in laptop.STUDIES[study]]
+    return Plan(list(runs.values()), tables)
+
+
+def write_table(rows: Sequence[Row], table: Sequence[tuple[TrainConfig, TrainConfig]], path: Path) -> None:
+    """Writes a study's results, each a run's row under the study's own name for it; a run that is not done is left out.
+
+    Another run that it starts from or learns from is called as in the studies, the same for every seed.
+    """
+    by_config = {json.dumps(row["config"], sort_keys=True): row for row in rows}
+    lines = []
+    for named, config in table:
+        row = by_config.get(json.dumps(to_dict(config), sort_keys=True))
+        if row is not None:
+            lines.append(json.dumps(row | {"name": named.name, "config": to_dict(named)}) + "\n")
+    write_whole(path, "".join(lines))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs studies and returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="*", metavar="STUDY", help=f"some of {', '.join(laptop.STUDIES)}; default: all")
+    parser.add_argument("--preset", choices=PRESETS, default="laptop")
+    parser.add_argument("--seeds", type=int, help="number of seeds, from 0; default: the preset's")
+    parser.add_argument(
+        "--output", type=Path, help="runs, results and reports; default: runs/switch_transformer-PRESET"
+    )
+    options = parser.parse_args(arguments)
+    preset = PRESETS[options.preset]
+    if options.seeds is not None and options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}; accepted: an integer of at least 1")
+    output = options.output or Path("runs") / f"switch_transformer-{options.preset}"
+    more = f" --preset {options.preset}" + (f" --seeds {options.seeds}" if options.seeds else "")
+    try:
+        for study in options.study:
+            require_name(study, preset.studies, "STUDY")
+        plan = make_plan(preset, options.study or preset.studies, options.seeds)
+
+        def show(rows: list[Row]) -> None:
+            for study, table in plan.tables.items():
+                write_table(rows, table, output / study / "results.jsonl")
+            print(f"{len(rows)} of {len(plan.runs)} runs", flush=True)
+
+        rows = run_sweep(
+            plan.runs, output / "results.jsonl", output / "runs", partial(train, compiled={}), show, may_diverge=True
+        )
+        for study, table in plan.tables.items():
+            write_table(rows, table, output / study / "results.jsonl")
+            if study in TIMED:
+                measure_step_costs([named for named, _ in table], output / study / "step_costs.json")
+            found, command = read_study(output / study), f"python -m experiments.switch_transformer {study}{more}"
+            report = write_paper_report(found, output / study, TABLES[study], command)
+            print(f"\n{TABLES[study].title}\n{paper_markdown(found, TABLES[study])}\n\nReport: {report}", flush=True)
+    except ConfigError as error:
+        print(f"switch_transformer: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    sys.exit(main())
