@@ -227,4 +227,6 @@ def get_quick_config(model: str = "experts/dense") -> ConfigDict:
     config.eval_batches = 2
     config.data.batch_size = 32
     config.optimizer.warmup_steps = 10
+    if "moe" in config.model:
+        config.model.moe.group_size = 512
     return config

@@ -103,6 +103,8 @@ def share_of_gain(compared: Compared) -> str:
         return NOTHING
     values = np.array([[compared.value(row) for row in trio] for trio in trios])
     parts, wholes = values[:, 0] - values[:, 1], values[:, 2] - values[:, 1]
+    if wholes.mean() <= 0:
+        return "the teacher gains nothing"
     share = float(parts.mean() / wholes.mean())
     return f"{share:.0%}" if len(trios) == 1 else percent(share, interval_of_share(parts, wholes))
 
