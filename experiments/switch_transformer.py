@@ -252,9 +252,11 @@ class Plan(NamedTuple):
 
 
 def make_plan(preset: Preset, studies: Sequence[str], seeds: int | None) -> Plan:
-    """What the preset trains for `studies`, with `seeds` seeds from 0; None takes the preset's number."""
-    runs: dict[str, TrainConfig] = {}
-    tables: dict[str, list[tuple[TrainConfig, TrainConfig]]] = {study: [] for study in studies}
+    """What the preset trains for `studies`, with `seeds` seeds from 0; None takes the preset's number.
+
+    A run that several studies have is called as the first one of all calls it, whichever are asked for.
+    """
+    known: dict[str, TrainConfig] = {}
 
     def row(study: str, model: str, seed: int) -> tuple[TrainConfig, TrainConfig]:
         values = preset.get_config(f"{study}/{model}").to_dict() | {"seed": seed}
@@ -264,11 +266,26 @@ def make_plan(preset: Preset, studies: Sequence[str], seeds: int | None) -> Plan
                 _, other = row(*values[field]["run"].removeprefix("../").split("/"), seed)
                 values[field] |= {"run": run_directory(other, Path()).name}
         config = TrainConfig.from_dict(values)
-        return named, runs.setdefault(json.dumps(to_dict(config) | {"name": ""}), config)
+        return named, known.setdefault(json.dumps(to_dict(config) | {"name": ""}), config)
 
-    for study, rows in tables.items():
-        for seed in range(seeds or preset.seeds_of.get(study, preset.seeds)):
-            rows += [row(study, model, seed) for model in laptop.STUDIES[study]]
+    counts = {study: seeds or preset.seeds_of.get(study, preset.seeds) for study in studies}
+    rows = {
+        (study, seed): [row(study, model, seed) for model in laptop.STUDIES[study]]
+        for seed in range(max(counts.values()))
+        for study in preset.studies
+    }
+    tables = {study: [pair for seed in range(count) for pair in rows[study, seed]] for study, count in counts.items()}
+    by_directory = {run_directory(config, Path()).name: config for config in known.values()}
+    runs: dict[str, TrainConfig] = {}
+
+    def add(config: TrainConfig) -> None:
+        for part in filter(None, (config.start, config.distillation)):
+            add(by_directory[part.run])
+        runs.setdefault(run_directory(config, Path()).name, config)
+
+    for table in tables.values():
+        for _, config in table:
+            add(config)
     return Plan(list(runs.values()), tables)
 
 

@@ -1,0 +1,216 @@
+"""The studies of the Switch Transformer paper: what they compare, what they train, and their reports."""
+
+import collections
+import functools
+import json
+import re
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs.laptop import switch_transformer as laptop
+from experiments import switch_transformer
+from experiments.switch_transformer import PRESETS, TABLES, TIMED, Preset, main, make_plan
+from moe_jax.accounting.flops import flops_per_token
+from moe_jax.accounting.parameters import count_parameters
+from moe_jax.configuration import to_dict
+from moe_jax.study.claims import read_claims
+from moe_jax.study.results import read_rows
+from moe_jax.study.sweep import run_directory
+from moe_jax.training.config import TrainConfig
+from tests.active_flops import with_seats_for_all, xla_flops_per_token
+
+MODELS = [f"{study}/{model}" for study, models in laptop.STUDIES.items() for model in models]
+# What the paper's tables compare although it costs more: a larger dense model, a wider sparse one, and two experts.
+COSTLIER = {"dense-large", "switch-wide-1.0", "top2-2.0", "top2-1.25", "top2-1.0"}
+CLAIMS = Path(switch_transformer.__file__).parent / "claims"
+
+
+@functools.cache
+def config_of(preset: str, model: str) -> TrainConfig:
+    return TrainConfig.from_dict(PRESETS[preset].get_config(model).to_dict())
+
+
+def costlier(model: str) -> bool:
+    return model.rpartition("/")[2] in COSTLIER
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_active_cost_is_the_dense_model_s(preset: str) -> None:
+    for model in MODELS:
+        dense, own = config_of(preset, "experts/dense"), config_of(preset, model)
+        flops, base = (flops_per_token(c.model, *c.lengths).forward for c in (own, dense))
+        active, parameters = (count_parameters(c.model).active for c in (own, dense))
+        if costlier(model):
+            assert flops > 1.05 * base, model
+        else:
+            assert flops == pytest.approx(base, rel=0.01), model
+            assert active == pytest.approx(parameters, rel=0.01), model
+
+
+def test_active_cost_is_the_dense_model_s_by_xla_too() -> None:
+    """XLA also counts the softmax of a router, of 256 experts 1% by itself."""
+    counted: dict[str, float] = {}
+    for model in filter(lambda model: not costlier(model), MODELS):
+        shape = with_seats_for_all(config_of("laptop", model).model)
+        if repr(shape) not in counted:
+            counted[repr(shape)] = xla_flops_per_token(config_of("laptop", model))
+        own, dense = counted[repr(shape)], next(iter(counted.values()))
+        assert abs(own / dense - 1) < (0.015 if model.endswith("-256") else 0.01), model
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_models_are_trained_on_the_same(preset: str) -> None:
+    for study, models in laptop.STUDIES.items():
+        configs = [config_of(preset, f"{study}/{model}") for model in models]
+        assert len({(c.steps, c.data, c.optimizer, c.eval_every, c.eval_batches) for c in configs}) == 1, study
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_model_is_trained_once_and_after_what_it_needs(preset: str) -> None:
+    plan = make_plan(PRESETS[preset], PRESETS[preset].studies, 2)
+    unnamed = collections.Counter(json.dumps(to_dict(config) | {"name": ""}) for config in plan.runs)
+    assert set(unnamed.values()) == {1}
+    done: set[str] = set()
+    # As a sweep orders them.
+    for config in sorted(plan.runs, key=lambda config: config.seed):
+        needed = {part.run for part in (config.start, config.distillation) if part}
+        assert needed <= done
+        done.add(run_directory(config, Path()).name)
+    assert {study: len(rows) for study, rows in plan.tables.items()} == {
+        study: 2 * len(laptop.STUDIES[study]) for study in PRESETS[preset].studies
+    }
+
+
+def test_what_other_runs_need_is_trained_with_them() -> None:
+    plan = make_plan(PRESETS["laptop"], ["distillation_fine_tuned"], 1)
+    assert [(config.name, config.start is not None) for config in plan.runs] == [
+        ("dense", False),
+        ("dense-0.1", True),
+        ("switch-64", False),
+        ("teacher", True),
+        ("distilled", True),
+    ]
+    student, teacher, distilled = (plan.runs[i] for i in (1, 3, 4))
+    assert distilled.start == student.start
+    assert distilled.distillation.run == run_directory(teacher, Path()).name
+
+
+def test_seeds_are_the_study_s_unless_asked_for() -> None:
+    counts = [
+        len(
+            {
+                named.seed
+                for named, _ in make_plan(PRESETS["laptop"], ["initialization"], seeds).tables["initialization"]
+            }
+        )
+        for seeds in (None, 2)
+    ]
+    assert counts == [6, 2]
+    assert len({c.seed for c, _ in make_plan(PRESETS["laptop"], ["exploration"], None).tables["exploration"]}) == 3
+
+
+def test_there_is_a_table_of_the_paper_for_every_model() -> None:
+    assert TABLES.keys() == laptop.STUDIES.keys()
+    for study, table in TABLES.items():
+        assert table.values.keys() == laptop.STUDIES[study].keys(), study
+    assert set(TIMED) <= TABLES.keys()
+
+
+def test_claims_read_models_that_there_are() -> None:
+    read = [claim for claim in read_claims(CLAIMS) if claim.study.startswith("switch_transformer/")]
+    assert len(read) > 20
+    for claim in read:
+        study = claim.study.removeprefix("switch_transformer/")
+        assert set(claim.rule.models) <= laptop.STUDIES[study].keys(), claim.id
+        assert getattr(claim.rule, "metric", "loss") in ("loss", TABLES[study].metric), claim.id
+        assert claim.command == f"python -m experiments.switch_transformer {study}", claim.id
+
+
+def tiny(text: Path, pairs: Path) -> Preset:
+    def get_config(model: str) -> ConfigDict:
+        config = laptop.get_config(model)
+        config.steps, config.eval_every, config.eval_batches, config.checkpoint_every = 2, 1, 1, 2
+        config.optimizer.warmup_steps = 1
+        config.data.tokenizer = "bytes"
+        config.data.corpus = f"text_files:{text}"
+        if config.data.task == "text_to_text":
+            config.data.corpus, config.data.tokenizer_corpus = f"json_lines:{pairs}", f"text_files:{text}"
+            config.data.train_examples = 8
+        config.data.sequence_length, config.data.batch_size = 16, 4
+        config.model.vocab_size = 257 + config.data.sentinels
+        config.model.model_dim = config.model.head_dim = 16
+        if "moe" in config.model:
+            config.model.moe.expert_dim = 8
+            config.model.moe.group_size = 64
+        return config
+
+    return Preset(get_config, tuple(laptop.STUDIES), 1)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs studies in tiny models; returns the folder of what they leave."""
+    text, pairs = tmp_path / "text.txt", tmp_path / "pairs.jsonl"
+    text.write_text("".join(f"Line {i} of a text that is long enough to train on.\n" for i in range(400)))
+    lines = [json.dumps({"inputs": f"what comes after {i}?", "targets": str(i + 1)}) for i in range(100)]
+    pairs.write_text("\n".join(lines) + "\n")
+    monkeypatch.setenv("MOE_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(switch_transformer.PRESETS, "quick", tiny(text, pairs))
+    monkeypatch.setattr(switch_transformer, "TIMED", ())
+
+    def run(*arguments: str) -> tuple[int, Path]:
+        return main([*arguments, "--preset", "quick", "--output", str(tmp_path / "output")]), tmp_path / "output"
+
+    return run
+
+
+def test_runs_from_the_command_line_to_the_reports(run, capsys, monkeypatch) -> None:
+    status, output = run("distillation", "distillation_fine_tuned")
+    assert status == 0
+    names = sorted(path.name.partition("-seed")[0] for path in (output / "runs").iterdir())
+    # Called as the first study calls them; the others are of the study of fine-tuned models.
+    assert names == sorted(
+        [
+            "dense",
+            "switch-64",
+            "distilled",
+            "distilled-init",
+            "distilled-init-mix",
+            "init-only",
+            "dense-0.1",
+            "teacher",
+            "distilled",
+        ]
+    )
+    rows = read_rows(output / "distillation" / "results.jsonl")
+    assert [row["name"] for row in rows] == list(TABLES["distillation"].values)
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["teacher"]["curve"][-1]["routing"]
+    assert by_name["distilled"]["config"]["distillation"]["run"] == "../experts/switch-64"
+    tuned = read_rows(output / "distillation_fine_tuned" / "results.jsonl")
+    assert [set(row["scores"]) for row in tuned] == [{"exact_match", "token_accuracy"}] * 3
+    for study in ("distillation", "distillation_fine_tuned"):
+        text = (output / study / "README.md").read_text()
+        assert f"python -m experiments.switch_transformer {study} --preset quick" in text
+        assert not re.search(r"\b(nan|None)\b", text)
+        assert (output / study / "loss.png").exists()
+    # Again it trains nothing, and a study that needs no other run only copies.
+    monkeypatch.setattr(switch_transformer, "train", None)
+    printed = capsys.readouterr().out
+    assert run("distillation")[0] == 0
+    assert capsys.readouterr().out.strip() in printed
+
+
+def test_a_study_that_is_not_there_is_refused_before_anything_is_written(run, capsys) -> None:
+    status, output = run("distilation")
+    assert status == 2
+    assert "STUDY is 'distilation'" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_number_of_seeds_below_one_is_refused(run, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run("exploration", "--seeds", "0")
+    assert "accepted: an integer of at least 1" in capsys.readouterr().err
