@@ -165,6 +165,8 @@ REFUSED = [
     ({"model.head_dim": 0}, "model.head_dim is 0; accepted: an integer of at least 1, or None", ""),
     ({"model.head_dim": -2}, "model.head_dim is -2; accepted: an integer of at least 1, or None", ""),
     ({"model.rope_theta": 0.0}, "model.rope_theta is 0.0; accepted: a positive number", ""),
+    ({"model.relative_bias_std": 0.0}, "model.relative_bias_std is 0.0; accepted: a positive number", ""),
+    ({"model.relative_bias_std": 0.1}, "model.relative_bias_std is 0.1; accepted: 0.02, with positions='rope'", ""),
     ({"model.init_scale": 0.0}, "model.init_scale is 0.0; accepted: a positive number", ""),
     # The run.
     ({"model.vocab_size": 300}, "model.vocab_size is 300; accepted: 257, the vocabulary of data.tokenizer='bytes'", ""),

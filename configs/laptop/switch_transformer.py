@@ -208,6 +208,7 @@ def dense(shape: Shape, name: str) -> ConfigDict:
     config.model.head_dim = shape.head_dim
     config.model.ffn_dim = shape.ffn_dim
     config.model.positions = "t5"
+    config.model.relative_bias_std = shape.model_dim**-0.5
     config.model.tie_embeddings = True
     return config
 

@@ -62,15 +62,18 @@ class RelativeBias(nn.Module):
       num_heads: H.
       causal: whether only earlier tokens are seen.
       num_buckets: rows of the table.
+      init_std: standard deviation of the table's start.
     """
 
     num_heads: int
     causal: bool = True
     num_buckets: int = 32
+    init_std: float = 0.02
 
     @nn.compact
     def __call__(self, length: int) -> Float[Array, "1 H S S"]:
-        table = self.param("table", nn.initializers.normal(0.02), (self.num_buckets, self.num_heads), jnp.float32)
+        start = nn.initializers.normal(self.init_std)
+        table = self.param("table", start, (self.num_buckets, self.num_heads), jnp.float32)
         place = jnp.arange(length, dtype=jnp.int32)
         buckets = relative_bucket(place[:, None] - place[None, :], self.causal, self.num_buckets)
         return table[buckets].transpose(2, 0, 1)[None]

@@ -186,6 +186,7 @@ class ModelConfig:
       causal: whether each token (of the decoder) sees itself and earlier ones only; without, all of its document.
       positions: `rope` (rotary) or `t5` (relative bias, one table shared by all layers of a stack).
       rope_theta: base of the rotary frequencies.
+      relative_bias_std: standard deviation of the t5 bias's start, which is model_dim**-0.5 in T5.
       tie_embeddings: the output projection is the embedding's transpose.
       moe_layers: indices of the layers whose feed-forward is a mixture of experts; () is the dense model.
       moe: the mixture; must be there when `moe_layers` is not empty.
@@ -214,6 +215,7 @@ class ModelConfig:
     causal: bool = True
     positions: Literal["rope", "t5"] = "rope"
     rope_theta: float = 10000.0
+    relative_bias_std: float = 0.02
     tie_embeddings: bool = False
     moe_layers: tuple[int, ...] = ()
     moe: MoEConfig | None = None
@@ -245,6 +247,10 @@ class ModelConfig:
         )
         if self.positions == "rope":
             require(self.head_width % 2 == 0, "model.head_dim", self.head_width, "an even number, with rope")
+        std, field = self.relative_bias_std, "model.relative_bias_std"
+        require(std > 0, field, std, "a positive number")
+        default = ModelConfig.relative_bias_std
+        require(std == default or self.positions == "t5", field, std, f"{default}, with positions={self.positions!r}")
         require(self.rope_theta > 0, "model.rope_theta", self.rope_theta, "a positive number")
         require(self.init_scale > 0, "model.init_scale", self.init_scale, "a positive number")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 to below 1")

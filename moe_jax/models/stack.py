@@ -100,7 +100,8 @@ def run_blocks(
     if config.positions == "rope":
         angles = rotary_angles(text.positions, config.head_width, config.rope_theta)
     else:
-        bias = RelativeBias(config.num_heads, config.causal, name="relative_bias")(text.tokens.shape[1])
+        std = config.relative_bias_std
+        bias = RelativeBias(config.num_heads, config.causal, init_std=std, name="relative_bias")(text.tokens.shape[1])
     mask = attention_mask(text.segment_ids, config.causal)
     shared = angles, mask, bias, text.segment_ids != 0, text.tokens, text.positions, memory, memory_mask
     dropout = nn.Dropout(config.dropout, deterministic=not training)

@@ -70,6 +70,11 @@ def test_relative_bias_reads_its_table_by_distance():
     assert bias[0, 0, 39, 0] == table[int(relative_bucket(jnp.asarray(39), True)), 0]
 
 
+def test_relative_bias_starts_as_widely_as_asked():
+    table = RelativeBias(num_heads=300, init_std=0.125).init(jax.random.key(0), 4)["params"]["table"]
+    assert float(jnp.std(table)) == pytest.approx(0.125, rel=0.05)
+
+
 def test_rotation_turns_pairs_by_position_and_keeps_relative_angles():
     """Query and key products depend on the distance alone, and each pair turns by position * theta^(-2i/N)."""
     query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
