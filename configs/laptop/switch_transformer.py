@@ -164,7 +164,7 @@ def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
     }
 
 
-SHAPE = Shape(model_dim=64, ffn_dim=256, num_layers=2, num_heads=1, head_dim=64, steps=800, group_size=2048)
+SHAPE = Shape(model_dim=64, ffn_dim=256, num_layers=2, num_heads=1, head_dim=64, steps=1500, group_size=1024)
 STUDIES = make_studies(SHAPE)
 
 
@@ -180,15 +180,15 @@ def dense(shape: Shape, name: str) -> ConfigDict:
     config.name = name
     config.steps = shape.steps
     config.eval_every = 100
-    config.eval_batches = 16
+    config.eval_batches = 32
     config.checkpoint_every = shape.steps
 
     config.data = ConfigDict()
     config.data.corpus = "python_source"
     config.data.tokenizer = "bpe:1024"
     config.data.task = "span_corruption"
-    config.data.sequence_length = 64
-    config.data.target_length = 16
+    config.data.sequence_length = 32
+    config.data.target_length = 8
     config.data.sentinels = 8
     config.data.batch_size = 128
 
@@ -226,7 +226,7 @@ def get_quick_config(model: str = "experts/dense") -> ConfigDict:
     config = get_config(model)
     config.steps, config.eval_every, config.checkpoint_every = 40, 20, 40
     config.eval_batches = 2
-    config.data.batch_size = 32
+    config.data.batch_size = 64
     config.optimizer.warmup_steps = 10
     if "moe" in config.model:
         config.model.moe.group_size = 512
