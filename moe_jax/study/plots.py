@@ -42,7 +42,7 @@ def plot_losses(rows: Sequence[Row], baseline: str) -> Figure:
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("validation loss (nats per token)")
-    panels[0].set_ylim(*_loss_limits(rows))
+    panels[0].set_ylim(*loss_limits(rows))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
     return figure
 
@@ -138,7 +138,7 @@ def _colours(groups: dict[str, list[Row]]) -> dict[str, str]:
     return greys | {name: to_hex(colour) for name, colour in zip(sparse, viridis, strict=True)}
 
 
-def _loss_limits(rows: Sequence[Row]) -> tuple[float, float]:
+def loss_limits(rows: Sequence[Row]) -> tuple[float, float]:
     """Limits of the loss axis that show all but each run's early fall, and ignore diverged evaluations."""
     late = [
         point["validation_loss"]

@@ -1,7 +1,8 @@
 """From rows of results to one summary per model, compared with a baseline seed by seed."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def _summarize_model(rows: Sequence[Row], baseline_rows: Sequence[Row]) -> Model
         bits_per_byte=estimate([run["curve"][-1]["bits_per_byte"] for run in rows]),
         difference=paired_difference(*_final_losses(pairs)) if pairs else None,
         step_time=estimate([step_seconds(run) / step_seconds(other) for run, other in pairs]) if pairs else None,
-        speed_up={cost: _speed_up(pairs, cost) for cost in COSTS} if pairs else {},
+        speed_up={cost: speed_up(pairs, partial(cost_to_reach, cost=cost)) for cost in COSTS} if pairs else {},
         routing=_final_metrics(rows, "routing"),
         training=_final_metrics(rows, "training"),
     )
@@ -124,9 +125,16 @@ def _final_losses(pairs: Sequence[tuple[Row, Row]]) -> tuple[list[float], list[f
     return [final_loss(run) for run, _ in pairs], [final_loss(other) for _, other in pairs]
 
 
-def _speed_up(pairs: Sequence[tuple[Row, Row]], cost: str) -> SpeedUp:
-    """The baseline's cost is taken where it first reached its final loss itself, so both sides follow one rule."""
-    costs = [[cost_to_reach(row, final_loss(other), cost) for row in (other, run)] for run, other in pairs]
+def speed_up(pairs: Sequence[tuple[Row, Row]], spent: Callable[[Row, float], float | None]) -> SpeedUp:
+    """Of a model's runs, each with the baseline's run of the same seed, to the baseline's final loss.
+
+    The baseline's cost is taken where it first reached its final loss itself, so both sides follow one rule.
+
+    Args:
+      pairs: at least one.
+      spent: what a run had spent when it first reached a loss, None if it never did.
+    """
+    costs = [[spent(row, final_loss(other)) for row in (other, run)] for run, other in pairs]
     ratios = [base / own for base, own in costs if base is not None and own is not None]
     return SpeedUp(len(pairs), len(ratios), estimate(ratios) if len(ratios) == len(pairs) else None)
 

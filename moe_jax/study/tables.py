@@ -6,14 +6,15 @@ from matplotlib.ticker import EngFormatter
 
 from moe_jax.study.results import Row
 from moe_jax.study.statistics import Estimate
-from moe_jax.study.summary import ModelSummary, summarize
+from moe_jax.study.summary import ModelSummary, SpeedUp, summarize
 
 NOTHING = "-"
 
 # What a column is called, and one model's cell in it.
 Column = tuple[str, Callable[[ModelSummary], str]]
 
-_quantity = EngFormatter(places=2)
+quantity = EngFormatter(places=2)
+"""Writes a large number with its unit prefix, such as 2.16 M."""
 
 
 def format_table(rows: Sequence[Row], baseline: str = "dense") -> str:
@@ -70,9 +71,8 @@ def _in_standard_errors(value: Estimate | None) -> str:
     return NOTHING if value is None else _optional(value.in_standard_errors, "+.1f")
 
 
-def _speed_up(summary: ModelSummary, cost: str, show: Callable[[Estimate, str], str]) -> str:
+def speed_up_cell(speed_up: SpeedUp | None, show: Callable[[Estimate, str], str]) -> str:
     """The speed-up as `show` writes it; where seeds failed to reach the loss, how many did."""
-    speed_up = summary.speed_up.get(cost)
     if speed_up is None:
         return NOTHING
     if speed_up.ratio is None:
@@ -81,7 +81,7 @@ def _speed_up(summary: ModelSummary, cost: str, show: Callable[[Estimate, str], 
 
 
 _NAME: list[Column] = [("model", lambda s: s.name)]
-_ROUTING: list[Column] = [
+ROUTING: list[Column] = [
     ("dropped", lambda s: _optional(s.routing.get("fraction_dropped"), ".1%")),
     ("load max/mean", lambda s: _optional(s.routing.get("load_max_over_mean"), ".2f")),
 ]
@@ -89,9 +89,9 @@ _ROUTING: list[Column] = [
 QUALITY: list[Column] = [
     *_NAME,
     ("experts", lambda s: str(s.experts or NOTHING)),
-    ("parameters", lambda s: _quantity(s.parameters)),
-    ("active", lambda s: _quantity(s.active_parameters)),
-    ("training FLOPs/token", lambda s: _quantity(s.flops_per_token)),
+    ("parameters", lambda s: quantity(s.parameters)),
+    ("active", lambda s: quantity(s.active_parameters)),
+    ("training FLOPs/token", lambda s: quantity(s.flops_per_token)),
     ("seeds", lambda s: str(len(s.seeds))),
     ("validation loss", lambda s: with_error(s.loss, ".4f")),
     ("bits/byte", lambda s: _mean(s.bits_per_byte, ".4f")),
@@ -100,26 +100,26 @@ QUALITY: list[Column] = [
 ]
 COST: list[Column] = [
     *_NAME,
-    ("speed-up in steps", lambda s: _speed_up(s, "step", with_interval)),
-    ("in training FLOPs", lambda s: _speed_up(s, "flops", with_interval)),
-    ("in seconds", lambda s: _speed_up(s, "seconds", with_interval)),
+    ("speed-up in steps", lambda s: speed_up_cell(s.speed_up.get("step"), with_interval)),
+    ("in training FLOPs", lambda s: speed_up_cell(s.speed_up.get("flops"), with_interval)),
+    ("in seconds", lambda s: speed_up_cell(s.speed_up.get("seconds"), with_interval)),
     ("relative step time", lambda s: with_interval(s.step_time, ".2f")),
-    *_ROUTING,
+    *ROUTING,
 ]
 TERMINAL: list[Column] = [
     *_NAME,
     ("seeds", lambda s: str(len(s.seeds))),
     ("loss", lambda s: with_error(s.loss, ".4f")),
     ("Δ loss", lambda s: _mean(s.difference, "+.4f")),
-    ("x steps", lambda s: _speed_up(s, "step", _mean)),
-    ("x FLOPs", lambda s: _speed_up(s, "flops", _mean)),
-    ("x seconds", lambda s: _speed_up(s, "seconds", _mean)),
+    ("x steps", lambda s: speed_up_cell(s.speed_up.get("step"), _mean)),
+    ("x FLOPs", lambda s: speed_up_cell(s.speed_up.get("flops"), _mean)),
+    ("x seconds", lambda s: speed_up_cell(s.speed_up.get("seconds"), _mean)),
     ("step time", lambda s: _mean(s.step_time, ".2f")),
-    *_ROUTING,
+    *ROUTING,
 ]
 LOAD: list[Column] = [
     *_NAME,
-    *_ROUTING,
+    *ROUTING,
     ("in training", lambda s: _optional(s.training.get("load_max_over_mean"), ".2f")),
     ("load CV", lambda s: _optional(s.routing.get("load_cv"), ".2f")),
     ("load Gini", lambda s: _optional(s.routing.get("load_gini"), ".2f")),

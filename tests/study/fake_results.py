@@ -1,5 +1,7 @@
 """Rows of runs that never happened but look as if: losses fall by a power law, faster with more experts."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 SPEED = {"dense": 1.0, "switch-4": 1.5, "switch-16": 2.2, "switch-64": 3.0}
@@ -55,3 +57,50 @@ def _point(name: str, experts: int, seed: int, step: int) -> dict:
         "training": routing | {"load_max_over_mean": 1.5} if experts and step else {},
         "load": load if experts else {},
     }
+
+
+def fake_size_rows(
+    seeds: int = 3, sizes: Sequence[str] = ("tiny", "small", "medium"), digest: str = "5eed"
+) -> list[dict]:
+    """Dense models and mixtures; larger sizes have lower losses, dearer steps and larger gains."""
+    rows = []
+    for seed in range(seeds):
+        for place, size in enumerate(sizes):
+            for name in SPEED:
+                row = fake_row(name, seed, digest=digest)
+                experts = int(name.partition("-")[2] or 0)
+                row["name"] = f"glam-{size}-{experts}" if experts else f"dense-{size}"
+                row["config"]["model"] |= {"model_dim": 32 * (place + 1), "num_layers": 4}
+                row["flops_per_token"] *= 2**place
+                row["step_seconds"] = row["seconds"] / 1000 * 2**place
+                row["step_joules"] = 7.0 * 2**place * (2 if experts else 1)
+                for point in row["curve"]:
+                    gain = 0.02 * place * point["step"] / 1000 if experts else 0.0
+                    point["validation_loss"] -= 0.3 * place + gain
+                rows.append(row)
+    return rows
+
+
+def fake_scores(rows: Sequence[dict], shots: Sequence[int] = (0, 1, 4)) -> list[dict]:
+    """Answers to a multiple choice and a cloze; sparse models answer a tenth more of the questions."""
+    return [
+        {
+            "run": f"{row['name']}-seed{row['seed']}-0",
+            "name": row["name"],
+            "seed": row["seed"],
+            "task": task,
+            "shots": k,
+            "lines": 1,
+            "asked": 200,
+            "examples": 200,
+            "accuracy": base
+            + 0.01 * k
+            + 0.02 * row["seed"] * (k + 1)
+            + (0.1 if row["name"].startswith("glam") else 0.0),
+            "chance": chance,
+            "demonstrations": 0.75 * k,
+        }
+        for row in rows
+        for task, base, chance in (("continuation", 0.3, 0.25), ("last_word", 0.1, None))
+        for k in shots
+    ]
