@@ -1,0 +1,37 @@
+"""Dense against GLaM's mixtures at equal active FLOPs and parameters, in three sizes, for one data-centre GPU.
+
+Command:   python -m experiments.glam --preset gpu
+Hardware:  one GPU; bfloat16 compute, float32 router and parameters. Time and memory not measured yet.
+Expected:  see experiments/results/glam-gpu.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.laptop import glam as laptop
+
+SIZES = {"tiny": 320, "small": 512, "medium": 640}
+"""Model widths."""
+
+
+def get_config(model: str = "glam-small-16") -> ConfigDict:
+    """The laptop's comparison with 22, 55 and 84 million active parameters, up to 1.0 billion in all."""
+    size, experts = laptop.parse_model(model)
+    config = laptop.get_config(model)
+    config.steps = 10_000
+    config.eval_every = 250
+    config.eval_batches = 32
+    config.checkpoint_every = 1000
+    config.data.corpus = "python_source/installed"
+    config.data.tokenizer = "bpe:8192"
+    config.data.sequence_length = 512
+    config.data.batch_size = 64
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.warmup_steps = 500
+    config.model.vocab_size = 8192
+    config.model.num_layers = 12
+    config.model.dtype = "bfloat16"
+    laptop.set_width(config, SIZES[size], head_dim=64)
+    if experts:
+        config.model.moe_layers = tuple(range(0, 12, 2))
+        config.model.moe.group_size = 4096
+    return config

@@ -1,0 +1,111 @@
+"""Dense against GLaM's mixtures at equal active FLOPs and parameters, in three sizes, for two CPU cores.
+
+Command:   python -m moe_jax train configs/laptop/glam.py:glam-small-16 --workdir runs/glam-small-16
+           (or :dense-SIZE or :glam-SIZE-E for any in SIZES and any number of experts E that 4 divides); all of them:
+           python -m experiments.glam
+Hardware:  two cores of a laptop or a small server, 4 GB of memory.
+Time:      not measured yet.
+Expected:  see experiments/results/glam.
+"""
+
+from ml_collections import ConfigDict
+
+from moe_jax.configuration import require
+
+SIZES = {"tiny": 32, "small": 64, "medium": 96}
+"""Model widths."""
+
+EXPERTS = (4, 16, 64)
+"""What the study has of each size beside the dense model."""
+
+MODELS = tuple(model for size in SIZES for model in (f"dense-{size}", *(f"glam-{size}-{e}" for e in EXPERTS)))
+
+ROUTER_SPREAD = 0.55
+"""Standard deviation of the router's first logits: what 0.02 for its weights gives at GLaM's smallest width, 768."""
+
+
+def get_config(model: str = "glam-small-16") -> ConfigDict:
+    """`dense-SIZE`, or `glam-SIZE-E`, in which the first feed-forward layer of each two has E experts.
+
+    As in the authors' code (praxis): decoder only, GELU-gated dense layers, experts without a gate, no biases, relative
+    positions, an output tied to the embedding, the two best experts always, with seats for twice an even share of the
+    tokens.
+    """
+    size, experts = parse_model(model)
+    config = ConfigDict()
+    config.name = model
+    config.steps = 1200
+    config.eval_every = 60
+    config.eval_batches = 16
+    config.checkpoint_every = 600
+
+    config.data = ConfigDict()
+    config.data.corpus = "python_source"
+    config.data.tokenizer = "bpe:1024"
+    config.data.sequence_length = 128
+    config.data.batch_size = 32
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adafactor"
+    config.optimizer.learning_rate = 0.03
+    config.optimizer.schedule = "inverse_sqrt"
+    config.optimizer.warmup_steps = 100
+    config.optimizer.clip_norm = None
+
+    config.model = ConfigDict()
+    config.model.vocab_size = 1024
+    config.model.num_layers = 4
+    config.model.ffn = "geglu"
+    config.model.positions = "t5"
+    config.model.tie_embeddings = True
+    if experts:
+        config.model.moe_layers = (0, 2)
+        config.model.moe = ConfigDict()
+        config.model.moe.num_experts = experts
+        config.model.moe.router = "gshard"
+        config.model.moe.k = 2
+        config.model.moe.ffn = "gelu"
+        # The authors' factor of 2 counts tokens, this one both choices of each.
+        config.model.moe.capacity_factor = 1.0
+        config.model.moe.group_size = 2048
+        config.model.moe.losses = {"balance_loss": 0.01}
+        config.model.moe.router_options = {"second_policy": "all"}
+    set_width(config, SIZES[size], head_dim=16)
+    return config
+
+
+def get_quick_config(model: str = "glam-small-16") -> ConfigDict:
+    """The same, much shorter, for a look at how things work; its losses mean little."""
+    config = get_config(model)
+    config.steps, config.eval_every, config.checkpoint_every = 120, 20, 120
+    config.eval_batches = 4
+    config.optimizer.warmup_steps = 20
+    return config
+
+
+def parse_model(model: str) -> tuple[str, int]:
+    """Size and number of experts of a model's name, 0 if it is dense.
+
+    Raises:
+      ConfigError: there is no such model.
+    """
+    kind, _, rest = model.partition("-")
+    size, _, number = rest.partition("-")
+    experts = int(number) if kind == "glam" and number.isdecimal() else 0
+    known = model == f"dense-{size}" or (model == f"glam-{size}-{experts}" and experts >= 4 and experts % 4 == 0)
+    accepted = f"dense-SIZE or glam-SIZE-E, with SIZE one of {', '.join(SIZES)} and E a multiple of 4"
+    require(size in SIZES and known, "model", model, accepted)
+    return size, experts
+
+
+def set_width(config: ConfigDict, width: int, head_dim: int) -> None:
+    """Sets the model's width, and that of its experts so that a token costs what it does in the dense model.
+
+    Of a layer the dense network has 3 * D * F weights, and a token meets 4 * D * X of its two experts' and D * E of the
+    router's; with X = (3 * F - E) / 4 both are the same number of weights and of operations.
+    """
+    model = config.model
+    model.model_dim, model.num_heads, model.ffn_dim = width, width // head_dim, 4 * width
+    if "moe" in model:
+        model.moe.expert_dim = (3 * model.ffn_dim - model.moe.num_experts) // 4
+        model.moe.router_options.init_std = ROUTER_SPREAD / width**0.5

@@ -1,0 +1,136 @@
+"""Dense against GLaM's mixtures at equal active FLOPs and parameters: quality, training energy, few-shot results.
+
+The comparison of Du et al. 2021: decoders with dense feed-forward layers in three sizes, and of each size with mixtures
+of 4, 16 and 64 experts in every other layer, on the same data with the same seeds.
+
+    python -m experiments.glam                      # three seeds of twelve models
+    python -m experiments.glam --preset quick       # for a look: two models, one seed
+    python -m experiments.glam --preset gpu         # larger, bfloat16, on one GPU
+
+Interrupted, the same command goes on where it stopped: it trains, times and scores what is missing. Each seed fixes the
+order of the data and the start of all that the models of a size share, so models are compared pair by pair. Energy is
+what the machine counts, where it counts any, and the power of --watts by the seconds of a step.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs.gpu import glam as gpu
+from configs.laptop import glam as laptop
+from moe_jax.configuration import ConfigError
+from moe_jax.host_memory import keep_freed_memory
+from moe_jax.study.few_shot_scores import Questions, require_questions, score_runs
+from moe_jax.study.results import Row, read_study
+from moe_jax.study.size_report import write_size_report
+from moe_jax.study.sizes import by_size
+from moe_jax.study.step_costs import measure_step_costs
+from moe_jax.study.sweep import run_sweep
+from moe_jax.study.tables import format_table
+from moe_jax.training.config import TrainConfig
+from moe_jax.training.loop import train
+from moe_jax.training.result import DivergenceError
+
+TITLE = "Dense against GLaM at equal active FLOPs and parameters"
+PAPER = (
+    "GLaM (Du et al. 2021) sets decoders with two of 64 experts per token in every other layer against dense ones and "
+    "against GPT-3 (175 billion parameters). Its largest has 1.2 trillion parameters, of which a token uses 96.6 "
+    "billion. It needs 180 billion FLOPs per token where GPT-3 needs 350, took 456 MWh to train where GPT-3 took 1287, "
+    "and averages 62.7, 65.5 and 68.1 zero-, one- and few-shot over 29 tasks where GPT-3 averages 56.9, 61.6 and 65.2. "
+    "At equal active parameters more experts are better in general, from 1 to 256 at 1.7 billion; the gain over dense "
+    "models grows with scale; and fewer tokens give an equal score."
+)
+
+
+class Preset(NamedTuple):
+    """Configurations by model name, which models, how many seeds, what they are asked, and the power that is assumed.
+
+    Of a laptop's processor 15 W is what most are made to sustain, of a data-centre GPU 700 W what an H100 or H200 may
+    draw at most.
+    """
+
+    get_config: Callable[[str], ConfigDict]
+    models: tuple[str, ...]
+    seeds: int
+    questions: Questions
+    watts: float
+
+
+# With a line or two of context there is room for some solved examples in 128 tokens.
+FEW_LINES = {"continuation": 1, "last_word": 2}
+PRESETS = {
+    "quick": Preset(laptop.get_quick_config, ("dense-small", "glam-small-16"), 1, Questions(FEW_LINES, 100), 15.0),
+    "laptop": Preset(laptop.get_config, laptop.MODELS, 3, Questions(FEW_LINES, 500), 15.0),
+    "gpu": Preset(gpu.get_config, laptop.MODELS, 3, Questions({"continuation": 4, "last_word": 4}, 1000), 700.0),
+}
+
+
+def sweep(preset: Preset, seeds: int) -> list[TrainConfig]:
+    """Each model with each seed from 0, all models of a seed before the next seed."""
+    return [
+        TrainConfig.from_dict(preset.get_config(model).to_dict() | {"seed": seed})
+        for seed in range(seeds)
+        for model in preset.models
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the study and returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="laptop")
+    parser.add_argument("--seeds", type=int, help="number of seeds, from 0; default: the preset's")
+    parser.add_argument("--output", type=Path, help="results, runs and report; default: runs/glam-PRESET")
+    parser.add_argument("--watts", type=float, help="power to assume for the stated energy; default: the preset's")
+    options = parser.parse_args(arguments)
+    preset = PRESETS[options.preset]
+    seeds = preset.seeds if options.seeds is None else options.seeds
+    watts = preset.watts if options.watts is None else options.watts
+    if seeds < 1:
+        parser.error(f"--seeds is {seeds}; accepted: an integer of at least 1")
+    if not 0 < watts < float("inf"):
+        parser.error(f"--watts is {watts}; accepted: a positive number")
+    output = options.output or Path("runs") / f"glam-{options.preset}"
+    command = f"python -m experiments.glam --preset {options.preset} --seeds {seeds} --watts {watts:g}"
+    configs = sweep(preset, seeds)
+
+    def show(rows: list[Row]) -> None:
+        for size in by_size(rows):
+            print(f"\n{format_table(size.rows, size.dense.name)}")
+        print(f"\n{len(rows)} of {len(configs)} runs\n", flush=True)
+
+    to_score = (configs, output / "runs", output / "scores.jsonl", preset.questions)
+    try:
+        require_questions(*to_score)
+        trained = run_sweep(configs, output / "results.jsonl", output / "runs", partial(train, compiled={}), show)
+        scores = score_runs(*to_score)
+        measure_step_costs([config for config in configs if config.seed == 0], output / "step_costs.json")
+        ran = [row["config"] for row in trained]
+        report = write_size_report(
+            [row for row in read_study(output) if row["config"] in ran],
+            scores,
+            output,
+            title=TITLE,
+            paper=PAPER,
+            watts=watts,
+            counter=json.loads((output / "step_costs.json").read_text())["counter"],
+            command=command,
+        )
+    except ConfigError as error:
+        print(f"glam: {error}", file=sys.stderr)
+        return 2
+    except DivergenceError as error:
+        print(f"glam: {error}", file=sys.stderr)
+        return 1
+    print(f"\nReport: {report}")
+    return 0
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Dense against GLaM: that a token costs the same, and that the study runs from its command line to its report."""
+
+import dataclasses
+import functools
+import json
+import math
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from configs.gpu import glam as gpu
+from configs.laptop import glam as laptop
+from experiments import glam
+from experiments.glam import PRESETS, Preset, main, sweep
+from moe_jax.accounting.flops import flops_per_token
+from moe_jax.accounting.parameters import count_parameters
+from moe_jax.configuration import ConfigError, to_dict
+from moe_jax.models.decoder import Decoder
+from moe_jax.models.parameters import init_params
+from moe_jax.study import step_costs
+from moe_jax.study.claims import read_claims
+from moe_jax.study.few_shot_scores import Questions
+from moe_jax.study.results import read_rows
+from moe_jax.training.config import TrainConfig
+
+SPARSE = [model for model in laptop.MODELS if model.startswith("glam")]
+CONFIGS = {"laptop": laptop.get_config, "gpu": gpu.get_config}
+
+
+@functools.cache
+def config(preset: str, model: str) -> TrainConfig:
+    return TrainConfig.from_dict(CONFIGS[preset](model).to_dict())
+
+
+def twin(model: str) -> str:
+    return f"dense-{model.split('-')[1]}"
+
+
+@functools.cache
+def traced(preset: str, model: str):
+    """The forward pass in training on one group of tokens, and how many these are.
+
+    Experts are run by batched products over their seats, because XLA counts nothing of a kernel it did not compile. At
+    the configured capacity there are as many seats as choices, so what is carried out is what is active.
+    """
+    run = config(preset, model)
+    shape, length = run.model, run.data.sequence_length
+    if shape.moe_layers:
+        shape = dataclasses.replace(shape, moe=dataclasses.replace(shape.moe, execution="padded"))
+        flops = flops_per_token(shape, length)
+        assert flops.executed == flops.forward
+    rows = {"laptop": 2048, "gpu": 4096}[preset] // length
+    params = jax.eval_shape(lambda: init_params(shape, jax.random.key(0)))
+
+    def logits(params, tokens):
+        rngs = {"routing": jax.random.key(0)}
+        return Decoder(shape, training=True).apply({"params": params}, tokens, tokens, jnp.ones_like(tokens), rngs=rngs)
+
+    return jax.jit(logits).trace(params, jax.ShapeDtypeStruct((rows, length), jnp.int32)), rows * length
+
+
+@functools.cache
+def xla_of_product(shapes, dtypes, dimensions) -> float:
+    """What XLA counts for a product by itself."""
+    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    product = jax.jit(functools.partial(jax.lax.dot_general, dimension_numbers=dimensions))
+    return product.lower(*arguments).cost_analysis()["flops"]
+
+
+def xla_of_products(jaxpr) -> float:
+    """The same for each product of matrices in a program, in a loop as often as it runs."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            contracted, batched = dimensions = equation.params["dimension_numbers"]
+            values = [variable.aval for variable in equation.invars]
+            if all(v.ndim > len(c) + len(b) for v, c, b in zip(values, contracted, batched, strict=True)):
+                total += xla_of_product(tuple(v.shape for v in values), tuple(v.dtype for v in values), dimensions)
+        repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += repeats * sum(map(xla_of_products, jaxprs_in_params(equation.params)))
+    return total
+
+
+@pytest.mark.parametrize("preset", CONFIGS)
+@pytest.mark.parametrize("model", SPARSE)
+def test_a_token_costs_what_it_does_in_the_dense_model(preset, model):
+    """In operations, as counted from the configuration, and in parameters that it uses."""
+    sparse, dense = config(preset, model), config(preset, twin(model))
+    length = dense.data.sequence_length
+    flops = [flops_per_token(run.model, length).training for run in (sparse, dense)]
+    active = [count_parameters(run.model).active for run in (sparse, dense)]
+    assert abs(flops[0] / flops[1] - 1) < 0.01
+    assert abs(active[0] / active[1] - 1) < 0.01
+
+
+@pytest.mark.parametrize("preset", CONFIGS)
+@pytest.mark.parametrize("model", SPARSE)
+def test_xla_counts_as_much_for_the_products_of_both(preset, model):
+    """XLA's count of the program's products of matrices, each by itself: the router's and the experts' among them."""
+    (sparse, tokens), (dense, same_tokens) = traced(preset, model), traced(preset, twin(model))
+    counted, base = (xla_of_products(program.jaxpr.jaxpr) for program in (sparse, dense))
+    assert tokens == same_tokens
+    assert abs(counted / base - 1) < 0.01
+    run = config(preset, model)
+    assert counted == pytest.approx(flops_per_token(run.model, run.data.sequence_length).forward * tokens, rel=1e-6)
+
+
+@pytest.mark.parametrize(("preset", "margin"), [("laptop", 0.03), ("gpu", 0.01)])
+@pytest.mark.parametrize("model", ["glam-tiny-4", "glam-small-16", "glam-medium-64"])
+def test_xla_counts_nearly_as_much_for_the_whole_of_both(preset, margin, model):
+    """XLA's count of all that the program does. It has some fifty operations for each exact GELU, of which experts
+    without a gate have half as many again; at the laptop's widths they weigh up to 3%, at the GPU's less than 1%.
+    """
+    counted, base = (traced(preset, name)[0].lower().cost_analysis()["flops"] for name in (model, twin(model)))
+    assert abs(counted / base - 1) < margin
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_models_of_a_size_differ_only_in_their_mixture(preset):
+    runs = {run.name: to_dict(run) for run in sweep(PRESETS[preset], 1)}
+    for name, sparse in runs.items():
+        if name.startswith("glam"):
+            assert sparse["model"]["moe"]["num_experts"] == int(name.split("-")[2])
+            assert sparse["model"]["moe_layers"][:2] == [0, 2]
+            sparse["model"] |= {"moe_layers": [], "moe": None}
+            assert sparse | {"name": twin(name)} == runs[twin(name)]
+
+
+@pytest.mark.parametrize("preset", CONFIGS)
+@pytest.mark.parametrize("model", SPARSE)
+def test_first_logits_spread_as_a_released_router_s(preset, model):
+    """A router of 0.02 at a width of 768: the standard deviation of the logits of a normalised token."""
+    run = config(preset, model).model
+    spread = run.moe.router_options["init_std"] * math.sqrt(run.model_dim)
+    assert spread == pytest.approx(0.02 * math.sqrt(768), rel=0.01)
+
+
+def test_the_gpu_s_models_have_as_many_parameters_as_the_config_says():
+    counts = [count_parameters(config("gpu", f"dense-{size}").model).active / 1e6 for size in laptop.SIZES]
+    assert [round(count) for count in counts] == [22, 55, 84]
+    most = max(count_parameters(config("gpu", model).model).total for model in SPARSE)
+    assert round(most / 1e9, 1) == 1.0
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["glam", "dense", "dense-large", "glam-small", "glam-small-6", "glam-small-0", "glam-small-016", "dense-tiny-4"],
+)
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(ConfigError, match=f"model is '{model}'; accepted: dense-SIZE or glam-SIZE-E"):
+        laptop.get_config(model)
+
+
+def test_claims_read_models_of_the_study():
+    claims = [claim for claim in read_claims(Path(glam.__file__).parent / "claims") if claim.study == "glam"]
+    assert claims
+    for claim in claims:
+        assert set(claim.rule.models) <= set(PRESETS["laptop"].models), claim.id
+        assert claim.command == "python -m experiments.glam"
+
+
+def tiny(text: Path) -> Preset:
+    def get_config(model: str):
+        config = laptop.get_config(model)
+        config.steps, config.eval_every, config.eval_batches = 4, 2, 1
+        config.optimizer.warmup_steps = 1
+        config.data.corpus = f"text_files:{text}/*.txt"
+        config.data.tokenizer = "bytes"
+        config.data.validation_fraction = 0.2
+        config.data.sequence_length, config.data.batch_size = 32, 2
+        config.model.vocab_size, config.model.num_layers = 257, 2
+        width = 16 if "tiny" in model else 32
+        laptop.set_width(config, width, head_dim=16)
+        if "moe" in config.model:
+            config.model.moe_layers, config.model.moe.group_size = (0,), 64
+        return config
+
+    questions = Questions({"continuation": 1, "last_word": 1}, 4, (0, 1))
+    return Preset(get_config, ("dense-tiny", "glam-tiny-4", "dense-small", "glam-small-4"), 1, questions, 15.0)
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(40):
+        lines = (f"v{number}00 = {i} + v{number}00\n" for i in range(30))
+        (text / f"{number:02}.txt").write_text("".join(lines))
+    monkeypatch.setenv("MOE_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(glam.PRESETS, "quick", tiny(text))
+    monkeypatch.setattr(step_costs, "TURN_SECONDS", 0.001)
+    return tmp_path / "output"
+
+
+def test_runs_from_the_command_line_to_the_report(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--preset", "quick", "--output", str(output), "--watts", "20"]
+    assert main(arguments) == 0
+    assert "4 of 4 runs" in capsys.readouterr().out
+    rows = read_rows(output / "results.jsonl")
+    assert [(row["name"], row["seed"]) for row in rows] == [(model, 0) for model in PRESETS["quick"].models]
+    scores = read_rows(output / "scores.jsonl")
+    # Of each run, two tasks with two numbers of shots.
+    assert len({(score["run"], score["task"], score["shots"]) for score in scores}) == len(scores) == 4 * 2 * 2
+    assert set(json.loads((output / "step_costs.json").read_text())["models"]) == set(PRESETS["quick"].models)
+    report = (output / "README.md").read_text()
+    for part in ("456 MWh", "20 W assumed", "| glam-small-4 | 4 |", "### continuation", "### last_word", "chance 25%"):
+        assert part in report
+    assert "python -m experiments.glam --preset quick --seeds 1 --watts 20" in report
+    assert all((output / name).stat().st_size > 10_000 for name in ("cost.png", "size.png"))
+    # The report is made of the tables alone: without the runs it is the same, and nothing is measured or scored again.
+    shutil.rmtree(output / "runs")
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert main(arguments) == 0
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_questions_that_cannot_be_made_are_refused_before_training(output, monkeypatch, capsys):
+    preset = PRESETS["quick"]._replace(questions=Questions({"continuation": 1}, 100_000))
+    monkeypatch.setitem(glam.PRESETS, "quick", preset)
+    assert main(["--preset", "quick", "--output", str(output)]) == 2
+    assert capsys.readouterr().err.startswith("glam: examples is 100000; accepted: ")
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--seeds", "0"], "--seeds is 0; accepted: an integer of at least 1"),
+        (["--watts", "0"], "--watts is 0.0; accepted: a positive number"),
+        (["--watts", "nan"], "--watts is nan; accepted: a positive number"),
+    ],
+)
+def test_wrong_options_are_refused(output, capsys, option, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--preset", "quick", "--output", str(output), *option])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
