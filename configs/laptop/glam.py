@@ -106,6 +106,7 @@ def set_width(config: ConfigDict, width: int, head_dim: int) -> None:
     """
     model = config.model
     model.model_dim, model.num_heads, model.ffn_dim = width, width // head_dim, 4 * width
+    model.relative_bias_std = width**-0.5
     if "moe" in model:
         model.moe.expert_dim = (3 * model.ffn_dim - model.moe.num_experts) // 4
         model.moe.router_options.init_std = ROUTER_SPREAD / width**0.5
