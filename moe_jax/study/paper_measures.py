@@ -106,7 +106,7 @@ def share_of_gain(compared: Compared) -> str:
     if wholes.mean() <= 0:
         return "the teacher gains nothing"
     share = float(parts.mean() / wholes.mean())
-    return f"{share:.0%}" if len(trios) == 1 else percent(share, interval_of_share(parts, wholes))
+    return f"{share:.0%}" if len(trios) == 1 else percent(share, interval_of_share(parts.tolist(), wholes.tolist()))
 
 
 def parameters(compared: Compared) -> str:
