@@ -9,7 +9,16 @@ from ml_collections import ConfigDict
 
 from configs.laptop import switch_transformer as laptop
 
-SHAPE = laptop.Shape(model_dim=512, ffn_dim=2048, num_layers=6, num_heads=8, head_dim=64, steps=10_000, group_size=2048)
+SHAPE = laptop.Shape(
+    model_dim=512,
+    ffn_dim=2048,
+    num_layers=6,
+    num_heads=8,
+    head_dim=64,
+    steps=10_000,
+    group_size=2048,
+    function_length=512,
+)
 STUDIES = laptop.make_studies(SHAPE)
 
 

@@ -34,6 +34,7 @@ class Shape(NamedTuple):
       head_dim: width of a head.
       steps: of training.
       group_size: tokens that share a capacity.
+      function_length: tokens that are read of a function, to name it.
     """
 
     model_dim: int
@@ -43,6 +44,7 @@ class Shape(NamedTuple):
     head_dim: int
     steps: int
     group_size: int
+    function_length: int
 
     def switch(self, experts: int = 32, factor: float = 1.25, routers: int = 1, **fields: Any) -> Fields:
         """One expert for each token, as wide as `routers` of its layer leave of a dense network's FLOPs."""
@@ -75,7 +77,8 @@ class Shape(NamedTuple):
     def fine_tuning(self, pretrained: str, dropout: float = 0.1) -> Fields:
         """To name functions, learned from few examples, from a pre-trained model on."""
         data = {"task": "text_to_text", "corpus": "python_functions", "tokenizer_corpus": "python_source"}
-        fields = {f"data.{name}": value for name, value in data.items()} | {"data.train_examples": 4096}
+        fields = {f"data.{name}": value for name, value in data.items()}
+        fields |= {"data.train_examples": 4096, "data.sequence_length": self.function_length}
         fields |= {"optimizer.learning_rate": 0.02, "optimizer.warmup_steps": 20, "model.dropout": dropout}
         return fields | self.shorter() | start(pretrained)
 
@@ -164,7 +167,16 @@ def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
     }
 
 
-SHAPE = Shape(model_dim=64, ffn_dim=256, num_layers=2, num_heads=1, head_dim=64, steps=1500, group_size=1024)
+SHAPE = Shape(
+    model_dim=64,
+    ffn_dim=256,
+    num_layers=2,
+    num_heads=1,
+    head_dim=64,
+    steps=1500,
+    group_size=1024,
+    function_length=64,
+)
 STUDIES = make_studies(SHAPE)
 
 
