@@ -47,7 +47,7 @@ def get_config(model: str = "glam-small-16") -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adafactor"
-    config.optimizer.learning_rate = 0.03
+    config.optimizer.learning_rate = 0.1
     config.optimizer.schedule = "inverse_sqrt"
     config.optimizer.warmup_steps = 100
     config.optimizer.clip_norm = None
@@ -70,7 +70,7 @@ def get_config(model: str = "glam-small-16") -> ConfigDict:
         config.model.moe.group_size = 2048
         config.model.moe.losses = {"balance_loss": 0.01}
         config.model.moe.router_options = {"second_policy": "all"}
-    set_width(config, SIZES[size], head_dim=16)
+    set_width(config, SIZES[size], head_dim=32)
     return config
 
 
