@@ -34,10 +34,10 @@ def get_config(model: str = "glam-small-16") -> ConfigDict:
     size, experts = parse_model(model)
     config = ConfigDict()
     config.name = model
-    config.steps = 1200
-    config.eval_every = 60
+    config.steps = 900
+    config.eval_every = 50
     config.eval_batches = 16
-    config.checkpoint_every = 600
+    config.checkpoint_every = 900
 
     config.data = ConfigDict()
     config.data.corpus = "python_source"

@@ -173,7 +173,7 @@ SHAPE = Shape(
     num_layers=2,
     num_heads=1,
     head_dim=64,
-    steps=1500,
+    steps=1000,
     group_size=1024,
     function_length=64,
 )
