@@ -1,6 +1,7 @@
 """What else papers print of a model besides its quality, and how we say the same of our runs."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -9,8 +10,8 @@ import numpy as np
 from moe_jax.study.intervals import interval_of_share
 from moe_jax.study.results import Row, curve_frame, final_loss, step_seconds
 from moe_jax.study.statistics import estimate
-from moe_jax.study.summary import cost_to_reach
-from moe_jax.study.tables import NOTHING, with_error, with_interval
+from moe_jax.study.summary import cost_to_reach, speed_up
+from moe_jax.study.tables import NOTHING, speed_up_cell, with_error, with_interval
 from moe_jax.study.verdicts import percent
 
 
@@ -59,23 +60,22 @@ def examples_per_second(compared: Compared) -> str:
 def speed_up_in(cost: str) -> Callable[[Compared], str]:
     """What the baseline spent to its final loss over what the model spent to that, `cost` a key of COSTS."""
 
-    def speed_up(compared: Compared) -> str:
-        if compared.name == compared.baseline:
+    def ours(compared: Compared) -> str:
+        if compared.name == compared.baseline or not compared.with_baseline:
             return NOTHING
-        costs = [
-            [cost_to_reach(row, final_loss(base), cost) for row in (base, own)] for own, base in compared.with_baseline
-        ]
-        ratios = [base / own for base, own in costs if own is not None]
-        return _if_all(ratios, len(costs), lambda values: with_interval(estimate(values), ".2f"))
+        found = speed_up(compared.with_baseline, functools.partial(cost_to_reach, cost=cost))
+        return speed_up_cell(found, with_interval)
 
-    return speed_up
+    return ours
 
 
 def seconds_to_baseline(compared: Compared) -> str:
-    """Seconds of training to the baseline's final loss."""
+    """Seconds of training to the baseline's final loss; where seeds do not reach it, how many do."""
     found = [cost_to_reach(own, final_loss(base), "seconds") for own, base in compared.with_baseline]
     reached = [seconds for seconds in found if seconds is not None]
-    return _if_all(reached, len(found), lambda values: with_error(estimate(values), ".0f"))
+    if reached and len(reached) == len(found):
+        return with_error(estimate(reached), ".0f")
+    return f"{len(reached)} of {len(found)} seeds" if reached else "not reached"
 
 
 def loss_at_equal_time(compared: Compared) -> str:
@@ -137,10 +137,3 @@ MEASURES = {
 
 def _all(compared: Compared) -> list[Row]:
     return [row for runs in compared.runs.values() for row in runs.values()]
-
-
-def _if_all(reached: list[float], seeds: int, show: Callable[[list[float]], str]) -> str:
-    """What `show` says of as many values as seeds; else how many there are."""
-    if not reached:
-        return "not reached"
-    return show(reached) if len(reached) == seeds else f"{len(reached)} of {seeds} seeds"
