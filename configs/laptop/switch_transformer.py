@@ -80,7 +80,8 @@ class Shape(NamedTuple):
         fields = {f"data.{name}": value for name, value in data.items()}
         fields |= {"data.train_examples": 4096, "data.sequence_length": self.function_length}
         fields |= {"optimizer.learning_rate": 0.02, "optimizer.warmup_steps": 20, "model.dropout": dropout}
-        return fields | self.shorter() | start(pretrained)
+        # All there are to validate on.
+        return fields | self.shorter() | {"eval_batches": 16} | start(pretrained)
 
 
 def start(run: str, parts: str = "all") -> Fields:
