@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -256,37 +256,40 @@ def make_plan(preset: Preset, studies: Sequence[str], seeds: int | None) -> Plan
 
     A run that several studies have is called as the first one of all calls it, whichever are asked for.
     """
-    known: dict[str, TrainConfig] = {}
-
-    def row(study: str, model: str, seed: int) -> tuple[TrainConfig, TrainConfig]:
-        values = preset.get_config(f"{study}/{model}").to_dict() | {"seed": seed}
-        named = TrainConfig.from_dict(values)
-        for field in ("start", "distillation"):
-            if field in values:
-                _, other = row(*values[field]["run"].removeprefix("../").split("/"), seed)
-                values[field] |= {"run": run_directory(other, Path()).name}
-        config = TrainConfig.from_dict(values)
-        return named, known.setdefault(json.dumps(to_dict(config) | {"name": ""}), config)
-
-    counts = {study: seeds or preset.seeds_of.get(study, preset.seeds) for study in studies}
-    rows = {
-        (study, seed): [row(study, model, seed) for model in laptop.STUDIES[study]]
-        for seed in range(max(counts.values()))
+    fields = {
+        f"{study}/{model}": preset.get_config(f"{study}/{model}").to_dict()
         for study in preset.studies
+        for model in laptop.STUDIES[study]
     }
-    tables = {study: [pair for seed in range(count) for pair in rows[study, seed]] for study, count in counts.items()}
-    by_directory = {run_directory(config, Path()).name: config for config in known.values()}
-    runs: dict[str, TrainConfig] = {}
+    first: dict[str, str] = {}
+    for model, values in fields.items():
+        first.setdefault(_unnamed(values), model)
+    runs: dict[tuple[str, int], TrainConfig] = {}
 
-    def add(config: TrainConfig) -> None:
-        for part in filter(None, (config.start, config.distillation)):
-            add(by_directory[part.run])
-        runs.setdefault(run_directory(config, Path()).name, config)
+    def run(model: str, seed: int) -> TrainConfig:
+        """The run that `model` is, after those that it needs."""
+        model = first[_unnamed(fields[model])]
+        if (model, seed) not in runs:
+            values = fields[model] | {"seed": seed}
+            for part in {"start", "distillation"} & values.keys():
+                needed = run(values[part]["run"].removeprefix("../"), seed)
+                values[part] = values[part] | {"run": run_directory(needed, Path()).name}
+            runs[model, seed] = TrainConfig.from_dict(values)
+        return runs[model, seed]
 
-    for table in tables.values():
-        for _, config in table:
-            add(config)
+    tables = {
+        study: [
+            (TrainConfig.from_dict(fields[f"{study}/{model}"] | {"seed": seed}), run(f"{study}/{model}", seed))
+            for seed in range(seeds or preset.seeds_of.get(study, preset.seeds))
+            for model in laptop.STUDIES[study]
+        ]
+        for study in studies
+    }
     return Plan(list(runs.values()), tables)
+
+
+def _unnamed(values: Mapping[str, Any]) -> str:
+    return json.dumps({field: value for field, value in values.items() if field != "name"}, sort_keys=True)
 
 
 def write_table(rows: Sequence[Row], table: Sequence[tuple[TrainConfig, TrainConfig]], path: Path) -> None:

@@ -223,6 +223,7 @@ def dense(shape: Shape, name: str) -> ConfigDict:
     config.model.positions = "t5"
     config.model.relative_bias_std = shape.model_dim**-0.5
     config.model.tie_embeddings = True
+    config.model.init_scale = 1.0
     return config
 
 

@@ -40,7 +40,8 @@ def costlier(model: str) -> bool:
 def test_active_cost_is_the_dense_model_s(preset: str) -> None:
     for model in MODELS:
         dense, own = config_of(preset, "experts/dense"), config_of(preset, model)
-        flops, base = (flops_per_token(c.model, *c.lengths).forward for c in (own, dense))
+        # On texts of one length.
+        flops, base = (flops_per_token(c.model, *own.lengths).forward for c in (own, dense))
         active, parameters = (count_parameters(c.model).active for c in (own, dense))
         if costlier(model):
             assert flops > 1.05 * base, model
@@ -53,6 +54,9 @@ def test_active_cost_is_the_dense_model_s_by_xla_too() -> None:
     """XLA also counts the softmax of a router, of 256 experts 1% by itself."""
     counted: dict[str, float] = {}
     for model in filter(lambda model: not costlier(model), MODELS):
+        # The same models are fine-tuned, on longer texts.
+        if "fine_tun" in model:
+            continue
         shape = with_seats_for_all(config_of("laptop", model).model)
         if repr(shape) not in counted:
             counted[repr(shape)] = xla_flops_per_token(config_of("laptop", model))
@@ -122,6 +126,8 @@ def test_claims_read_models_that_there_are() -> None:
     read = [claim for claim in read_claims(CLAIMS) if claim.study.startswith("switch_transformer/")]
     assert len(read) > 20
     for claim in read:
+        if claim.accelerator:
+            continue
         study = claim.study.removeprefix("switch_transformer/")
         assert set(claim.rule.models) <= laptop.STUDIES[study].keys(), claim.id
         assert getattr(claim.rule, "metric", "loss") in ("loss", TABLES[study].metric), claim.id
@@ -143,7 +149,7 @@ def tiny(text: Path, pairs: Path) -> Preset:
         config.model.model_dim = config.model.head_dim = 16
         if "moe" in config.model:
             config.model.moe.expert_dim = 8
-            config.model.moe.group_size = 64
+            config.model.moe.group_size = 32
         return config
 
     return Preset(get_config, tuple(laptop.STUDIES), 1)
@@ -166,29 +172,29 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def test_runs_from_the_command_line_to_the_reports(run, capsys, monkeypatch) -> None:
-    status, output = run("distillation", "distillation_fine_tuned")
+def test_runs_from_the_command_line_to_the_report(run, capsys, monkeypatch) -> None:
+    status, output = run("distillation_fine_tuned")
     assert status == 0
     names = sorted(path.name.partition("-seed")[0] for path in (output / "runs").iterdir())
-    # Called as the first study calls them; the others are of the study of fine-tuned models.
-    distilled = ["distilled", "distilled-init", "distilled-init-mix", "init-only"]
-    assert names == sorted(["dense", "switch-64", *distilled, "dense-0.1", "teacher", "distilled"])
-    rows = read_rows(output / "distillation" / "results.jsonl")
-    assert [row["name"] for row in rows] == list(TABLES["distillation"].values)
-    by_name = {row["name"]: row for row in rows}
-    assert by_name["teacher"]["curve"][-1]["routing"]
-    assert by_name["distilled"]["config"]["distillation"]["run"] == "../experts/switch-64"
-    tuned = read_rows(output / "distillation_fine_tuned" / "results.jsonl")
-    assert [set(row["scores"]) for row in tuned] == [{"exact_match", "token_accuracy"}] * 3
-    for study in ("distillation", "distillation_fine_tuned"):
-        text = (output / study / "README.md").read_text()
-        assert f"python -m experiments.switch_transformer {study} --preset quick" in text
-        assert not re.search(r"\b(nan|None)\b", text)
-        assert (output / study / "loss.png").exists()
-    # Again it trains nothing, and a study that needs no other run only copies.
-    monkeypatch.setattr(switch_transformer, "train", None)
+    # Called as the first study that has them calls them.
+    assert names == ["dense", "dense-0.1", "distilled", "switch-64", "teacher"]
+    rows = read_rows(output / "distillation_fine_tuned" / "results.jsonl")
+    assert [row["name"] for row in rows] == ["student", "teacher", "distilled"]
+    assert [set(row["scores"]) for row in rows] == [{"exact_match", "token_accuracy"}] * 3
+    assert rows[1]["curve"][-1]["routing"]
+    assert rows[1]["config"]["start"]["run"] == "../experts/switch-64"
+    text = (output / "distillation_fine_tuned" / "README.md").read_text()
+    assert "python -m experiments.switch_transformer distillation_fine_tuned --preset quick" in text
+    assert not re.search(r"\b(nan|None)\b", text)
+    assert (output / "distillation_fine_tuned" / "loss.png").exists()
+
+    def trains_nothing(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    # What other runs needed has been trained with them.
+    monkeypatch.setattr(switch_transformer, "train", trains_nothing)
     printed = capsys.readouterr().out
-    assert run("distillation")[0] == 0
+    assert run("distillation_fine_tuned")[0] == 0
     assert capsys.readouterr().out.strip() in printed
 
 
