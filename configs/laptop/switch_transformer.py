@@ -81,7 +81,7 @@ class Shape(NamedTuple):
         fields |= {"data.train_examples": 4096, "data.sequence_length": self.function_length}
         fields |= {"optimizer.learning_rate": 0.02, "optimizer.warmup_steps": 20, "model.dropout": dropout}
         # All there are to validate on.
-        return fields | self.shorter() | {"eval_batches": 16} | start(pretrained)
+        return fields | self.shorter() | {"eval_batches": 32} | start(pretrained)
 
 
 def start(run: str, parts: str = "all") -> Fields:
@@ -174,8 +174,8 @@ SHAPE = Shape(
     num_layers=2,
     num_heads=1,
     head_dim=64,
-    steps=1000,
-    group_size=1024,
+    steps=4000,
+    group_size=512,
     function_length=64,
 )
 STUDIES = make_studies(SHAPE)
@@ -192,8 +192,8 @@ def dense(shape: Shape, name: str) -> ConfigDict:
     config = ConfigDict()
     config.name = name
     config.steps = shape.steps
-    config.eval_every = 100
-    config.eval_batches = 32
+    config.eval_every = 200
+    config.eval_batches = 64
     config.checkpoint_every = shape.steps
 
     config.data = ConfigDict()
@@ -203,12 +203,12 @@ def dense(shape: Shape, name: str) -> ConfigDict:
     config.data.sequence_length = 32
     config.data.target_length = 8
     config.data.sentinels = 8
-    config.data.batch_size = 128
+    config.data.batch_size = 64
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adafactor"
     config.optimizer.schedule = "inverse_sqrt"
-    config.optimizer.learning_rate = 0.1
+    config.optimizer.learning_rate = 0.07
     config.optimizer.warmup_steps = 100
     config.optimizer.clip_norm = None
 
@@ -240,8 +240,5 @@ def get_quick_config(model: str = "experts/dense") -> ConfigDict:
     config = get_config(model)
     config.steps, config.eval_every, config.checkpoint_every = 40, 20, 40
     config.eval_batches = 2
-    config.data.batch_size = 64
     config.optimizer.warmup_steps = 10
-    if "moe" in config.model:
-        config.model.moe.group_size = 512
     return config
