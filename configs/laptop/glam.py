@@ -34,20 +34,20 @@ def get_config(model: str = "glam-small-16") -> ConfigDict:
     size, experts = parse_model(model)
     config = ConfigDict()
     config.name = model
-    config.steps = 900
-    config.eval_every = 50
-    config.eval_batches = 16
-    config.checkpoint_every = 900
+    config.steps = 2000
+    config.eval_every = 100
+    config.eval_batches = 32
+    config.checkpoint_every = 2000
 
     config.data = ConfigDict()
     config.data.corpus = "python_source"
     config.data.tokenizer = "bpe:1024"
     config.data.sequence_length = 128
-    config.data.batch_size = 32
+    config.data.batch_size = 16
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adafactor"
-    config.optimizer.learning_rate = 0.1
+    config.optimizer.learning_rate = 0.07
     config.optimizer.schedule = "inverse_sqrt"
     config.optimizer.warmup_steps = 100
     config.optimizer.clip_norm = None
