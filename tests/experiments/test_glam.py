@@ -1,16 +1,12 @@
 """Dense against GLaM: that a token costs the same, and that the study runs from its command line to its report."""
 
-import dataclasses
 import functools
 import json
 import math
 import shutil
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from configs.gpu import glam as gpu
 from configs.laptop import glam as laptop
@@ -19,13 +15,12 @@ from experiments.glam import PRESETS, Preset, main, sweep
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import ConfigError, to_dict
-from moe_jax.models.decoder import Decoder
-from moe_jax.models.parameters import init_params
 from moe_jax.study import step_costs
 from moe_jax.study.claims import read_claims
 from moe_jax.study.few_shot_scores import Questions
 from moe_jax.study.results import read_rows
 from moe_jax.training.config import TrainConfig
+from tests.active_flops import xla_flops_per_token, xla_products_per_token
 
 SPARSE = [model for model in laptop.MODELS if model.startswith("glam")]
 CONFIGS = {"laptop": laptop.get_config, "gpu": gpu.get_config}
@@ -38,51 +33,6 @@ def config(preset: str, model: str) -> TrainConfig:
 
 def twin(model: str) -> str:
     return f"dense-{model.split('-')[1]}"
-
-
-@functools.cache
-def traced(preset: str, model: str):
-    """The forward pass in training on one group of tokens, and how many these are.
-
-    Experts are run by batched products over their seats, because XLA counts nothing of a kernel it did not compile. At
-    the configured capacity there are as many seats as choices, so what is carried out is what is active.
-    """
-    run = config(preset, model)
-    shape, length = run.model, run.data.sequence_length
-    if shape.moe_layers:
-        shape = dataclasses.replace(shape, moe=dataclasses.replace(shape.moe, execution="padded"))
-        flops = flops_per_token(shape, length)
-        assert flops.executed == flops.forward
-    rows = {"laptop": 2048, "gpu": 4096}[preset] // length
-    params = jax.eval_shape(lambda: init_params(shape, jax.random.key(0)))
-
-    def logits(params, tokens):
-        rngs = {"routing": jax.random.key(0)}
-        return Decoder(shape, training=True).apply({"params": params}, tokens, tokens, jnp.ones_like(tokens), rngs=rngs)
-
-    return jax.jit(logits).trace(params, jax.ShapeDtypeStruct((rows, length), jnp.int32)), rows * length
-
-
-@functools.cache
-def xla_of_product(shapes, dtypes, dimensions) -> float:
-    """What XLA counts for a product by itself."""
-    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-    product = jax.jit(functools.partial(jax.lax.dot_general, dimension_numbers=dimensions))
-    return product.lower(*arguments).cost_analysis()["flops"]
-
-
-def xla_of_products(jaxpr) -> float:
-    """The same for each product of matrices in a program, in a loop as often as it runs."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            contracted, batched = dimensions = equation.params["dimension_numbers"]
-            values = [variable.aval for variable in equation.invars]
-            if all(v.ndim > len(c) + len(b) for v, c, b in zip(values, contracted, batched, strict=True)):
-                total += xla_of_product(tuple(v.shape for v in values), tuple(v.dtype for v in values), dimensions)
-        repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += repeats * sum(map(xla_of_products, jaxprs_in_params(equation.params)))
-    return total
 
 
 @pytest.mark.parametrize("preset", CONFIGS)
@@ -100,13 +50,10 @@ def test_a_token_costs_what_it_does_in_the_dense_model(preset, model):
 @pytest.mark.parametrize("preset", CONFIGS)
 @pytest.mark.parametrize("model", SPARSE)
 def test_xla_counts_as_much_for_the_products_of_both(preset, model):
-    """XLA's count of the program's products of matrices, each by itself: the router's and the experts' among them."""
-    (sparse, tokens), (dense, same_tokens) = traced(preset, model), traced(preset, twin(model))
-    counted, base = (xla_of_products(program.jaxpr.jaxpr) for program in (sparse, dense))
-    assert tokens == same_tokens
+    sparse, dense = config(preset, model), config(preset, twin(model))
+    counted, base = xla_products_per_token(sparse), xla_products_per_token(dense)
     assert abs(counted / base - 1) < 0.01
-    run = config(preset, model)
-    assert counted == pytest.approx(flops_per_token(run.model, run.data.sequence_length).forward * tokens, rel=1e-6)
+    assert counted == pytest.approx(flops_per_token(sparse.model, *sparse.lengths).forward, rel=1e-6)
 
 
 @pytest.mark.parametrize(("preset", "margin"), [("laptop", 0.03), ("gpu", 0.01)])
@@ -115,7 +62,7 @@ def test_xla_counts_nearly_as_much_for_the_whole_of_both(preset, margin, model):
     """XLA's count of all that the program does. It has some fifty operations for each exact GELU, of which experts
     without a gate have half as many again; at the laptop's widths they weigh up to 3%, at the GPU's less than 1%.
     """
-    counted, base = (traced(preset, name)[0].lower().cost_analysis()["flops"] for name in (model, twin(model)))
+    counted, base = (xla_flops_per_token(config(preset, name)) for name in (model, twin(model)))
     assert abs(counted / base - 1) < margin
 
 

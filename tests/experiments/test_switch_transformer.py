@@ -1,6 +1,7 @@
 """The studies of the Switch Transformer paper: what they compare, what they train, and their reports."""
 
 import collections
+import dataclasses
 import functools
 import json
 import re
@@ -19,7 +20,7 @@ from moe_jax.study.claims import read_claims
 from moe_jax.study.results import read_rows
 from moe_jax.study.sweep import run_directory
 from moe_jax.training.config import TrainConfig
-from tests.active_flops import with_seats_for_all, xla_flops_per_token
+from tests.active_flops import with_seats_for_all, xla_flops_per_token, xla_products_per_token
 
 MODELS = [f"{study}/{model}" for study, models in laptop.STUDIES.items() for model in models]
 # What the paper's tables compare although it costs more: a larger dense model, a wider sparse one, and two experts.
@@ -50,18 +51,26 @@ def test_active_cost_is_the_dense_model_s(preset: str) -> None:
             assert active == pytest.approx(parameters, rel=0.01), model
 
 
-def test_active_cost_is_the_dense_model_s_by_xla_too() -> None:
-    """XLA also counts the softmax of a router, of 256 experts 1% by itself."""
+def test_xla_counts_as_much_for_the_products_of_both() -> None:
     counted: dict[str, float] = {}
     for model in filter(lambda model: not costlier(model), MODELS):
-        # The same models are fine-tuned, on longer texts.
-        if "fine_tun" in model:
-            continue
-        shape = with_seats_for_all(config_of("laptop", model).model)
-        if repr(shape) not in counted:
-            counted[repr(shape)] = xla_flops_per_token(config_of("laptop", model))
-        own, dense = counted[repr(shape)], next(iter(counted.values()))
-        assert abs(own / dense - 1) < (0.015 if model.endswith("-256") else 0.01), model
+        own, dense = config_of("laptop", model), config_of("laptop", "experts/dense").model
+        products = []
+        for shape in (own.model, dense):
+            key = repr((with_seats_for_all(shape), own.lengths))
+            if key not in counted:
+                counted[key] = xla_products_per_token(dataclasses.replace(own, model=shape))
+            products.append(counted[key])
+        assert abs(products[0] / products[1] - 1) < 0.01, model
+        assert products[0] == pytest.approx(flops_per_token(own.model, *own.lengths).forward, rel=1e-6), model
+
+
+def test_xla_counts_nearly_as_much_for_the_whole_of_both() -> None:
+    """It counts the softmax of a router, too, of 256 experts 1% by itself."""
+    dense = xla_flops_per_token(config_of("laptop", "experts/dense"))
+    for experts, margin in ((4, 0.01), (16, 0.01), (64, 0.01), (256, 0.015)):
+        sparse = xla_flops_per_token(config_of("laptop", f"experts/switch-{experts}"))
+        assert abs(sparse / dense - 1) < margin, experts
 
 
 @pytest.mark.parametrize("preset", PRESETS)
