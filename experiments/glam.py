@@ -3,7 +3,7 @@
 The comparison of Du et al. 2021: decoders with dense feed-forward layers in three sizes, and of each size with mixtures
 of 4, 16 and 64 experts in every other layer, on the same data with the same seeds.
 
-    python -m experiments.glam                      # three seeds of twelve models
+    python -m experiments.glam                      # three seeds of ten models
     python -m experiments.glam --preset quick       # for a look: two models, one seed
     python -m experiments.glam --preset gpu         # larger, bfloat16, on one GPU
 

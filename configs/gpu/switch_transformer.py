@@ -16,6 +16,7 @@ SHAPE = laptop.Shape(
     num_heads=8,
     head_dim=64,
     steps=10_000,
+    long_steps=40_000,
     group_size=2048,
     function_length=512,
 )

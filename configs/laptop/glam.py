@@ -15,10 +15,12 @@ from moe_jax.configuration import require
 SIZES = {"tiny": 32, "small": 64, "medium": 96}
 """Model widths."""
 
-EXPERTS = (4, 16, 64)
-"""What the study has of each size beside the dense model."""
+EXPERTS = {"tiny": (4, 16, 64), "small": (4, 16, 64), "medium": (16,)}
+"""What the study has of each size beside the dense model; in the largest, which takes longest, one."""
 
-MODELS = tuple(model for size in SIZES for model in (f"dense-{size}", *(f"glam-{size}-{e}" for e in EXPERTS)))
+MODELS = tuple(
+    model for size in SIZES for model in (f"dense-{size}", *(f"glam-{size}-{experts}" for experts in EXPERTS[size]))
+)
 
 ROUTER_SPREAD = 0.55
 """Standard deviation of the router's first logits: what 0.02 for its weights gives at GLaM's smallest width, 768."""
@@ -34,8 +36,8 @@ def get_config(model: str = "glam-small-16") -> ConfigDict:
     size, experts = parse_model(model)
     config = ConfigDict()
     config.name = model
-    config.steps = 2000
-    config.eval_every = 100
+    config.steps = 4000
+    config.eval_every = 200
     config.eval_batches = 32
     config.checkpoint_every = 2000
 

@@ -9,8 +9,7 @@ Expected:  experiments/results/switch_transformer
 
 A T5 of two layers a stack, with heads of T5's width, says which spans of Python source were hidden. A sparse model has
 experts in the second layer of each stack, narrower than the dense network by what their router costs, so that active
-FLOPs are equal. A router's logits start as widely spread as those of the released models, whose routers of standard
-deviation 0.02 see 768 numbers.
+FLOPs are equal. A router starts as all matrices do, with a variance of the scale over the width (section 2.4).
 """
 
 import functools
@@ -33,6 +32,7 @@ class Shape(NamedTuple):
       num_heads: of width `head_dim`.
       head_dim: width of a head.
       steps: of training.
+      long_steps: of training of what is compared by its number of experts: more of them take longer to pay.
       group_size: tokens that share a capacity.
       function_length: tokens that are read of a function, to name it.
     """
@@ -43,16 +43,17 @@ class Shape(NamedTuple):
     num_heads: int
     head_dim: int
     steps: int
+    long_steps: int
     group_size: int
     function_length: int
 
-    def switch(self, experts: int = 32, factor: float = 1.25, routers: int = 1, **fields: Any) -> Fields:
+    def switch(self, experts: int = 16, factor: float = 1.25, routers: int = 1, **fields: Any) -> Fields:
         """One expert for each token, as wide as `routers` of its layer leave of a dense network's FLOPs."""
         moe = {"num_experts": experts, "router": "switch", "capacity_factor": factor, "eval_capacity_factor": 2.0}
         moe |= {"expert_dim": self.ffn_dim - routers * experts // 2}
         return self.sparse(moe | fields)
 
-    def top_2(self, factor: float, width: float = 2.0, experts: int = 64) -> Fields:
+    def top_2(self, factor: float, width: float = 2.0, experts: int = 16) -> Fields:
         """Two experts for each token, together `width` times as wide as Switch's; `factor` counts the seats of both."""
         moe = {"num_experts": experts, "router": "gshard", "k": 2, "capacity_factor": factor / 2}
         width *= self.ffn_dim - experts // 2
@@ -60,19 +61,28 @@ class Shape(NamedTuple):
 
     def sparse(self, moe: Fields) -> Fields:
         """Mixtures of these fields in every second layer."""
-        options = {"init_std": 0.02 * math.sqrt(768 / self.model_dim)} | moe.pop("router_options", {})
+        options = {"init_std": self.model_dim**-0.5} | moe.pop("router_options", {})
         moe |= {"group_size": self.group_size, "router_options": options}
         return {"model.moe_layers": tuple(range(1, self.num_layers, 2)), "model.moe": moe}
+
+    def started(self, scale: float) -> Fields:
+        """Switch whose matrices, the router's among them, start with this scale."""
+        options = {"init_std": math.sqrt(scale / self.model_dim)}
+        return self.switch(router_options=options) | {"model.init_scale": scale}
 
     def wider(self, numerator: int, denominator: int) -> Fields:
         """A larger model dimension, with heads as much wider."""
         fields = {"model_dim": self.model_dim, "head_dim": self.head_dim}
         return {f"model.{name}": size * numerator // denominator for name, size in fields.items()}
 
+    def longer(self) -> Fields:
+        """As many steps as it takes."""
+        return {"steps": self.long_steps, "eval_every": self.long_steps // 20, "checkpoint_every": self.long_steps // 4}
+
     def shorter(self) -> Fields:
         """A fifth of the steps."""
         steps = self.steps // 5
-        return {"steps": steps, "eval_every": steps // 6, "checkpoint_every": steps}
+        return {"steps": steps, "eval_every": steps // 5, "checkpoint_every": steps}
 
     def fine_tuning(self, pretrained: str, dropout: float = 0.1) -> Fields:
         """To name functions, learned from few examples, from a pre-trained model on."""
@@ -101,26 +111,26 @@ def distilled(teacher: str) -> Fields:
 
 def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
     """By study and model, what differs from the dense model."""
-    switch, top_2, tuned = shape.switch, shape.top_2, shape.fine_tuning
+    switch, top_2, tuned, longer = shape.switch, shape.top_2, shape.fine_tuning, shape.longer()
     attention = {
-        "experts-attention": switch(places=("attention",)) | {"model.ffn_dim": shape.ffn_dim - 32 // 2},
+        "experts-attention": switch(places=("attention",)) | {"model.ffn_dim": shape.ffn_dim - 16 // 2},
         "experts-both": switch(routers=3, places=("feed_forward", "attention")),
     }
     bfloat16 = {"model.dtype": "bfloat16"}
     return {
-        "experts": {"dense": {}} | {f"switch-{experts}": switch(experts) for experts in (4, 16, 64, 256)},
+        "experts": {"dense": longer} | {f"switch-{experts}": switch(experts) | longer for experts in (4, 16, 64, 256)},
         "architectures": {
             "dense": {},
             # T5-Large against T5-Base: twice the layers, four thirds of the width.
             "dense-large": shape.wider(4, 3)
             | {"model.num_layers": 2 * shape.num_layers, "model.ffn_dim": shape.ffn_dim * 4 // 3},
             "top2-2.0": top_2(2.0),
-            "switch-2.0": switch(64, 2.0),
+            "switch-2.0": switch(factor=2.0),
             "top2-1.25": top_2(1.25),
-            "switch-1.25": switch(64),
+            "switch-1.25": switch(),
             "top2-1.0": top_2(1.0),
-            "switch-1.0": switch(64, 1.0),
-            "switch-wide-1.0": switch(64, 1.0) | shape.wider(7, 6),
+            "switch-1.0": switch(factor=1.0),
+            "switch-wide-1.0": switch(factor=1.0) | shape.wider(7, 6),
             "top2-matched-1.25": top_2(1.25, width=1.0),
         },
         "precision": {
@@ -128,26 +138,24 @@ def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
             "bfloat16": switch(router_dtype="bfloat16") | bfloat16,
             "selective": switch() | bfloat16,
         },
-        "initialization": {
-            f"scale-{scale}": switch() | {"model.init_scale": scale} | shape.shorter() for scale in (0.1, 1.0)
-        },
+        "initialization": {f"scale-{scale}": shape.started(scale) | shape.shorter() for scale in (0.1, 1.0)},
         "fine_tuning": {
             "dense-0.1": tuned("experts/dense"),
-            "switch-0.1": switch() | tuned("precision/float32"),
-            "switch-0.2": switch() | tuned("precision/float32", 0.2),
-            "switch-0.3": switch() | tuned("precision/float32", 0.3),
-            "switch-0.1-expert-0.4": switch(dropout=0.4) | tuned("precision/float32"),
+            "switch-0.1": switch() | tuned("experts/switch-16"),
+            "switch-0.2": switch() | tuned("experts/switch-16", 0.2),
+            "switch-0.3": switch() | tuned("experts/switch-16", 0.3),
+            "switch-0.1-expert-0.4": switch(dropout=0.4) | tuned("experts/switch-16"),
         },
         "distillation": {
             "student": {},
-            "teacher": switch(64),
+            "teacher": switch(64) | longer,
             "distilled": taught("experts/switch-64", 1.0),
             "distilled-init": distilled("experts/switch-64") | taught("experts/switch-64", 1.0),
             "distilled-init-mix": distilled("experts/switch-64"),
             "init-only": start("experts/switch-64", "outside_mixtures"),
         },
         "distillation_sizes": {"student": {}}
-        | {f"teacher-{experts}": switch(experts) for experts in (16, 64, 256)}
+        | {f"teacher-{experts}": switch(experts) | longer for experts in (16, 64, 256)}
         | {f"distilled-{experts}": distilled(f"experts/switch-{experts}") for experts in (16, 64, 256)},
         "distillation_fine_tuned": {
             "student": tuned("experts/dense"),
@@ -161,9 +169,9 @@ def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
             name: switch(router_options={"exploration": name}) for name in ("argmax", "sample", "dropout", "jitter")
         },
         "no_token_left_behind": {
-            "switch-1.0": switch(64, 1.0),
+            "switch-1.0": switch(factor=1.0),
             # Who asks again comes after all who ask first, so that a decoder's token may depend on later ones.
-            "rerouted-1.0": switch(64, 1.0, router_options={"rounds": 4}, allow_noncausal_router=True),
+            "rerouted-1.0": switch(factor=1.0, router_options={"rounds": 4}, allow_noncausal_router=True),
         },
     }
 
@@ -174,7 +182,8 @@ SHAPE = Shape(
     num_layers=2,
     num_heads=1,
     head_dim=64,
-    steps=4000,
+    steps=2500,
+    long_steps=10_000,
     group_size=512,
     function_length=64,
 )
@@ -192,7 +201,7 @@ def dense(shape: Shape, name: str) -> ConfigDict:
     config = ConfigDict()
     config.name = name
     config.steps = shape.steps
-    config.eval_every = 200
+    config.eval_every = 125
     config.eval_batches = 64
     config.checkpoint_every = shape.steps
 

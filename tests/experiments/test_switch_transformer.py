@@ -76,7 +76,10 @@ def test_xla_counts_nearly_as_much_for_the_whole_of_both() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_models_are_trained_on_the_same(preset: str) -> None:
     for study, models in laptop.STUDIES.items():
-        configs = [config_of(preset, f"{study}/{model}") for model in models]
+        # Teachers are trained for longer.
+        configs = [config_of(preset, f"{study}/{model}") for model in models if not model.startswith("teacher-")]
+        if study == "distillation":
+            configs = [config for config in configs if config.name != "teacher"]
         assert len({(c.steps, c.data, c.optimizer, c.eval_every, c.eval_batches) for c in configs}) == 1, study
 
 
