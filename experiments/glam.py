@@ -1,7 +1,7 @@
 """Dense against GLaM's mixtures at equal active FLOPs and parameters: quality, training energy, few-shot results.
 
-The comparison of Du et al. 2021: decoders with dense feed-forward layers in three sizes, and of each size with mixtures
-of 4, 16 and 64 experts in every other layer, on the same data with the same seeds.
+The comparison of Du et al. 2021: decoders with dense feed-forward layers in three sizes, and the smaller two with
+mixtures of 4, 16 and 64 experts in every other layer, the largest with 16, on the same data with the same seeds.
 
     python -m experiments.glam                      # three seeds of ten models
     python -m experiments.glam --preset quick       # for a look: two models, one seed
