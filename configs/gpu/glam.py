@@ -14,7 +14,7 @@ SIZES = {"tiny": 320, "small": 512, "medium": 640}
 
 
 def get_config(model: str = "glam-small-16") -> ConfigDict:
-    """The laptop's comparison with 22, 55 and 84 million active parameters, up to 1.0 billion in all."""
+    """The laptop's comparison with 22, 55 and 84 million active parameters, up to 634 million in all."""
     size, experts = laptop.parse_model(model)
     config = laptop.get_config(model)
     config.steps = 10_000
