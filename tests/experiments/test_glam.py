@@ -31,6 +31,11 @@ def config(preset: str, model: str) -> TrainConfig:
     return TrainConfig.from_dict(CONFIGS[preset](model).to_dict())
 
 
+@functools.cache
+def products(preset: str, model: str) -> float:
+    return xla_products_per_token(config(preset, model))
+
+
 def twin(model: str) -> str:
     return f"dense-{model.split('-')[1]}"
 
@@ -50,9 +55,8 @@ def test_a_token_costs_what_it_does_in_the_dense_model(preset, model):
 @pytest.mark.parametrize("preset", CONFIGS)
 @pytest.mark.parametrize("model", SPARSE)
 def test_xla_counts_as_much_for_the_products_of_both(preset, model):
-    sparse, dense = config(preset, model), config(preset, twin(model))
-    counted, base = xla_products_per_token(sparse), xla_products_per_token(dense)
-    assert abs(counted / base - 1) < 0.01
+    sparse, counted = config(preset, model), products(preset, model)
+    assert abs(counted / products(preset, twin(model)) - 1) < 0.01
     assert counted == pytest.approx(flops_per_token(sparse.model, *sparse.lengths).forward, rel=1e-6)
 
 
