@@ -58,7 +58,7 @@ def read_study(directory: Path) -> list[Row]:
     return [row | _step_costs(costs["models"].get(row["name"])) for row in rows]
 
 
-def _step_costs(cost: Mapping[str, float | None] | None) -> dict[str, float | None]:
+def _step_costs(cost: Mapping[str, Any] | None) -> dict[str, float | None]:
     return {} if cost is None else {"step_seconds": cost["seconds"], "step_joules": cost["joules"]}
 
 

@@ -16,6 +16,7 @@ from moe_jax.data.pipeline import load_text
 from moe_jax.files import write_whole
 from moe_jax.study import provenance
 from moe_jax.study.energy import EnergyCounter, energy_counter
+from moe_jax.study.sweep import run_directory
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import compile_steps
 from moe_jax.training.mesh import make_mesh, process_batch
@@ -29,11 +30,11 @@ def measure_step_costs(configs: Sequence[TrainConfig], path: Path, turns: int = 
     """Writes what a step of each configuration costs: `read_study` adds it to the rows of their runs.
 
     Models take turns, so that a machine whose speed drifts is as fast for one as for another, and nothing else should
-    run beside it. A turn is as many steps as take half a second or more. What `path` already holds of the same models
+    run beside it. A turn is as many steps as take half a second or more. What `path` already holds of the same runs
     stays as it is: delete the file to measure anew.
 
-    The file has `host`, the energy `counter`'s name (None without one), and `models`: by name {"seconds", "joules"} of
-    one step, medians over turns; the joules are those of all that the counter sees.
+    The file has `host`, the energy `counter`'s name (None without one), and `models`: by name {"run", "seconds",
+    "joules"}, whose step it was, and medians over turns; the joules are those of all that the counter sees.
 
     Args:
       configs: runs; of each name the first one's step.
@@ -47,7 +48,9 @@ def measure_step_costs(configs: Sequence[TrainConfig], path: Path, turns: int = 
     for config in configs:
         by_name.setdefault(config.name, config)
         require(config.distillation is None, "distillation", config.distillation, "None, to time a step by itself")
-    if path.exists() and json.loads(path.read_text())["models"].keys() == by_name.keys():
+    runs = {name: run_directory(config, Path()).name for name, config in by_name.items()}
+    known = json.loads(path.read_text())["models"] if path.exists() else {}
+    if {name: cost["run"] for name, cost in known.items()} == runs:
         return
     steps = {name: _training_step(config) for name, config in tqdm(by_name.items(), "Compiling steps", delay=2)}
     counter = energy_counter(jax.default_backend())
@@ -56,7 +59,7 @@ def measure_step_costs(configs: Sequence[TrainConfig], path: Path, turns: int = 
     for _ in tqdm(range(turns), "Timing steps", delay=2):
         for name, step in steps.items():
             found[name].append(_turn(step, repeats[name], counter))
-    models = {name: _medians(costs, counter) for name, costs in found.items()}
+    models = {name: {"run": runs[name]} | _medians(costs, counter) for name, costs in found.items()}
     report = {"host": provenance.host(), "counter": counter and counter.name, "turns": turns, "models": models}
     write_whole(path, json.dumps(report, indent=1) + "\n")
 

@@ -19,6 +19,10 @@ def config(tmp_path, name, **sets):
     return TrainConfig.from_dict(tiny_values(tmp_path / "corpus", sets) | {"name": name})
 
 
+def costs_of(found):
+    return {name: (cost["seconds"], cost["joules"]) for name, cost in found["models"].items()}
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A step takes as many seconds as its model is wide, and ten joules a second; nothing is compiled."""
@@ -43,7 +47,7 @@ def test_each_model_has_the_cost_of_one_step(tmp_path, clock):
     measure_step_costs([*configs, *configs], tmp_path / "step_costs.json", turns=3)
     found = json.loads((tmp_path / "step_costs.json").read_text())
     assert found["counter"] == "ten a second"
-    assert found["models"] == {"a": {"seconds": 8, "joules": 80}, "b": {"seconds": 32, "joules": 320}}
+    assert costs_of(found) == {"a": (8, 80), "b": (32, 320)}
     # By turns, each after a step that does not count.
     assert clock[-4:] == ["a", "a", "b", "b"]
     assert clock.count("a") == clock.count("b")
@@ -54,7 +58,7 @@ def test_without_a_counter_there_are_no_joules(tmp_path, clock, monkeypatch):
     measure_step_costs([config(tmp_path, "a")], tmp_path / "step_costs.json", turns=2)
     found = json.loads((tmp_path / "step_costs.json").read_text())
     assert found["counter"] is None
-    assert found["models"] == {"a": {"seconds": 8, "joules": None}}
+    assert costs_of(found) == {"a": (8, None)}
 
 
 def test_a_short_step_is_done_until_a_turn_is_half_a_second(tmp_path, clock, monkeypatch):
@@ -72,6 +76,12 @@ def test_what_is_there_is_kept_until_the_models_change(tmp_path, clock):
     assert len(clock) == done
     measure_step_costs([config(tmp_path, "a"), config(tmp_path, "b")], path, turns=1)
     assert len(clock) > done
+    done = len(clock)
+    # A model of the same name that is another.
+    wider = config(tmp_path, "b", **{"model.model_dim": 32})
+    measure_step_costs([config(tmp_path, "a"), wider], path, turns=1)
+    assert len(clock) > done
+    assert costs_of(json.loads(path.read_text()))["b"] == (32, 320)
 
 
 def test_a_run_with_a_teacher_is_refused(tmp_path, clock):
