@@ -29,9 +29,8 @@ from moe_jax.host_memory import keep_freed_memory
 from moe_jax.study.results import Row
 from moe_jax.study.router_report import write_router_report
 from moe_jax.study.router_times import time_routers
-from moe_jax.study.sweep import run_sweep
+from moe_jax.study.sweep import run_sweep, seeded
 from moe_jax.study.tables import format_table
-from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import train
 from moe_jax.training.result import DivergenceError
 
@@ -75,15 +74,6 @@ def _variant(model: str) -> str:
     return model.rpartition("/")[2]
 
 
-def sweep(preset: Preset, models: Sequence[str], seeds: int) -> list[TrainConfig]:
-    """Each model with each seed from 0, all models of a seed before the next seed."""
-    return [
-        TrainConfig.from_dict(preset.get_config(model).to_dict() | {"seed": seed})
-        for seed in range(seeds)
-        for model in models
-    ]
-
-
 def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows of the decoder and rows of the encoder, whose losses do not compare."""
     tasks: dict[str, list[Row]] = {}
@@ -108,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = f"python -m experiments.compare_routers --preset {options.preset} --seeds {seeds}"
     command += f" --routers {options.routers}" if options.routers else ""
     try:
-        configs = sweep(preset, chosen_models(options.routers), seeds)
+        configs = seeded(preset.get_config, chosen_models(options.routers), seeds)
 
         def show(rows: list[Row]) -> None:
             for task, part in by_task(rows).items():

@@ -31,9 +31,8 @@ from moe_jax.study.results import Row, read_study
 from moe_jax.study.size_report import write_size_report
 from moe_jax.study.sizes import by_size
 from moe_jax.study.step_costs import measure_step_costs
-from moe_jax.study.sweep import run_sweep
+from moe_jax.study.sweep import run_sweep, seeded
 from moe_jax.study.tables import format_table
-from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import train
 from moe_jax.training.result import DivergenceError
 
@@ -71,15 +70,6 @@ PRESETS = {
 }
 
 
-def sweep(preset: Preset, seeds: int) -> list[TrainConfig]:
-    """Each model with each seed from 0, all models of a seed before the next seed."""
-    return [
-        TrainConfig.from_dict(preset.get_config(model).to_dict() | {"seed": seed})
-        for seed in range(seeds)
-        for model in preset.models
-    ]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the study and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--watts is {watts}; accepted: a positive number")
     output = options.output or Path("runs") / f"glam-{options.preset}"
     command = f"python -m experiments.glam --preset {options.preset} --seeds {seeds} --watts {watts:g}"
-    configs = sweep(preset, seeds)
+    configs = seeded(preset.get_config, preset.models, seeds)
 
     def show(rows: list[Row]) -> None:
         for size in by_size(rows):

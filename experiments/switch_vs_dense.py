@@ -26,9 +26,8 @@ from moe_jax.configuration import ConfigError
 from moe_jax.host_memory import keep_freed_memory
 from moe_jax.study.report import headline, write_report
 from moe_jax.study.results import Row
-from moe_jax.study.sweep import run_sweep
+from moe_jax.study.sweep import run_sweep, seeded
 from moe_jax.study.tables import format_table
-from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import train
 from moe_jax.training.result import DivergenceError
 
@@ -50,15 +49,6 @@ PRESETS = {
 }
 
 
-def sweep(preset: Preset, seeds: int) -> list[TrainConfig]:
-    """Each model with each seed from 0, all models of a seed before the next seed."""
-    return [
-        TrainConfig.from_dict(preset.get_config(model).to_dict() | {"seed": seed})
-        for seed in range(seeds)
-        for model in preset.models
-    ]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the study and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--seeds is {seeds}; accepted: an integer of at least 1")
     output = options.output or Path("runs") / f"switch_vs_dense-{options.preset}"
     command = f"python -m experiments.switch_vs_dense --preset {options.preset} --seeds {seeds}"
-    configs = sweep(preset, seeds)
+    configs = seeded(preset.get_config, preset.models, seeds)
 
     def show(rows: list[Row]) -> None:
         print(f"\n{len(rows)} of {len(configs)} runs\n{format_table(rows)}\n", flush=True)

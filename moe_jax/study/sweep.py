@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import to_dict
@@ -59,6 +61,13 @@ def run_sweep(
         rows.append(row)
         on_row(list(rows))
     return rows
+
+
+def seeded(get_config: Callable[[str], ConfigDict], models: Sequence[str], seeds: int) -> list[TrainConfig]:
+    """Each model's configuration with each seed from 0, all models of a seed before the next seed."""
+    return [
+        TrainConfig.from_dict(get_config(model).to_dict() | {"seed": seed}) for seed in range(seeds) for model in models
+    ]
 
 
 def run_directory(config: TrainConfig, workdir: Path) -> Path:

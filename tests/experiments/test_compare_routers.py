@@ -7,16 +7,17 @@ from ml_collections import ConfigDict
 
 from configs.laptop import compare_routers as laptop
 from experiments import compare_routers
-from experiments.compare_routers import MODELS, NONCAUSAL, PRESETS, Preset, chosen_models, main, sweep
+from experiments.compare_routers import MODELS, NONCAUSAL, PRESETS, Preset, chosen_models, main
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import ConfigError
 from moe_jax.routing import ROUTERS
 from moe_jax.study.results import read_rows
+from moe_jax.study.sweep import seeded
 
 
 def configs(preset):
-    return dict(zip(MODELS, sweep(PRESETS[preset], MODELS, 1), strict=True))
+    return dict(zip(MODELS, seeded(PRESETS[preset].get_config, MODELS, 1), strict=True))
 
 
 def test_every_router_is_compared():

@@ -11,7 +11,7 @@ import pytest
 from configs.gpu import glam as gpu
 from configs.laptop import glam as laptop
 from experiments import glam
-from experiments.glam import PRESETS, Preset, main, sweep
+from experiments.glam import PRESETS, Preset, main
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import ConfigError, to_dict
@@ -19,6 +19,7 @@ from moe_jax.study import step_costs
 from moe_jax.study.claims import read_claims
 from moe_jax.study.few_shot_scores import Questions
 from moe_jax.study.results import read_rows
+from moe_jax.study.sweep import seeded
 from moe_jax.training.config import TrainConfig
 from tests.active_flops import xla_flops_per_token, xla_products_per_token
 
@@ -72,7 +73,7 @@ def test_xla_counts_nearly_as_much_for_the_whole_of_both(preset, margin, model):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_models_of_a_size_differ_only_in_their_mixture(preset):
-    runs = {run.name: to_dict(run) for run in sweep(PRESETS[preset], 1)}
+    runs = {run.name: to_dict(run) for run in seeded(PRESETS[preset].get_config, PRESETS[preset].models, 1)}
     for name, sparse in runs.items():
         if name.startswith("glam"):
             assert sparse["model"]["moe"]["num_experts"] == int(name.split("-")[2])

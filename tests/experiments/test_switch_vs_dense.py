@@ -6,17 +6,18 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import switch_vs_dense
-from experiments.switch_vs_dense import PRESETS, Preset, main, sweep
+from experiments.switch_vs_dense import PRESETS, Preset, main
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import to_dict
 from moe_jax.study.results import final_loss, read_rows
+from moe_jax.study.sweep import seeded
 from moe_jax.training import loop
 from moe_jax.training.config import TrainConfig
 
 
 def models(preset: str) -> dict[str, TrainConfig]:
-    return {config.name: config for config in sweep(PRESETS[preset], seeds=1)}
+    return {config.name: config for config in seeded(PRESETS[preset].get_config, PRESETS[preset].models, 1)}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -46,7 +47,7 @@ def test_a_token_costs_the_same_but_for_the_router(preset: str) -> None:
 
 def test_a_seed_of_every_model_comes_before_the_next_seed() -> None:
     models = ["dense", "switch-4", "switch-16", "switch-64"]
-    runs = [(config.seed, config.name) for config in sweep(PRESETS["laptop"], 3)]
+    runs = [(config.seed, config.name) for config in seeded(PRESETS["laptop"].get_config, PRESETS["laptop"].models, 3)]
     assert runs == [(seed, model) for seed in range(3) for model in models]
 
 
