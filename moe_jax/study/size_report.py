@@ -162,27 +162,29 @@ def _of_experts(sizes: Sequence[Size]) -> str:
 
 
 def _of_scale(sizes: Sequence[Size]) -> str:
-    """Whether the gain of the most experts grows from the smallest size to the largest."""
-    most = [size.sparse[-1] for size in sizes if size.sparse and size.sparse[-1].difference is not None]
-    if len(most) < 2 or len({summary.experts for summary in most}) > 1:
+    """Whether the gain of the most experts that all sizes have grows from the smallest size to the largest."""
+    gains = [{s.experts: s for s in size.sparse if s.difference is not None} for size in sizes]
+    shared = set.intersection(*map(set, gains))
+    if len(sizes) < 2 or not shared:
         return ""
-    small, large = (_gains(size) for size in (sizes[0], sizes[-1]))
+    experts = max(shared)
+    small, large = (_gains(sizes[end], gains[end][experts].name) for end in (0, -1))
     seeds = sorted(small.keys() & large.keys())
     if not seeds:
         return ""
     more = paired_difference([large[seed] for seed in seeds], [small[seed] for seed in seeds])
-    gains = ", ".join(f"{-summary.difference.mean:.4f}" for summary in most)
+    lowered = ", ".join(f"{-by_experts[experts].difference.mean:.4f}" for by_experts in gains)
     return (
-        f"Scale: {most[0].experts} experts lower the loss by {gains} nats, from {sizes[0].label} to {sizes[-1].label}. "
+        f"Scale: {experts} experts lower the loss by {lowered} nats, from {sizes[0].label} to {sizes[-1].label}. "
         f"{sizes[-1].label} gains {with_interval(more, '+.4f')} more than {sizes[0].label}, paired by seed: "
         f"{_grows(more)}."
     )
 
 
-def _gains(size: Size) -> dict[int, float]:
-    """What the most experts take off the dense model's final loss, by seed."""
+def _gains(size: Size, name: str) -> dict[int, float]:
+    """What a sparse model takes off the dense one's final loss, by seed."""
     losses = {(row["name"], row["seed"]): final_loss(row) for row in size.rows}
-    name, dense = size.sparse[-1].name, size.dense.name
+    dense = size.dense.name
     return {
         seed: losses[dense, seed] - loss
         for (model, seed), loss in losses.items()

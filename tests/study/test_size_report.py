@@ -184,6 +184,13 @@ def test_the_gain_is_compared_between_the_smallest_and_the_largest_size():
     assert "one seed, which says nothing of chance" in said(fake_size_rows(1))
 
 
+def test_sizes_are_compared_at_the_most_experts_that_all_have():
+    rows = [row for row in fake_size_rows(3) if row["name"] not in ("glam-medium-4", "glam-medium-64")]
+    assert "Scale: 16 experts lower the loss" in said(rows)
+    shift(rows, "glam-medium-16", 0.3)
+    assert "the gain shrinks with size" in said(rows)
+
+
 def test_one_size_alone_has_no_comparison_of_sizes(tmp_path):
     rows = fake_size_rows(2, ["small"])
     text = write_size_report(rows, [], tmp_path, **WORDS).read_text()
