@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import numpy as np
 import pytest
 
 from moe_jax.analysis.few_shot import score_task, scorer_of
@@ -13,17 +12,7 @@ from moe_jax.data.corpora import load_corpus
 from moe_jax.data.examples import Example
 from moe_jax.training.loop import train
 from moe_jax.training.trained import load_run
-from tests.training.tiny_runs import tiny_config
-
-
-def write_corpus(folder):
-    """Forty files of assignments that all use the same three names of a file."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(40):
-        pairs = rng.integers(0, 3, (30, 2))
-        (folder / f"{i:02}.txt").write_text("".join(f"name{i}_{a} = name{i}_{b}\n" for a, b in pairs))
-    return folder
+from tests.training.tiny_runs import tiny_config, write_assignments
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +22,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MOE_JAX_CACHE", str(folder / "cache"))
         sets = {"steps": 8, "data.sequence_length": 128, "eval_batches": 1}
-        train(tiny_config(write_corpus(folder / "corpus"), sets), folder / "run", progress=False)
+        train(tiny_config(write_assignments(folder / "corpus"), sets), folder / "run", progress=False)
         (folder / "empty").mkdir()
         questions = [{"q": f"{'ab' * i}:", "a": [" word1", " zzz", " word"], "right": i % 3} for i in range(1, 9)]
         (folder / "choice.jsonl").write_text("".join(json.dumps(line) + "\n" for line in questions))

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import jax
-import numpy as np
 import pytest
 
 from moe_jax.analysis.few_shot import score_rows, scorer_of
@@ -17,19 +16,9 @@ from moe_jax.study.results import read_rows
 from moe_jax.study.sweep import run_directory
 from moe_jax.training.loop import train
 from moe_jax.training.trained import load_run
-from tests.training.tiny_runs import tiny_config
+from tests.training.tiny_runs import tiny_config, write_assignments
 
 QUESTIONS = Questions({"continuation": 1, "last_word": 2}, 6, (0, 1))
-
-
-def write_corpus(folder):
-    """Forty files of assignments that all use the same three names of a file."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(40):
-        pairs = rng.integers(0, 3, (30, 2))
-        (folder / f"{i:02}.txt").write_text("".join(f"name{i}_{a} = name{i}_{b}\n" for a, b in pairs))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +27,7 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scores")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MOE_JAX_CACHE", str(folder / "cache"))
-        corpus = write_corpus(folder / "corpus")
+        corpus = write_assignments(folder / "corpus")
         configs = [
             tiny_config(corpus, {"steps": 8, "data.sequence_length": 128, "eval_batches": 1, "seed": seed})
             for seed in (0, 1)

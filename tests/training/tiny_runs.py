@@ -24,6 +24,16 @@ def write_corpus(folder: Path) -> Path:
     return folder
 
 
+def write_assignments(folder: Path) -> Path:
+    """Forty files of assignments that all use the same three names of a file."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        pairs = rng.integers(0, 3, (30, 2))
+        (folder / f"{i:02}.txt").write_text("".join(f"name{i}_{a} = name{i}_{b}\n" for a, b in pairs))
+    return folder
+
+
 def tiny_values(corpus: Path | None = None, sets: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Nested values of a sparse run whose router draws, with `sets` by dotted name."""
     values = {
