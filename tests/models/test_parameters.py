@@ -36,6 +36,14 @@ CONFIGS = {
 }
 
 
+def test_a_model_s_relative_bias_starts_as_widely_as_asked():
+    narrow, wide = (
+        small.start(small.config(positions="t5", relative_bias_std=std))["relative_bias"]["table"]
+        for std in (0.02, 0.5)
+    )
+    np.testing.assert_allclose(wide, 25 * narrow, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scan_and_remat_change_no_number(name):
     """Together for every model, with all saved that can be, and each alone for one."""
