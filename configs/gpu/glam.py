@@ -2,7 +2,7 @@
 
 Command:   python -m experiments.glam --preset gpu
 Hardware:  one GPU; bfloat16 compute, float32 router and parameters. Time and memory not measured yet.
-Expected:  see experiments/results/glam-gpu.
+Expected:  not measured yet.
 """
 
 from ml_collections import ConfigDict

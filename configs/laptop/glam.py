@@ -5,7 +5,7 @@ Command:   python -m moe_jax train configs/laptop/glam.py:glam-small-16 --workdi
            python -m experiments.glam
 Hardware:  two cores of a laptop or a small server, 4 GB of memory.
 Time:      not measured yet.
-Expected:  see experiments/results/glam.
+Expected:  not measured yet.
 """
 
 from ml_collections import ConfigDict

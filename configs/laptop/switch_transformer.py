@@ -4,8 +4,8 @@ Command:   python -m experiments.switch_transformer STUDY           (one of STUD
            python -m moe_jax train configs/laptop/switch_transformer.py:STUDY/MODEL --workdir runs/STUDY/MODEL
            (one model; what it starts from or learns from is to be there before, as runs/STUDY/MODEL, too)
 Hardware:  two cores of a laptop or a small server, 4 GB of memory.
-Time:      see experiments/results/switch_transformer.
-Expected:  experiments/results/switch_transformer
+Time:      not measured yet.
+Expected:  not measured yet.
 
 A T5 of two layers a stack, with heads of T5's width, says which spans of Python source were hidden. A sparse model has
 experts in the second layer of each stack, narrower than the dense network by what their router costs, so that active
@@ -20,6 +20,9 @@ from ml_collections import ConfigDict
 
 # What a configuration sets, by dotted field.
 Fields = dict[str, Any]
+
+EXPERTS = 16
+"""Of a sparse layer, where the study is not of their number."""
 
 
 class Shape(NamedTuple):
@@ -47,16 +50,16 @@ class Shape(NamedTuple):
     group_size: int
     function_length: int
 
-    def switch(self, experts: int = 16, factor: float = 1.25, routers: int = 1, **fields: Any) -> Fields:
+    def switch(self, experts: int = EXPERTS, factor: float = 1.25, routers: int = 1, **fields: Any) -> Fields:
         """One expert for each token, as wide as `routers` of its layer leave of a dense network's FLOPs."""
         moe = {"num_experts": experts, "router": "switch", "capacity_factor": factor, "eval_capacity_factor": 2.0}
         moe |= {"expert_dim": self.ffn_dim - routers * experts // 2}
         return self.sparse(moe | fields)
 
-    def top_2(self, factor: float, width: float = 2.0, experts: int = 16) -> Fields:
+    def top_2(self, factor: float, width: float = 2.0) -> Fields:
         """Two experts for each token, together `width` times as wide as Switch's; `factor` counts the seats of both."""
-        moe = {"num_experts": experts, "router": "gshard", "k": 2, "capacity_factor": factor / 2}
-        width *= self.ffn_dim - experts // 2
+        moe = {"num_experts": EXPERTS, "router": "gshard", "k": 2, "capacity_factor": factor / 2}
+        width *= self.ffn_dim - EXPERTS // 2
         return self.sparse(moe | {"eval_capacity_factor": 1.0, "expert_dim": round(width / 2)})
 
     def sparse(self, moe: Fields) -> Fields:
@@ -76,7 +79,7 @@ class Shape(NamedTuple):
         return {f"model.{name}": size * numerator // denominator for name, size in fields.items()}
 
     def longer(self) -> Fields:
-        """As many steps as it takes."""
+        """`long_steps` of training."""
         return {"steps": self.long_steps, "eval_every": self.long_steps // 20, "checkpoint_every": self.long_steps // 4}
 
     def shorter(self) -> Fields:
@@ -113,7 +116,7 @@ def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
     """By study and model, what differs from the dense model."""
     switch, top_2, tuned, longer = shape.switch, shape.top_2, shape.fine_tuning, shape.longer()
     attention = {
-        "experts-attention": switch(places=("attention",)) | {"model.ffn_dim": shape.ffn_dim - 16 // 2},
+        "experts-attention": switch(places=("attention",)) | {"model.ffn_dim": shape.ffn_dim - EXPERTS // 2},
         "experts-both": switch(routers=3, places=("feed_forward", "attention")),
     }
     bfloat16 = {"model.dtype": "bfloat16"}
