@@ -1,29 +1,49 @@
 """Masked language modelling: tokens are hidden, and the model is to say what they were (Devlin et al. 2018, sec 3.1).
 
-S sequence.
+B batch, S sequence.
 """
 
 import numpy as np
+from jaxtyping import Bool, Int
 
-from moe_jax.data.packing import Example
+from moe_jax.data.packing import Batch
+
+KEPT = -1
+"""Shown in the place of a hidden token that stays as it is."""
 
 
-def mask_example(example: Example, rng: np.random.Generator, rate: float, boundary_id: int, mask_id: int) -> Example:
-    """Hides tokens of a packed sequence; of those hidden, 80% become the mask, 10% any token, 10% stay as they are.
+def draw_masks(shape: tuple[int, int], rng: np.random.Generator, rate: float, boundary_id: int, mask_id: int) -> Batch:
+    """Which tokens of a batch to hide, and by what: 80% by the mask, 10% by any token, 10% stay as they are.
 
     Args:
-      example: as `pack_example` gives it.
+      shape: B, S.
       rng: of the draws.
-      rate: each token's chance of being hidden; document boundaries and padding never are.
+      rate: each token's chance of being hidden.
       boundary_id: the token that begins a document, above all of text.
       mask_id: the mask's.
 
     Returns:
-      The sequence with `targets` the tokens as they were and `loss_mask` true where they were hidden.
+      `hidden`, bool, and `shown`, tokens or KEPT.
     """
-    tokens = example["tokens"]
-    hidden = (rng.random(tokens.shape) < rate) & (example["segment_ids"] != 0) & (tokens != boundary_id)
-    fate = rng.random(tokens.shape)
-    random = rng.integers(0, boundary_id, tokens.shape, dtype=tokens.dtype)
-    shown = np.where(fate < 0.8, np.array(mask_id, tokens.dtype), np.where(fate < 0.9, random, tokens))
-    return example | {"tokens": np.where(hidden, shown, tokens), "targets": tokens, "loss_mask": hidden}
+    hidden, fate = rng.random(shape) < rate, rng.random(shape)
+    random = rng.integers(0, boundary_id, shape, dtype=np.int32)
+    return {"hidden": hidden, "shown": np.where(fate < 0.8, np.int32(mask_id), np.where(fate < 0.9, random, KEPT))}
+
+
+def hide_tokens(
+    batch: Batch, hidden: Bool[np.ndarray, "B S"], shown: Int[np.ndarray, "B S"], boundary_id: int
+) -> Batch:
+    """Hides tokens of packed sequences; document boundaries and padding never are hidden.
+
+    Args:
+      batch: of examples as `pack_example` gives them.
+      hidden, shown: see `draw_masks`.
+      boundary_id: the token that begins a document.
+
+    Returns:
+      The sequences with `targets` the tokens as they were and `loss_mask` true where they were hidden.
+    """
+    tokens = batch["tokens"]
+    hidden = hidden & (batch["segment_ids"] != 0) & (tokens != boundary_id)
+    changed = hidden & (shown != KEPT)
+    return batch | {"tokens": np.where(changed, shown, tokens), "targets": tokens, "loss_mask": hidden}

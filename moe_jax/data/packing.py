@@ -1,6 +1,6 @@
 """Documents end to end in one stream of tokens, and sequences of equal length cut from it.
 
-Axes: S sequence, T tokens of the stream.
+Axes: B batch, S sequence, T tokens of the stream.
 """
 
 import itertools
@@ -19,6 +19,7 @@ from moe_jax.data.tokenization import SCHEME, Tokenizer
 from moe_jax.files import write_beside
 
 Example = dict[str, Shaped[np.ndarray, "_"]]
+Batch = dict[str, Shaped[np.ndarray, "B _"]]
 
 DOCUMENTS_PER_CALL = 256
 

@@ -9,18 +9,16 @@ from pathlib import Path
 
 import grain
 import numpy as np
-from jaxtyping import Integer, Shaped
+from jaxtyping import Integer
 
 from moe_jax.configuration import require
 from moe_jax.data import documents as docs
 from moe_jax.data.config import DataConfig
 from moe_jax.data.corpora import Corpus, load_corpus
-from moe_jax.data.packing import Example, token_stream
+from moe_jax.data.packing import Batch, Example, token_stream
 from moe_jax.data.pairs import load_pairs
 from moe_jax.data.sources import CorruptedTexts, Examples, MaskedTokens, NextTokens, PairedTexts
 from moe_jax.data.tokenization import Tokenizer, load_tokenizer
-
-Batch = dict[str, Shaped[np.ndarray, "B _"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +69,18 @@ class TextData:
             self.batch_size,
             f"a multiple of the {process_count} processes",
         )
-        shuffled = grain.MapDataset.source(self.train).seed(seed).shuffle().repeat().random_map(self.train.draw)
+        size = self.batch_size // process_count
+        rows = slice(process_index * size, (process_index + 1) * size)
+
+        def complete(batch: Batch, rng: np.random.Generator) -> Batch:
+            """With what every process draws for all of a batch, of which it has a part."""
+            drawn = self.train.draw(self.batch_size, rng)
+            return self.train.complete(batch, {name: values[rows] for name, values in drawn.items()})
+
+        shuffled = grain.MapDataset.source(self.train).seed(seed).shuffle().repeat()
         # Nothing is dropped from an endless stream; without drop_remainder, grain's length of batches of 1 overflows.
-        batches = shuffled.batch(self.batch_size // process_count, drop_remainder=True)
-        rows = batches[process_index::process_count]
-        return iter(rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+        batches = shuffled.batch(size, drop_remainder=True)[process_index::process_count].random_map(complete)
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
     def validation_batches(self, count: int) -> list[Batch]:
         """The same `count` batches each time, of different sequences spread evenly over the validation stream.
@@ -90,11 +95,11 @@ class TextData:
             count,
             f"1 to {available}, as {self.corpus_name} has {len(self.validation)} examples to validate on",
         )
-        rows = count * self.batch_size
-        places = [row * len(self.validation) // rows for row in range(rows)]
-        draw = self.validation.draw
-        examples = [draw(self.validation[place], np.random.default_rng(place)) for place in places]
-        return [_stack(examples[first : first + self.batch_size]) for first in range(0, rows, self.batch_size)]
+        rows, size = count * self.batch_size, self.batch_size
+        examples = [self.validation[row * len(self.validation) // rows] for row in range(rows)]
+        batches = [_stack(examples[first : first + size]) for first in range(0, rows, size)]
+        drawn = (self.validation.draw(size, np.random.default_rng(number)) for number in range(count))
+        return [self.validation.complete(batch, draws) for batch, draws in zip(batches, drawn, strict=True)]
 
 
 def load_text(config: DataConfig, cache_dir: Path | None = None) -> TextData:

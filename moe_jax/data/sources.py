@@ -1,6 +1,6 @@
-"""Examples by their number, as grain reads them, and what of an example is drawn anew each time it is seen.
+"""Examples by their number, as grain reads them, and what of a batch is drawn anew each time it is seen.
 
-S sequence, N tokens of a text, T tokens of a stream.
+B batch, S sequence, N tokens of a text, T tokens of a stream.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Integer
 
 from moe_jax.data.lengths import Lengths
-from moe_jax.data.masking import mask_example
-from moe_jax.data.packing import Example, example_count, pack_example
+from moe_jax.data.masking import draw_masks, hide_tokens
+from moe_jax.data.packing import Batch, Example, example_count, pack_example
 from moe_jax.data.pairs import Pair
 from moe_jax.data.span_corruption import corrupt_spans, draw_spans, pair_example
 from moe_jax.data.tokenization import Tokenizer
@@ -28,13 +28,27 @@ class Examples(Protocol):
         """What is always the same of an example."""
         ...
 
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        """The example, with what is drawn of it."""
+    def draw(self, count: int, rng: np.random.Generator) -> Batch:
+        """What is drawn for a batch of `count` examples: arrays [count, ...] by name, none where nothing is."""
+        ...
+
+    def complete(self, batch: Batch, drawn: Batch) -> Batch:
+        """A batch of examples with what was drawn for them."""
         ...
 
 
+class Fixed:
+    """Of which nothing is drawn."""
+
+    def draw(self, count: int, rng: np.random.Generator) -> Batch:
+        return {}
+
+    def complete(self, batch: Batch, drawn: Batch) -> Batch:
+        return batch
+
+
 @dataclasses.dataclass(frozen=True)
-class NextTokens:
+class NextTokens(Fixed):
     """The sequences of a stream, each token with the next as its target: see `pack_example`."""
 
     stream: Integer[np.ndarray, "T"]
@@ -47,9 +61,6 @@ class NextTokens:
     def __getitem__(self, index: int) -> Example:
         return pack_example(self.stream, index, self.sequence_length, self.boundary_id)
 
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        return example
-
 
 @dataclasses.dataclass(frozen=True)
 class MaskedTokens(NextTokens):
@@ -57,8 +68,11 @@ class MaskedTokens(NextTokens):
 
     mask_rate: float
 
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        return mask_example(example, rng, self.mask_rate, self.boundary_id, self.boundary_id + 1)
+    def draw(self, count: int, rng: np.random.Generator) -> Batch:
+        return draw_masks((count, self.sequence_length), rng, self.mask_rate, self.boundary_id, self.boundary_id + 1)
+
+    def complete(self, batch: Batch, drawn: Batch) -> Batch:
+        return hide_tokens(batch, drawn["hidden"], drawn["shown"], self.boundary_id)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +99,16 @@ class CorruptedTexts:
         start = index * self.lengths.text
         return {"text": self.stream[start : start + self.lengths.text].astype(np.int32)}
 
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        hidden = draw_spans(self.lengths, rng)
-        inputs, targets = corrupt_spans(example["text"], hidden, self.boundary_id + 1, self.boundary_id)
+    def draw(self, count: int, rng: np.random.Generator) -> Batch:
+        return {"hidden": draw_spans(self.lengths, count, rng)}
+
+    def complete(self, batch: Batch, drawn: Batch) -> Batch:
+        inputs, targets = corrupt_spans(batch["text"], drawn["hidden"], self.boundary_id + 1, self.boundary_id)
         return pair_example(inputs, targets, self.input_length, self.target_length, self.boundary_id)
 
 
 @dataclasses.dataclass(frozen=True)
-class PairedTexts:
+class PairedTexts(Fixed):
     """Pairs of texts, what of them is too long cut off.
 
     Attributes:
@@ -114,6 +130,3 @@ class PairedTexts:
         inputs = np.append(self.tokenizer.encode(pair.inputs)[: self.input_length - 1], end)
         targets = np.append(self.tokenizer.encode(pair.targets)[: self.target_length - 1], end)
         return pair_example(inputs, targets, self.input_length, self.target_length, end)
-
-    def draw(self, example: Example, rng: np.random.Generator) -> Example:
-        return example

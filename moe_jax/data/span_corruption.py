@@ -1,60 +1,61 @@
 """T5's pre-training task: spans of a text are cut out, and the model is to say them (Raffel et al. 2020, section 3.3).
 
 Each span leaves a sentinel in its place, the target names each sentinel and says its span, and both end alike.
-N tokens of a text, R sequence of the encoder, S sequence of the decoder.
+B texts, N tokens of a text, R sequence of the encoder, S sequence of the decoder.
 """
 
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
 from moe_jax.data.lengths import Lengths
-from moe_jax.data.packing import Example
+from moe_jax.data.packing import Batch, Example
 
 
-def draw_spans(lengths: Lengths, rng: np.random.Generator) -> Bool[np.ndarray, "N"]:
-    """Which tokens are hidden: spans apart from one another, of which the text begins with none and ends with one.
+def draw_spans(lengths: Lengths, count: int, rng: np.random.Generator) -> Bool[np.ndarray, "B N"]:
+    """Which tokens of `count` texts are hidden: spans apart; a text begins with none and ends with one.
 
     All ways to cut the hidden tokens into that many spans, and those that stay into as many pieces, are as likely.
     """
-    stay = _cut(lengths.text - lengths.hidden, lengths.spans, rng)
-    hidden = _cut(lengths.hidden, lengths.spans, rng)
-    sizes = np.stack([stay, hidden], axis=1).reshape(-1)
-    return np.repeat(np.arange(len(sizes)) % 2 == 1, sizes)
+    stay = _cut(lengths.text - lengths.hidden, lengths.spans, count, rng)
+    hidden = _cut(lengths.hidden, lengths.spans, count, rng)
+    sizes = np.stack([stay, hidden], axis=-1).reshape(-1)
+    return np.repeat(np.arange(len(sizes)) % 2 == 1, sizes).reshape(count, lengths.text)
 
 
-def _cut(total: int, parts: int, rng: np.random.Generator) -> Int[np.ndarray, "parts"]:
-    """Sizes of at least 1 of `parts` parts of a whole."""
-    places = np.sort(rng.permutation(total - 1)[: parts - 1]) + 1
-    return np.diff(np.concatenate([[0], places, [total]]))
+def _cut(total: int, parts: int, count: int, rng: np.random.Generator) -> Int[np.ndarray, "B parts"]:
+    """Sizes of at least 1 of `parts` parts of each of `count` wholes."""
+    places = rng.permuted(np.tile(np.arange(1, total), (count, 1)), axis=1)[:, : parts - 1]
+    return np.diff(np.sort(places), prepend=0, append=total)
 
 
 def corrupt_spans(
-    text: Integer[np.ndarray, "N"], hidden: Bool[np.ndarray, "N"], first_sentinel: int, end: int
-) -> tuple[Int[np.ndarray, " inputs"], Int[np.ndarray, " targets"]]:
+    text: Integer[np.ndarray, "B N"], hidden: Bool[np.ndarray, "B N"], first_sentinel: int, end: int
+) -> tuple[Int[np.ndarray, "B inputs"], Int[np.ndarray, "B targets"]]:
     """Inputs and targets: each has what the other has not, and in its place a sentinel.
 
     Args:
       text: tokens.
-      hidden: which are cut out; the first is not, the last is.
+      hidden: which are cut out, of every text as many in as many spans; the first is not, the last is.
       first_sentinel: of the first span; the others' follow it.
       end: the token that ends both.
     """
-    begins = hidden & ~np.concatenate([[False], hidden[:-1]])
-    sentinels = first_sentinel + np.cumsum(begins) - 1
+    begins = hidden & ~np.pad(hidden[:, :-1], ((0, 0), (1, 0)))
+    sentinels = first_sentinel + np.cumsum(begins, axis=1) - 1
     inputs = np.where(begins, sentinels, text)[~hidden | begins]
     # Before each token that begins a span its sentinel, then all that are hidden.
-    targets = np.stack([sentinels, text], axis=1)[np.stack([begins, hidden], axis=1)]
-    return np.append(inputs, end), np.append(targets, end)
+    targets = np.stack([sentinels, text], axis=-1)[np.stack([begins, hidden], axis=-1)]
+    ends = np.full((len(text), 1), end)
+    return tuple(np.concatenate([part.reshape(len(text), -1), ends], axis=1) for part in (inputs, targets))
 
 
 def pair_example(
-    inputs: Int[np.ndarray, " inputs"],
-    targets: Int[np.ndarray, " targets"],
+    inputs: Int[np.ndarray, "*B inputs"],
+    targets: Int[np.ndarray, "*B targets"],
     input_length: int,
     target_length: int,
     start: int,
-) -> Example:
-    """A pair of texts as an encoder-decoder's example, padded.
+) -> Example | Batch:
+    """A pair of texts, or a batch of pairs of equal lengths, as an encoder-decoder's example, padded.
 
     Args:
       inputs: what the encoder sees.
@@ -64,22 +65,27 @@ def pair_example(
       start: the token that the decoder begins with.
 
     Returns:
-      int32 arrays, and a mask; `encoder_tokens`, `encoder_segment_ids` and `encoder_positions` [R], `tokens`,
-      `targets`, `segment_ids`, `positions` and `loss_mask` [S], of which all padding is 0.
+      int32 arrays, and a mask; `encoder_tokens`, `encoder_segment_ids` and `encoder_positions` [*B, R], `tokens`,
+      `targets`, `segment_ids`, `positions` and `loss_mask` [*B, S], of which all padding is 0.
     """
-    seen = np.concatenate([[start], targets[:-1]])
-    valid = np.arange(target_length) < len(targets)
+    seen = np.concatenate([np.full_like(targets[..., :1], start), targets[..., :-1]], axis=-1)
     return {
         "encoder_tokens": _padded(inputs, input_length),
         "encoder_segment_ids": _padded(np.ones_like(inputs), input_length),
-        "encoder_positions": _padded(np.arange(len(inputs)), input_length),
+        "encoder_positions": _padded(_places(inputs), input_length),
         "tokens": _padded(seen, target_length),
         "targets": _padded(targets, target_length),
-        "segment_ids": valid.astype(np.int32),
-        "positions": _padded(np.arange(len(targets)), target_length),
-        "loss_mask": valid,
+        "segment_ids": _padded(np.ones_like(targets), target_length),
+        "positions": _padded(_places(targets), target_length),
+        "loss_mask": _padded(np.ones_like(targets), target_length) == 1,
     }
 
 
-def _padded(values: Integer[np.ndarray, " values"], length: int) -> Int[np.ndarray, " length"]:
-    return np.pad(values, (0, length - len(values))).astype(np.int32)
+def _places(values: Integer[np.ndarray, "*B N"]) -> Integer[np.ndarray, "*B N"]:
+    return np.broadcast_to(np.arange(values.shape[-1]), values.shape)
+
+
+def _padded(values: Integer[np.ndarray, "*B N"], length: int) -> Int[np.ndarray, "*B length"]:
+    padded = np.zeros((*values.shape[:-1], length), np.int32)
+    padded[..., : values.shape[-1]] = values
+    return padded

@@ -2,17 +2,18 @@
 
 import numpy as np
 
-from moe_jax.data.masking import mask_example
+from moe_jax.data.masking import draw_masks, hide_tokens
 
 BOUNDARY, MASK, S = 50, 51, 20_000
 
 
 def hide(rate=0.15, seed=0):
-    """A long sequence with boundaries and padding, and the same with tokens hidden."""
-    tokens = np.random.default_rng(9).integers(0, BOUNDARY + 1, S, dtype=np.int32)
-    segments = np.where(np.arange(S) < S - 1000, 1, 0).astype(np.int32)
-    example = {"tokens": tokens, "targets": np.roll(tokens, -1), "segment_ids": segments, "loss_mask": segments > 0}
-    return example, mask_example(example, np.random.default_rng(seed), rate, BOUNDARY, MASK)
+    """A batch of one long sequence with boundaries and padding, and the same with tokens hidden."""
+    tokens = np.random.default_rng(9).integers(0, BOUNDARY + 1, (1, S), dtype=np.int32)
+    segments = np.where(np.arange(S) < S - 1000, 1, 0).astype(np.int32)[None]
+    batch = {"tokens": tokens, "targets": np.roll(tokens, -1), "segment_ids": segments, "loss_mask": segments > 0}
+    drawn = draw_masks((1, S), np.random.default_rng(seed), rate, BOUNDARY, MASK)
+    return batch, hide_tokens(batch, drawn["hidden"], drawn["shown"], BOUNDARY)
 
 
 def test_only_text_is_hidden_and_the_rest_is_as_it_was():

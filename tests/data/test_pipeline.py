@@ -84,7 +84,11 @@ def test_one_seed_does_not_repeat_the_epochs_of_the_next(data):
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
-def test_any_number_of_processes_shares_the_same_global_batches(data, process_count):
+@pytest.mark.parametrize("task", ["causal", "masked", "span_corruption"])
+def test_any_number_of_processes_shares_the_same_global_batches(folder, task, process_count):
+    """Also of what is drawn for each."""
+    fields = {"task": task} | ({"target_length": 12, "sentinels": 4} if task == "span_corruption" else {})
+    data = load_text(config_of(folder, **fields), folder / "cache")
     steps = 2 * len(data.train) // B
     parts = [take(data.train_batches(0, process, process_count), steps) for process in range(process_count)]
     together = [

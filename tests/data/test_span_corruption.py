@@ -36,30 +36,31 @@ def test_the_longest_text_fits_and_a_longer_one_does_not(inputs, rate, mean_span
 def test_both_texts_together_are_the_text(text, rate, mean_span, seed):
     lengths = corrupted_lengths(text, rate, mean_span)
     rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, 50, text)
-    hidden = draw_spans(lengths, rng)
-    assert hidden.sum() == lengths.hidden
-    assert not hidden[0]
-    assert hidden[-1]
-    inputs, targets = corrupt_spans(tokens, hidden, SENTINEL, END)
-    assert (len(inputs), len(targets)) == (lengths.inputs, lengths.targets)
-    assert inputs[-1] == targets[-1] == END
-    # Each sentinel of the input gives way to what follows it in the target.
-    spans, current = {}, None
-    for token in targets[:-1]:
-        if token >= SENTINEL:
-            current = spans.setdefault(token, [])
-        else:
-            current.append(token)
-    assert list(spans) == [SENTINEL + i for i in range(lengths.spans)]
-    restored = [piece for token in inputs[:-1] for piece in spans.get(token, [token])]
-    np.testing.assert_array_equal(restored, tokens)
+    tokens = rng.integers(0, 50, (5, text))
+    hidden = draw_spans(lengths, 5, rng)
+    assert (hidden.sum(axis=1) == lengths.hidden).all()
+    assert not hidden[:, 0].any()
+    assert hidden[:, -1].all()
+    all_inputs, all_targets = corrupt_spans(tokens, hidden, SENTINEL, END)
+    assert (all_inputs.shape, all_targets.shape) == ((5, lengths.inputs), (5, lengths.targets))
+    for original, inputs, targets in zip(tokens, all_inputs, all_targets, strict=True):
+        assert inputs[-1] == targets[-1] == END
+        # Each sentinel of the input gives way to what follows it in the target.
+        spans, current = {}, None
+        for token in targets[:-1]:
+            if token >= SENTINEL:
+                current = spans.setdefault(token, [])
+            else:
+                current.append(token)
+        assert list(spans) == [SENTINEL + i for i in range(lengths.spans)]
+        restored = [piece for token in inputs[:-1] for piece in spans.get(token, [token])]
+        np.testing.assert_array_equal(restored, original)
 
 
 def test_every_way_to_cut_is_as_likely():
     """Of 5 hidden tokens in 2 spans, the first has 1 to 4, each as often; so with the 4 that stay, 1 to 3."""
     rng = np.random.default_rng(0)
-    drawn = [draw_spans(Lengths(9, 5, 2), rng) for _ in range(6000)]
+    drawn = [*draw_spans(Lengths(9, 5, 2), 3000, rng), *draw_spans(Lengths(9, 5, 2), 3000, rng)]
     first = [int(np.argmin(mask[np.argmax(mask) :])) for mask in drawn]
     np.testing.assert_allclose(np.bincount(first, minlength=5)[1:] / 6000, 1 / 4, atol=0.03)
     before = [int(np.argmax(mask)) for mask in drawn]
@@ -67,12 +68,12 @@ def test_every_way_to_cut_is_as_likely():
 
 
 def test_an_example_by_hand():
-    text = np.array([10, 11, 12, 13, 14, 15])
-    hidden = np.array([False, True, True, False, False, True])
+    text = np.array([[10, 11, 12, 13, 14, 15], [20, 21, 22, 23, 24, 25]])
+    hidden = np.array([[False, True, True, False, False, True], [False, False, True, False, True, True]])
     inputs, targets = corrupt_spans(text, hidden, SENTINEL, END)
-    np.testing.assert_array_equal(inputs, [10, 1000, 13, 14, 1001, 999])
-    np.testing.assert_array_equal(targets, [1000, 11, 12, 1001, 15, 999])
-    example = pair_example(inputs, targets, 8, 7, END)
+    np.testing.assert_array_equal(inputs, [[10, 1000, 13, 14, 1001, 999], [20, 21, 1000, 23, 1001, 999]])
+    np.testing.assert_array_equal(targets, [[1000, 11, 12, 1001, 15, 999], [1000, 22, 1001, 24, 25, 999]])
+    example = pair_example(inputs[0], targets[0], 8, 7, END)
     expected = {
         "encoder_tokens": [10, 1000, 13, 14, 1001, 999, 0, 0],
         "encoder_segment_ids": [1, 1, 1, 1, 1, 1, 0, 0],
@@ -87,6 +88,11 @@ def test_an_example_by_hand():
     for name, values in expected.items():
         np.testing.assert_array_equal(example[name], values)
         assert example[name].dtype == (bool if name == "loss_mask" else np.int32)
+    batch = pair_example(inputs, targets, 8, 7, END)
+    for i in range(2):
+        assert_same(
+            [{name: array[i] for name, array in batch.items()}], [pair_example(inputs[i], targets[i], 8, 7, END)]
+        )
 
 
 @pytest.fixture(scope="module")
