@@ -16,7 +16,6 @@ models share, so every router is compared with the dense model seed by seed.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +30,7 @@ from moe_jax.study.router_report import write_router_report
 from moe_jax.study.router_times import time_routers
 from moe_jax.study.sweep import run_sweep, seeded
 from moe_jax.study.tables import format_table
-from moe_jax.training.loop import train
+from moe_jax.study.workers import train_here
 from moe_jax.training.result import DivergenceError
 
 # Those that see later tokens while they train, or always.
@@ -105,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"\n{task}\n{format_table(part)}")
             print(f"\n{len(rows)} of {len(configs)} runs\n", flush=True)
 
-        rows = run_sweep(configs, output / "results.jsonl", output / "runs", partial(train, compiled={}), show)
+        rows = run_sweep(configs, output / "results.jsonl", output / "runs", train_here, show)
         times = time_routers([config for config in configs if config.seed == 0], output / "router_times.json")
         report = write_router_report(by_task(rows), times, output, command)
     except ConfigError as error:

@@ -16,7 +16,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +32,7 @@ from moe_jax.study.sizes import by_size
 from moe_jax.study.step_costs import measure_step_costs
 from moe_jax.study.sweep import run_sweep, seeded
 from moe_jax.study.tables import format_table
-from moe_jax.training.loop import train
+from moe_jax.study.workers import default_jobs, train_here
 from moe_jax.training.result import DivergenceError
 
 TITLE = "Dense against GLaM at equal active FLOPs and parameters"
@@ -77,12 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, help="number of seeds, from 0; default: the preset's")
     parser.add_argument("--output", type=Path, help="results, runs and report; default: runs/glam-PRESET")
     parser.add_argument("--watts", type=float, help="power to assume for the stated energy; default: the preset's")
+    parser.add_argument("--jobs", type=int, help="runs at a time, each on its share of the cores; default: one a core")
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
     seeds = preset.seeds if options.seeds is None else options.seeds
     watts = preset.watts if options.watts is None else options.watts
     if seeds < 1:
         parser.error(f"--seeds is {seeds}; accepted: an integer of at least 1")
+    if options.jobs is not None and options.jobs < 1:
+        parser.error(f"--jobs is {options.jobs}; accepted: an integer of at least 1")
     if not 0 < watts < float("inf"):
         parser.error(f"--watts is {watts}; accepted: a positive number")
     output = options.output or Path("runs") / f"glam-{options.preset}"
@@ -94,10 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\n{format_table(size.rows, size.dense.name)}")
         print(f"\n{len(rows)} of {len(configs)} runs\n", flush=True)
 
+    jobs = options.jobs or default_jobs()
     to_score = (configs, output / "runs", output / "scores.jsonl", preset.questions)
     try:
         require_questions(*to_score)
-        trained = run_sweep(configs, output / "results.jsonl", output / "runs", partial(train, compiled={}), show)
+        trained = run_sweep(configs, output / "results.jsonl", output / "runs", train_here, show, jobs=jobs)
         scores = score_runs(*to_score)
         measure_step_costs([config for config in configs if config.seed == 0], output / "step_costs.json")
         ran = [row["config"] for row in trained]

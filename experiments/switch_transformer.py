@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +28,8 @@ from moe_jax.study.paper_report import PaperTable, paper_markdown, write_paper_r
 from moe_jax.study.results import Row, read_study
 from moe_jax.study.step_costs import measure_step_costs
 from moe_jax.study.sweep import run_directory, run_sweep
+from moe_jax.study.workers import default_jobs, train_here
 from moe_jax.training.config import TrainConfig
-from moe_jax.training.loop import train
 
 PAPER = "Fedus et al. 2021"
 TIMED = ("experts", "architectures", "precision", "attention")
@@ -314,10 +313,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, help="runs, results and reports; default: runs/switch_transformer-PRESET"
     )
+    parser.add_argument("--jobs", type=int, help="runs at a time, each on its share of the cores; default: one a core")
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
     if options.seeds is not None and options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}; accepted: an integer of at least 1")
+    if options.jobs is not None and options.jobs < 1:
+        parser.error(f"--jobs is {options.jobs}; accepted: an integer of at least 1")
     output = options.output or Path("runs") / f"switch_transformer-{options.preset}"
     more = f" --preset {options.preset}" + (f" --seeds {options.seeds}" if options.seeds else "")
     try:
@@ -330,9 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 write_table(rows, table, output / study / "results.jsonl")
             print(f"{len(rows)} of {len(plan.runs)} runs", flush=True)
 
-        rows = run_sweep(
-            plan.runs, output / "results.jsonl", output / "runs", partial(train, compiled={}), show, may_diverge=True
-        )
+        where, jobs = (output / "results.jsonl", output / "runs"), options.jobs or default_jobs()
+        rows = run_sweep(plan.runs, *where, train_here, show, may_diverge=True, jobs=jobs)
         for study, table in plan.tables.items():
             write_table(rows, table, output / study / "results.jsonl")
             if study in TIMED:

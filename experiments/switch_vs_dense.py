@@ -14,7 +14,6 @@ the models share, so models are compared pair by pair.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from moe_jax.study.report import headline, write_report
 from moe_jax.study.results import Row
 from moe_jax.study.sweep import run_sweep, seeded
 from moe_jax.study.tables import format_table
-from moe_jax.training.loop import train
+from moe_jax.study.workers import train_here
 from moe_jax.training.result import DivergenceError
 
 TITLE = "Dense against Switch at equal FLOPs per token"
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{len(rows)} of {len(configs)} runs\n{format_table(rows)}\n", flush=True)
 
     try:
-        rows = run_sweep(configs, output / "results.jsonl", output / "runs", partial(train, compiled={}), show)
+        rows = run_sweep(configs, output / "results.jsonl", output / "runs", train_here, show)
         report = write_report(rows, output, title=TITLE, command=command)
     except ConfigError as error:
         print(f"switch_vs_dense: {error}", file=sys.stderr)

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -14,6 +14,7 @@ from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import to_dict
 from moe_jax.study import provenance
 from moe_jax.study.results import Row, append_row, read_rows
+from moe_jax.study.workers import side_by_side
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.result import DivergenceError, RunResult
 
@@ -27,6 +28,7 @@ def run_sweep(
     train: Train,
     on_row: Callable[[list[Row]], None] = lambda rows: None,
     may_diverge: bool = False,
+    jobs: int = 1,
 ) -> list[Row]:
     """Trains what is not yet in `results`, one seed of every model before the next seed.
 
@@ -42,6 +44,8 @@ def run_sweep(
       on_row: called with this sweep's rows so far, after each run that is trained.
       may_diverge: whether a run that diverges is a result, a row with `diverged` and the curve up to there, where it
         otherwise ends the sweep.
+      jobs: how many runs at a time, in processes of their own if more than one; a run waits for those that it starts
+        from or learns from.
 
     Returns:
       The rows of `configs`, seed by seed.
@@ -49,18 +53,18 @@ def run_sweep(
     Raises:
       DivergenceError: a run diverged, and `may_diverge` does not say that it may.
     """
-    finished = {_identity(row["config"]): row for row in read_rows(results)}
-    rows: list[Row] = []
-    for config in sorted(configs, key=lambda config: config.seed):
-        identity = _identity(to_dict(config))
-        if identity in finished:
-            rows.append(finished[identity])
-            continue
-        row = _run(config, run_directory(config, workdir), train, may_diverge)
+    configs = sorted(configs, key=lambda config: config.seed)
+    rows = {_identity(row["config"]): row for row in read_rows(results)}
+
+    def done() -> list[Row]:
+        return [rows[identity] for identity in map(_identity, map(to_dict, configs)) if identity in rows]
+
+    tasks = [_Task(config, workdir, train, may_diverge) for config in configs if _identity(to_dict(config)) not in rows]
+    for row in map(_run, tasks) if jobs == 1 else side_by_side(tasks, _run, _can_begin(tasks), jobs):
         append_row(results, row)
-        rows.append(row)
-        on_row(list(rows))
-    return rows
+        rows[_identity(row["config"])] = row
+        on_row(done())
+    return done()
 
 
 def seeded(get_config: Callable[[str], ConfigDict], models: Sequence[str], seeds: int) -> list[TrainConfig]:
@@ -75,14 +79,43 @@ def run_directory(config: TrainConfig, workdir: Path) -> Path:
     return workdir / f"{config.name}-seed{config.seed}-{_identity(to_dict(config))[:8]}"
 
 
-def _run(config: TrainConfig, directory: Path, train: Train, may_diverge: bool) -> Row:
-    """Trains `config` and makes its row, with the revision of the code as it was when training started."""
+class _Task(NamedTuple):
+    """A run of a sweep."""
+
+    config: TrainConfig
+    workdir: Path
+    train: Train
+    may_diverge: bool
+
+    @property
+    def directory(self) -> Path:
+        return run_directory(self.config, self.workdir)
+
+    @property
+    def needs(self) -> set[str]:
+        """Folders of the runs that it starts from or learns from."""
+        parts = self.config.start, self.config.distillation
+        return {Path(part.run).name for part in parts if part is not None}
+
+
+def _can_begin(tasks: Sequence[_Task]) -> Callable[[_Task, set[int]], bool]:
+    """Whether a task needs none of the others that have not ended yet."""
+
+    def can_begin(task: _Task, ended: set[int]) -> bool:
+        return task.needs.isdisjoint(other.directory.name for i, other in enumerate(tasks) if i not in ended)
+
+    return can_begin
+
+
+def _run(task: _Task) -> Row:
+    """Trains and makes a row, with the revision of the code as it was when training started."""
+    config = task.config
     origin = {"git_revision": provenance.git_revision(), "host": provenance.host(), "versions": provenance.versions()}
     more = {}
     try:
-        result = train(config, directory)
+        result = task.train(config, task.directory)
     except DivergenceError as error:
-        if not may_diverge:
+        if not task.may_diverge:
             raise
         result, more = error.result, {"diverged": True}
     if result.curve and "scores" in result.curve[-1]:

@@ -36,7 +36,11 @@ Steps = tuple[Callable[..., Any], Callable[..., Any]]
 
 
 def train(
-    config: TrainConfig, workdir: Path, progress: bool = True, compiled: MutableMapping[str, Steps] | None = None
+    config: TrainConfig,
+    workdir: Path,
+    progress: bool = True,
+    compiled: MutableMapping[str, Steps] | None = None,
+    line: int = 0,
 ) -> RunResult:
     """Trains from the beginning or, where `workdir` has a checkpoint of the same run, from there on.
 
@@ -48,6 +52,7 @@ def train(
       progress: whether to show a progress bar.
       compiled: steps by what they were compiled for, to take them from and to add them to: runs that are given the same
         mapping and differ in name and seed alone compile once. None compiles anew.
+      line: of the terminal, for the progress bar of one of several runs side by side.
 
     Raises:
       ConfigError: the corpus cannot be read or is too small, `workdir` holds another run, or there is none to start
@@ -74,7 +79,7 @@ def train(
                 _Session(config, mesh, workdir, data, validation, checkpoints, compiled, teacher, start)
             ) as session:
                 try:
-                    session.run(progress)
+                    session.run(progress, line)
                 except DivergenceError as error:
                     seconds, compiling = session.seconds, session.compile_seconds
                     error.result = _result(config, workdir, data, seconds, compiling)
@@ -170,13 +175,18 @@ class _Session:
         # TensorBoard forgets this step and later ones: a killed process logged them, and they are logged again.
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=last + 1)
 
-    def run(self, progress: bool) -> None:
+    def run(self, progress: bool, line: int = 0) -> None:
         """Steps until the configured number is done."""
         config = self.config
         tokens = config.data.batch_size * config.data.tokens_per_example
         every = config.model.moe.parallel.rebalance_every if config.model.moe else None
         bar = tqdm(
-            total=config.steps, initial=self.step, desc=config.name, unit="step", disable=not (progress and is_writer())
+            total=config.steps,
+            initial=self.step,
+            desc=config.name,
+            unit="step",
+            position=line,
+            disable=not (progress and is_writer()),
         )
         with bar:
             if not self.resumed:

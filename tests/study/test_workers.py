@@ -1,0 +1,78 @@
+"""Runs side by side: all of them once, none before those that it needs, each in its place."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import pytest
+
+from moe_jax.study.results import read_rows
+from moe_jax.study.sweep import run_directory, run_sweep
+from moe_jax.study.workers import default_jobs, side_by_side
+from moe_jax.training.config import DistillationConfig, StartConfig
+from tests.study.side_tasks import fail, fake_train, meet
+from tests.training.tiny_runs import tiny_config
+
+
+def test_every_task_is_done_once_when_it_can_and_workers_share_no_core(tmp_path):
+    """The first waits for the last, and those between them do not wait for it."""
+    work = functools.partial(meet, folder=tmp_path, processes=2)
+    places = {place.task: place for place in side_by_side(range(6), work, lambda task, ended: task or 5 in ended, 2)}
+    assert sorted(places) == list(range(6))
+    assert places[0].began >= places[5].ended
+    assert places[1].began < places[5].began
+    first, second = {place.process: place.cores for place in places.values()}.values()
+    assert first.isdisjoint(second)
+
+
+def test_what_can_never_begin_is_refused():
+    with pytest.raises(ValueError, match=r"tasks \[0, 1\] wait for others that are not among them"):
+        list(side_by_side(range(2), fail, lambda task, ended: False, 2))
+
+
+def test_a_task_that_fails_ends_all():
+    with pytest.raises(ArithmeticError, match="task 0"):
+        list(side_by_side(range(50), fail, lambda task, ended: True, 1))
+
+
+@pytest.fixture
+def configs(tmp_path):
+    """A run that starts from a student, the student, one that needs nothing, and the student's teacher."""
+    other, teacher = (tiny_config(sets={"name": name}) for name in ("diverges", "teacher"))
+    student = dataclasses.replace(other, name="student", distillation=DistillationConfig(beside(teacher)))
+    tuned = dataclasses.replace(other, name="tuned", start=StartConfig(beside(student)))
+    return [tuned, student, other, teacher]
+
+
+def beside(config):
+    return f"../{run_directory(config, Path()).name}"
+
+
+def test_a_sweep_side_by_side_has_the_rows_of_one_after_the_other(tmp_path, configs):
+    """Also of a run that diverges, and nothing waits for a run that ended in an earlier sweep."""
+    tuned, student, diverging, teacher = configs
+    results, tables = tmp_path / "results.jsonl", []
+    run_sweep([teacher], results, tmp_path / "runs", fake_train)
+    rows = run_sweep(configs, results, tmp_path / "runs", fake_train, tables.append, may_diverge=True, jobs=2)
+    assert [row["name"] for row in rows] == ["tuned", "student", "diverges", "teacher"]
+    assert [len(table) for table in tables] == [2, 3, 4]
+    order = [teacher, student, tuned, diverging]
+    alone = run_sweep(order, tmp_path / "alone.jsonl", tmp_path / "alone", fake_train, may_diverge=True)
+    by_name = {row["name"]: row for row in alone}
+    for row in rows:
+        # Its cores are fewer.
+        differing = {"finished": row["finished"], "host": row["host"]}
+        assert row == by_name[row["name"]] | differing
+    cores = {row["name"]: row["host"]["cores"] for row in rows}
+    assert cores["student"] < cores["teacher"]
+    ended = [row["name"] for row in read_rows(results)]
+    assert ended.index("student") < ended.index("tuned")
+
+
+def test_as_many_jobs_as_cores_and_no_more_than_four(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 5, 6})
+    assert default_jobs() == 3
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)))
+    assert default_jobs() == 4
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert default_jobs() == 1
