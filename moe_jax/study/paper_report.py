@@ -12,6 +12,7 @@ from moe_jax.study.plots import plot_expert_load, plot_losses
 from moe_jax.study.report import provenance, write_figure
 from moe_jax.study.results import Row, require_comparable
 from moe_jax.study.statistics import Estimate, estimate, paired_difference
+from moe_jax.study.summary import COSTS
 from moe_jax.study.tables import NOTHING, markdown_rows, with_error, with_interval
 
 
@@ -78,14 +79,17 @@ def write_paper_report(rows: Sequence[Row], directory: Path, table: PaperTable, 
         require_name(row["name"], table.values, "name")
     finished = [row for row in rows if not diverged(row)]
     require_name(table.baseline, sorted({row["name"] for row in finished}), "baseline")
-    write_figure(plot_losses(finished, table.baseline), directory / "loss.png")
+    # Seconds of runs side by side say little; those of steps timed by turns do.
+    timed = all("step_seconds" in row for row in finished)
+    costs = [cost for cost in COSTS if timed or cost != "seconds"]
+    write_figure(plot_losses(finished, table.baseline, costs), directory / "loss.png")
     sections = [
         f"# {table.title}",
         f"{table.place}: {table.figures}. Ours: {table.name} on validation text after the last step, nats per token, "
         f"higher is better; ± is one standard error over seeds, Δ what it is above {table.baseline}, paired by seed, "
         "with its 95% interval (Student's t). FLOPs are active ones per token.",
         paper_markdown(rows, table),
-        "![Validation loss over steps, training FLOPs and seconds](loss.png)",
+        f"![Validation loss over {', '.join(COSTS[cost] for cost in costs)}](loss.png)",
         "Lines are means over seeds, bands their range. A dot marks where a mean first reaches the final loss of "
         f"{table.baseline}.",
     ]

@@ -23,22 +23,22 @@ EARLY = 0.15
 """Share of a run whose losses may leave the plot: they fall so fast that they would flatten all that follows."""
 
 
-def plot_losses(rows: Sequence[Row], baseline: str) -> Figure:
-    """Validation loss over steps, training FLOPs and seconds.
+def plot_losses(rows: Sequence[Row], baseline: str, costs: Sequence[str] = tuple(COSTS)) -> Figure:
+    """Validation loss over each of `costs`, keys of COSTS.
 
     A line is the mean over seeds and its band their range; a dot marks where a mean first reaches the baseline's final
     loss, which is the dotted line.
     """
-    figure = Figure(figsize=(13, 4.8), layout="constrained")
-    panels = figure.subplots(1, len(COSTS), sharey=True)
+    figure = Figure(figsize=(1 + 4 * len(costs), 4.8), layout="constrained")
+    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     groups = group_by_name(rows)
     colours = _colours(groups)
     target = float(np.mean([final_loss(row) for row in groups[baseline]]))
-    for axes, (cost, label) in zip(panels, COSTS.items(), strict=True):
+    for axes, cost in zip(panels, costs, strict=True):
         axes.axhline(target, **DOTTED, label=f"final loss of {baseline}")
         for name, group in groups.items():
             _plot_curve(axes, group, cost, target, name, colours[name])
-        axes.set_xlabel(label)
+        axes.set_xlabel(COSTS[cost])
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("validation loss (nats per token)")

@@ -95,3 +95,12 @@ def test_rows_that_do_not_belong_are_refused(tmp_path, rows, message):
     with pytest.raises(ConfigError, match=message):
         write_paper_report(rows, tmp_path, TABLE, "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_seconds_are_drawn_where_steps_were_timed_by_turns(tmp_path):
+    """Those of the runs themselves, which may have been trained side by side, are not."""
+    rows = fake_rows(2)
+    write_paper_report(rows, tmp_path, TABLE, "make it")
+    assert "![Validation loss over steps, training FLOPs](loss.png)" in (tmp_path / "README.md").read_text()
+    write_paper_report([row | {"step_seconds": 0.1} for row in rows], tmp_path, TABLE, "make it")
+    assert "![Validation loss over steps, training FLOPs, seconds](loss.png)" in (tmp_path / "README.md").read_text()
