@@ -24,6 +24,15 @@ def token_embedding(vocab_size: int, model_dim: int, std: float, dtype: jnp.dtyp
     return nn.Embed(vocab_size, model_dim, dtype=dtype, embedding_init=start, name="embedding")
 
 
+def output_of(embedding: Float[Array, "V D"]) -> Float[Array, "D V"]:
+    """The output projection's matrix that is the embedding's.
+
+    Behind a barrier, or XLA would make its gradient the other way round, vocabulary first, which on a CPU takes narrow
+    models a third of a step: 47 ms instead of 6 where D is 32, V 1024, with 2048 tokens.
+    """
+    return jax.lax.optimization_barrier(embedding.T)
+
+
 class OutputMatrix(nn.Module):
     """The output projection's matrix, where it is not the embedding's.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.devices import kept_by_token
-from moe_jax.layers.vocabulary import OutputMatrix, scores, token_embedding
+from moe_jax.layers.vocabulary import OutputMatrix, output_of, scores, token_embedding
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.stack import complete, run_blocks
 
@@ -46,5 +46,5 @@ class Decoder(nn.Module):
         embed = token_embedding(config.vocab_size, config.model_dim, config.model_dim**-0.5, dtype)
         x = run_blocks(config, self.training, kept_by_token(embed(tokens)), text)
         tied = config.tie_embeddings
-        matrix = embed.embedding.T if tied else OutputMatrix(config.vocab_size, name="head")(config.model_dim)
+        matrix = output_of(embed.embedding) if tied else OutputMatrix(config.vocab_size, name="head")(config.model_dim)
         return scores(matrix.astype(dtype), x, targets, config.loss_chunk)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.devices import kept_by_token
 from moe_jax.layers.attention import memory_mask
-from moe_jax.layers.vocabulary import OutputMatrix, scores, token_embedding
+from moe_jax.layers.vocabulary import OutputMatrix, output_of, scores, token_embedding
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.stack import Stack, complete
 
@@ -57,7 +57,7 @@ class EncoderDecoder(nn.Module):
         x = Stack(decoder, self.training, name="decoder")(kept_by_token(embed(tokens)), text, memory, seen)
         if self.config.tie_embeddings:
             # Embeddings start with variance 1, a matrix of outputs with 1 / D.
-            matrix = embed.embedding.T * self.config.model_dim**-0.5
+            matrix = output_of(embed.embedding) * self.config.model_dim**-0.5
         else:
             matrix = OutputMatrix(self.config.vocab_size, name="head")(self.config.model_dim)
         return scores(matrix.astype(dtype), x, targets, self.config.loss_chunk)

@@ -1,5 +1,7 @@
 """Losses in chunks equal losses at once, and hold no more logits than a chunk's."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from moe_jax.configuration import ConfigError
-from moe_jax.layers.vocabulary import cross_entropy
+from moe_jax.layers.vocabulary import cross_entropy, output_of
 from tests.comparison import assert_close
 
 B, S, D, V = 2, 12, 5, 17
@@ -49,3 +51,19 @@ def test_a_chunk_of_logits_is_the_largest_array():
 def test_what_does_not_divide_is_refused():
     with pytest.raises(ConfigError, match=r"model.loss_chunk is 5; accepted: a divisor of the sequence's length"):
         cross_entropy(lambda rows: rows, jnp.ones((1, 12, 3)), jnp.ones((1, 12), jnp.int32), 5)
+
+
+def test_the_gradient_of_a_tied_matrix_is_made_width_first():
+    """What it is, and in the program a product [D, V]: a CPU takes many times as long for [V, D]."""
+    rng = np.random.default_rng(0)
+    embedding, x, weights = (
+        jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1024, 32), (256, 32), (256, 1024))
+    )
+
+    @jax.jit
+    def gradient(embedding, x, weights):
+        return jax.grad(lambda embedding: jnp.vdot(x @ output_of(embedding), weights))(embedding)
+
+    np.testing.assert_allclose(gradient(embedding, x, weights), weights.T @ x, rtol=1e-4, atol=1e-4)
+    (product,) = re.findall(r"f32(\[[\d,]+\])\S* dot\(", gradient.lower(embedding, x, weights).compile().as_text())
+    assert product == "[32,1024]"
