@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from moe_jax.configuration import require
 
-SIZES = {"tiny": 32, "small": 64, "medium": 96}
+SIZES = {"tiny": 32, "small": 48, "medium": 64}
 """Model widths."""
 
 EXPERTS = {"tiny": (4, 16, 64), "small": (4, 16, 64), "medium": (16,)}
@@ -72,7 +72,7 @@ def get_config(model: str = "glam-small-16") -> ConfigDict:
         config.model.moe.group_size = 2048
         config.model.moe.losses = {"balance_loss": 0.01}
         config.model.moe.router_options = {"second_policy": "all"}
-    set_width(config, SIZES[size], head_dim=32)
+    set_width(config, SIZES[size], head_dim=16)
     return config
 
 

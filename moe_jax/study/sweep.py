@@ -3,7 +3,7 @@
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,8 @@ def run_sweep(
 
     A run is its full configuration: changing any field makes it another run. A row is appended when its run ended, so
     a sweep that is killed and started again trains only what is missing, and the run it was killed in goes on from
-    that run's last checkpoint.
+    that run's last checkpoint. A run that has its row, and whose folder is gone, is trained again where one that is
+    missing starts from it or learns from it.
 
     Args:
       configs: the runs, in the order that the models are to be trained within a seed.
@@ -59,10 +60,11 @@ def run_sweep(
     def done() -> list[Row]:
         return [rows[identity] for identity in map(_identity, map(to_dict, configs)) if identity in rows]
 
-    tasks = [_Task(config, workdir, train, may_diverge) for config in configs if _identity(to_dict(config)) not in rows]
+    tasks = _to_train([_Task(config, workdir, train, may_diverge) for config in configs], rows.keys())
     for row in map(_run, tasks) if jobs == 1 else side_by_side(tasks, _run, _can_begin(tasks), jobs):
-        append_row(results, row)
-        rows[_identity(row["config"])] = row
+        if _identity(row["config"]) not in rows:
+            append_row(results, row)
+            rows[_identity(row["config"])] = row
         on_row(done())
     return done()
 
@@ -96,6 +98,18 @@ class _Task(NamedTuple):
         """Folders of the runs that it starts from or learns from."""
         parts = self.config.start, self.config.distillation
         return {Path(part.run).name for part in parts if part is not None}
+
+
+def _to_train(tasks: Sequence[_Task], finished: Collection[str]) -> list[_Task]:
+    """Those that are not finished, and those that they need and that are no longer there."""
+    missing = [_identity(to_dict(task.config)) not in finished for task in tasks]
+    needed: set[str] = set()
+    # What a run needs comes before it.
+    for i, task in reversed(list(enumerate(tasks))):
+        missing[i] |= task.directory.name in needed and not task.directory.exists()
+        if missing[i]:
+            needed |= task.needs
+    return [task for task, absent in zip(tasks, missing, strict=True) if absent]
 
 
 def _can_begin(tasks: Sequence[_Task]) -> Callable[[_Task, set[int]], bool]:

@@ -37,11 +37,11 @@ def test_a_task_that_fails_ends_all():
 
 @pytest.fixture
 def configs(tmp_path):
-    """A run that starts from a student, the student, one that needs nothing, and the student's teacher."""
+    """A teacher, its student, a run that starts from the student, and one that needs nothing."""
     other, teacher = (tiny_config(sets={"name": name}) for name in ("diverges", "teacher"))
     student = dataclasses.replace(other, name="student", distillation=DistillationConfig(beside(teacher)))
     tuned = dataclasses.replace(other, name="tuned", start=StartConfig(beside(student)))
-    return [tuned, student, other, teacher]
+    return [teacher, student, tuned, other]
 
 
 def beside(config):
@@ -50,14 +50,13 @@ def beside(config):
 
 def test_a_sweep_side_by_side_has_the_rows_of_one_after_the_other(tmp_path, configs):
     """Also of a run that diverges, and nothing waits for a run that ended in an earlier sweep."""
-    tuned, student, diverging, teacher = configs
+    teacher, *_ = configs
     results, tables = tmp_path / "results.jsonl", []
     run_sweep([teacher], results, tmp_path / "runs", fake_train)
     rows = run_sweep(configs, results, tmp_path / "runs", fake_train, tables.append, may_diverge=True, jobs=2)
-    assert [row["name"] for row in rows] == ["tuned", "student", "diverges", "teacher"]
+    assert [row["name"] for row in rows] == ["teacher", "student", "tuned", "diverges"]
     assert [len(table) for table in tables] == [2, 3, 4]
-    order = [teacher, student, tuned, diverging]
-    alone = run_sweep(order, tmp_path / "alone.jsonl", tmp_path / "alone", fake_train, may_diverge=True)
+    alone = run_sweep(configs, tmp_path / "alone.jsonl", tmp_path / "alone", fake_train, may_diverge=True)
     by_name = {row["name"]: row for row in alone}
     for row in rows:
         # Its cores are fewer.
@@ -67,6 +66,19 @@ def test_a_sweep_side_by_side_has_the_rows_of_one_after_the_other(tmp_path, conf
     assert cores["student"] < cores["teacher"]
     ended = [row["name"] for row in read_rows(results)]
     assert ended.index("student") < ended.index("tuned")
+
+
+def test_what_is_gone_is_trained_again_where_others_need_it(tmp_path, configs):
+    """Here the student and, for it, the teacher; there is no second row of either, and none is trained for nothing."""
+    results, runs = tmp_path / "results.jsonl", tmp_path / "runs"
+    run_sweep(configs[:2], results, runs, fake_train)
+    for path in runs.iterdir():
+        path.rmdir()
+    assert len(run_sweep(configs[:2], results, runs, fake_train)) == 2
+    assert not list(runs.iterdir())
+    rows = run_sweep(configs[:3], results, runs, fake_train)
+    assert read_rows(results) == rows
+    assert sorted(path.name.split("-")[0] for path in runs.iterdir()) == ["student", "teacher", "tuned"]
 
 
 def test_as_many_jobs_as_cores_and_no_more_than_four(monkeypatch):
