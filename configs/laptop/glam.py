@@ -36,10 +36,10 @@ def get_config(model: str = "glam-small-16") -> ConfigDict:
     size, experts = parse_model(model)
     config = ConfigDict()
     config.name = model
-    config.steps = 4000
-    config.eval_every = 200
+    config.steps = 3000
+    config.eval_every = 250
     config.eval_batches = 32
-    config.checkpoint_every = 2000
+    config.checkpoint_every = 1500
 
     config.data = ConfigDict()
     config.data.corpus = "python_source"
