@@ -17,8 +17,10 @@ SHAPE = laptop.Shape(
     head_dim=64,
     steps=10_000,
     long_steps=40_000,
+    batch_size=64,
     group_size=2048,
     function_length=512,
+    name_length=128,
 )
 STUDIES = laptop.make_studies(SHAPE)
 
@@ -35,7 +37,6 @@ def get_config(model: str = "experts/dense") -> ConfigDict:
     config.data.sequence_length = 512
     config.data.target_length = 128
     config.data.sentinels = 32
-    config.data.batch_size = 64
     config.optimizer.learning_rate = 0.03
     config.optimizer.warmup_steps = 1000
     config.model.vocab_size = 8224

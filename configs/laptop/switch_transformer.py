@@ -36,8 +36,10 @@ class Shape(NamedTuple):
       head_dim: width of a head.
       steps: of training.
       long_steps: of training of what is compared by its number of experts: more of them take longer to pay.
+      batch_size: pairs of texts.
       group_size: tokens that share a capacity.
       function_length: tokens that are read of a function, to name it.
+      name_length: tokens of its name, and the end.
     """
 
     model_dim: int
@@ -47,8 +49,10 @@ class Shape(NamedTuple):
     head_dim: int
     steps: int
     long_steps: int
+    batch_size: int
     group_size: int
     function_length: int
+    name_length: int
 
     def switch(self, experts: int = EXPERTS, factor: float = 1.25, routers: int = 1, **fields: Any) -> Fields:
         """One expert for each token, as wide as `routers` of its layer leave of a dense network's FLOPs."""
@@ -80,7 +84,7 @@ class Shape(NamedTuple):
 
     def longer(self) -> Fields:
         """`long_steps` of training."""
-        return {"steps": self.long_steps, "eval_every": self.long_steps // 20, "checkpoint_every": self.long_steps // 4}
+        return {"steps": self.long_steps, "eval_every": self.long_steps // 15, "checkpoint_every": self.long_steps // 3}
 
     def shorter(self) -> Fields:
         """A fifth of the steps."""
@@ -91,10 +95,11 @@ class Shape(NamedTuple):
         """To name functions, learned from few examples, from a pre-trained model on."""
         data = {"task": "text_to_text", "corpus": "python_functions", "tokenizer_corpus": "python_source"}
         fields = {f"data.{name}": value for name, value in data.items()}
-        fields |= {"data.train_examples": 4096, "data.sequence_length": self.function_length}
-        fields |= {"optimizer.learning_rate": 0.02, "optimizer.warmup_steps": 20, "model.dropout": dropout}
+        fields |= {"data.sequence_length": self.function_length, "data.target_length": self.name_length}
         # All there are to validate on.
-        return fields | self.shorter() | {"eval_batches": 32} | start(pretrained)
+        fields |= {"data.train_examples": 4096, "eval_batches": 2048 // self.batch_size}
+        fields |= {"optimizer.learning_rate": 0.02, "optimizer.warmup_steps": 20, "model.dropout": dropout}
+        return fields | self.shorter() | start(pretrained)
 
 
 def start(run: str, parts: str = "all") -> Fields:
@@ -185,10 +190,12 @@ SHAPE = Shape(
     num_layers=2,
     num_heads=1,
     head_dim=64,
-    steps=2500,
-    long_steps=10_000,
-    group_size=512,
-    function_length=64,
+    steps=2000,
+    long_steps=6000,
+    batch_size=96,
+    group_size=480,
+    function_length=60,
+    name_length=10,
 )
 STUDIES = make_studies(SHAPE)
 
@@ -204,7 +211,7 @@ def dense(shape: Shape, name: str) -> ConfigDict:
     config = ConfigDict()
     config.name = name
     config.steps = shape.steps
-    config.eval_every = 125
+    config.eval_every = shape.steps // 10
     config.eval_batches = 64
     config.checkpoint_every = shape.steps
 
@@ -212,10 +219,11 @@ def dense(shape: Shape, name: str) -> ConfigDict:
     config.data.corpus = "python_source"
     config.data.tokenizer = "bpe:1024"
     config.data.task = "span_corruption"
-    config.data.sequence_length = 32
-    config.data.target_length = 8
+    # Short texts, of which one span is hidden: a small T5 soon learns to look at them, and then at what they say.
+    config.data.sequence_length = 20
+    config.data.target_length = 5
     config.data.sentinels = 8
-    config.data.batch_size = 64
+    config.data.batch_size = shape.batch_size
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adafactor"

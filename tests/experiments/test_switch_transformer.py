@@ -156,7 +156,7 @@ def tiny(text: Path, pairs: Path) -> Preset:
         if config.data.task == "text_to_text":
             config.data.corpus, config.data.tokenizer_corpus = f"json_lines:{pairs}", f"text_files:{text}"
             config.data.train_examples = 8
-        config.data.sequence_length, config.data.batch_size = 16, 4
+        config.data.sequence_length, config.data.target_length, config.data.batch_size = 16, 8, 4
         config.model.vocab_size = 257 + config.data.sentinels
         config.model.model_dim = config.model.head_dim = 16
         if "moe" in config.model:
