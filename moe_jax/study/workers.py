@@ -5,6 +5,7 @@ A small model leaves most of a second core idle, so two runs on a core each end 
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -79,7 +80,14 @@ def side_by_side(
 def _settle(places: Any) -> None:
     """Takes a place among the workers: before JAX starts its threads, which stay on these cores."""
     global _line
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _line, cores = places.get()
     keep_freed_memory()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would go on in a folder in which the same command, given again, trains too."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,10 +1,12 @@
 """What tests send to other processes."""
 
+import functools
 import os
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+from moe_jax.study.workers import side_by_side
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.result import DivergenceError, RunResult
 
@@ -26,6 +28,11 @@ def meet(task: int, folder: Path, processes: int) -> Place:
     while len(list(folder.iterdir())) < processes:
         time.sleep(0.01)
     return Place(task, os.getpid(), frozenset(os.sched_getaffinity(0)), began, time.time())
+
+
+def hold(folder: Path) -> None:
+    """Has two workers wait for one another and for a third that never comes."""
+    list(side_by_side(range(2), functools.partial(meet, folder=folder, processes=3), lambda task, ended: True, 2))
 
 
 def fail(task: int) -> None:

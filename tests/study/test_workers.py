@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from moe_jax.study.results import read_rows
 from moe_jax.study.sweep import run_directory, run_sweep
 from moe_jax.study.workers import default_jobs, side_by_side
 from moe_jax.training.config import DistillationConfig, StartConfig
-from tests.study.side_tasks import fail, fake_train, meet
+from tests.study.side_tasks import fail, fake_train, hold, meet
 from tests.training.tiny_runs import tiny_config
 
 
@@ -33,6 +35,25 @@ def test_what_can_never_begin_is_refused():
 def test_a_task_that_fails_ends_all():
     with pytest.raises(ArithmeticError, match="task 0"):
         list(side_by_side(range(50), fail, lambda task, ended: True, 1))
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    """However it ends."""
+    parent = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path,))
+    parent.start()
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    parent.kill()
+    parent.join()
+    workers = [Path("/proc") / path.name / "stat" for path in tmp_path.iterdir()]
+    # Gone, or dead and waiting for somebody to take note.
+    wait_until(lambda: not any(stat.exists() and stat.read_text().split()[2] != "Z" for stat in workers))
+
+
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.fixture
