@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +19,24 @@ from moe_jax.training.config import TrainConfig
 def with_seats_for_all(model: ModelConfig) -> ModelConfig:
     """The same model with as many seats as choices, and without draws, which are no products.
 
-    Experts are run by batched products over their seats, because XLA counts nothing of a kernel it did not compile.
+    Groups are so large that their seats come out even: a part of a seat is rounded up to a whole one. Experts are run
+    by batched products over their seats, because XLA counts nothing of a kernel it did not compile.
     """
     model = dataclasses.replace(model, dropout=0.0)
     if not model.moe_layers:
         return model
     options = {name: value for name, value in model.moe.router_options.items() if name not in ("exploration", "rounds")}
     fields = {"capacity_factor": 1.0, "execution": "padded", "dropout": None, "router_options": options}
+    if model.moe.group_size is not None:
+        fields["group_size"] = math.lcm(model.moe.group_size, model.moe.num_experts)
     return dataclasses.replace(model, moe=dataclasses.replace(model.moe, **fields))
 
 
 def traced_forward(config: TrainConfig):
     """A forward pass in training over the fewest sequences that are whole groups, and how many tokens these have."""
     model = with_seats_for_all(config.model)
-    batch = config.sequences_per_group if model.moe_layers else 1
+    group = model.moe.group_size if model.moe_layers else None
+    batch = 1 if group is None else math.lcm(*(math.lcm(group, length) // length for length in config.lengths))
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     # An encoder's first.
     texts = [jax.ShapeDtypeStruct((batch, length), jnp.int32) for length in config.lengths]
