@@ -13,7 +13,7 @@ from moe_jax.models.config import ModelConfig
 from moe_jax.models.language_model import make_model
 from moe_jax.models.parameters import init_params
 from moe_jax.routing.router import RNG
-from moe_jax.training.config import TrainConfig
+from moe_jax.training.config import TrainConfig, sequences_of_whole_groups
 
 
 def with_seats_for_all(model: ModelConfig) -> ModelConfig:
@@ -36,7 +36,7 @@ def traced_forward(config: TrainConfig):
     """A forward pass in training over the fewest sequences that are whole groups, and how many tokens these have."""
     model = with_seats_for_all(config.model)
     group = model.moe.group_size if model.moe_layers else None
-    batch = 1 if group is None else math.lcm(*(math.lcm(group, length) // length for length in config.lengths))
+    batch = sequences_of_whole_groups(group, config.lengths)
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     # An encoder's first.
     texts = [jax.ShapeDtypeStruct((batch, length), jnp.int32) for length in config.lengths]

@@ -1,6 +1,6 @@
 """Runs side by side in processes of their own, each on its share of the cores.
 
-A small model leaves most of a second core idle, so two runs on a core each end sooner than one after the other on both.
+A small model gains little from a second core, so two runs on a core each end sooner than one after the other on both.
 """
 
 import multiprocessing

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from moe_jax.configuration import build, require
@@ -215,7 +215,7 @@ class TrainConfig:
     def sequences_per_group(self) -> int:
         """The fewest sequences that are whole routing groups, of each stack."""
         group = self.model.moe.group_size if self.model.moe_layers else None
-        return 1 if group is None else math.lcm(*(math.lcm(group, length) // length for length in self.lengths))
+        return sequences_of_whole_groups(group, self.lengths)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -227,3 +227,8 @@ class TrainConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
         """Builds and validates a run's configuration from nested dictionaries (raises ConfigError)."""
         return build(cls, values)
+
+
+def sequences_of_whole_groups(group_size: int | None, lengths: Sequence[int]) -> int:
+    """The fewest sequences whose tokens are whole groups, whichever of `lengths` they have; None groups by sequence."""
+    return 1 if group_size is None else math.lcm(*(math.lcm(group_size, length) // length for length in lengths))

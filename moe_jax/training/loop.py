@@ -175,7 +175,7 @@ class _Session:
         # TensorBoard forgets this step and later ones: a killed process logged them, and they are logged again.
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=last + 1)
 
-    def run(self, progress: bool, line: int = 0) -> None:
+    def run(self, progress: bool, line: int) -> None:
         """Steps until the configured number is done."""
         config = self.config
         tokens = config.data.batch_size * config.data.tokens_per_example

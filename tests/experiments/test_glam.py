@@ -182,6 +182,7 @@ def test_questions_that_cannot_be_made_are_refused_before_training(output, monke
     ("option", "message"),
     [
         (["--seeds", "0"], "--seeds is 0; accepted: an integer of at least 1"),
+        (["--jobs", "0"], "--jobs is 0; accepted: an integer of at least 1"),
         (["--watts", "0"], "--watts is 0.0; accepted: a positive number"),
         (["--watts", "nan"], "--watts is nan; accepted: a positive number"),
     ],

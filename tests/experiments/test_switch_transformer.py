@@ -217,7 +217,8 @@ def test_a_study_that_is_not_there_is_refused_before_anything_is_written(run, ca
     assert not output.exists()
 
 
-def test_a_number_of_seeds_below_one_is_refused(run, capsys) -> None:
+@pytest.mark.parametrize("option", ["--seeds", "--jobs"])
+def test_a_number_below_one_is_refused(run, capsys, option) -> None:
     with pytest.raises(SystemExit):
-        run("exploration", "--seeds", "0")
-    assert "accepted: an integer of at least 1" in capsys.readouterr().err
+        run("exploration", option, "0")
+    assert f"{option} is 0; accepted: an integer of at least 1" in capsys.readouterr().err
