@@ -30,7 +30,7 @@ def test_it_runs_from_top_to_bottom_and_leaves_no_file(path, tmp_path, monkeypat
     notebook = nbformat.read(path, as_version=4)
     committed = [shows_something(cell) for cell in code_cells(notebook)]
     NotebookClient(
-        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     assert [shows_something(cell) for cell in code_cells(notebook)] == committed
     assert list(tmp_path.iterdir()) == []
