@@ -28,7 +28,7 @@ from moe_jax.host_memory import keep_freed_memory
 from moe_jax.study.few_shot_scores import Questions, require_questions, score_runs
 from moe_jax.study.results import Row, read_study
 from moe_jax.study.size_report import write_size_report
-from moe_jax.study.sizes import by_size
+from moe_jax.study.sizes import by_size, with_dense
 from moe_jax.study.step_costs import measure_step_costs
 from moe_jax.study.sweep import run_sweep, seeded
 from moe_jax.study.tables import format_table
@@ -92,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configs = seeded(preset.get_config, preset.models, seeds)
 
     def show(rows: list[Row]) -> None:
-        for size in by_size(rows):
+        # Side by side with others, a dense model need not end first.
+        for size in by_size(with_dense(rows)):
             print(f"\n{format_table(size.rows, size.dense.name)}")
         print(f"\n{len(rows)} of {len(configs)} runs\n", flush=True)
 

@@ -40,8 +40,7 @@ def by_size(rows: Sequence[Row]) -> list[Size]:
     """
     groups: dict[tuple[int, int], list[Row]] = {}
     for row in rows:
-        model = row["config"]["model"]
-        groups.setdefault((model["model_dim"], model["num_layers"]), []).append(row)
+        groups.setdefault(_shape(row), []).append(row)
     sizes = []
     for group in groups.values():
         dense = sorted({row["name"] for row in group if not experts_of(row)})
@@ -49,6 +48,17 @@ def by_size(rows: Sequence[Row]) -> list[Size]:
         require(len(dense) == 1, "dense models", dense, f"one among {names}, which are of one size")
         sizes.append(Size(dense[0].removeprefix("dense-"), tuple(group), tuple(summarize(group, dense[0]))))
     return sorted(sizes, key=lambda size: size.dense.flops_per_token)
+
+
+def with_dense(rows: Sequence[Row]) -> list[Row]:
+    """Those of a size whose dense model is among them: in a study under way, what can be compared."""
+    there = {_shape(row) for row in rows if not experts_of(row)}
+    return [row for row in rows if _shape(row) in there]
+
+
+def _shape(row: Row) -> tuple[int, int]:
+    model = row["config"]["model"]
+    return model["model_dim"], model["num_layers"]
 
 
 class Meter(NamedTuple):

@@ -13,7 +13,7 @@ from moe_jax.configuration import ConfigError
 from moe_jax.study.results import final_loss
 from moe_jax.study.size_plots import plot_final_losses, plot_size_losses
 from moe_jax.study.size_report import findings, write_size_report
-from moe_jax.study.sizes import by_size, energy_of_training, energy_speed_up, meters
+from moe_jax.study.sizes import by_size, energy_of_training, energy_speed_up, meters, with_dense
 from moe_jax.study.summary import cost_to_reach
 from tests.study.fake_results import fake_scores, fake_size_rows
 
@@ -59,6 +59,16 @@ def test_a_size_has_one_dense_model(wrong):
         rows = rows[1:]
     with pytest.raises(ConfigError, match=r"dense models is .*; accepted: one among .*glam-small-4"):
         by_size(rows)
+
+
+@given(st.data())
+def test_of_a_study_under_way_what_has_its_dense_model_is_compared(data):
+    rows = fake_size_rows(2)
+    ended = data.draw(st.lists(st.sampled_from(rows), unique_by=lambda row: (row["name"], row["seed"])))
+    dense = {row["name"] for row in ended if row["name"].startswith("dense-")}
+    expected = [row for row in ended if f"dense-{row['name'].split('-')[1]}" in dense]
+    assert with_dense(ended) == expected
+    assert {f"dense-{size.label}" for size in by_size(with_dense(ended))} == dense
 
 
 @given(watts=st.floats(1, 1000), joules=st.floats(0.1, 100))
