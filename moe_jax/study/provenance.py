@@ -11,17 +11,22 @@ import jax
 
 import moe_jax
 
+RESULTS = "experiments/results"
+"""What studies write, in a repository, while they run."""
+
 
 def git_revision(directory: Path | None = None) -> str:
     """The commit that `directory` (default: this package) is at: `abc123`, `abc123+changes`, or `unknown` outside git.
 
-    `+changes` says that a tracked file differs from the commit. A package that was copied into another project's
-    repository without being tracked there has no revision of its own and is `unknown` too.
+    `+changes` says that a tracked file differs from the commit, other than under RESULTS. A package that was copied
+    into another project's repository without being tracked there has no revision of its own and is `unknown` too.
     """
     directory = directory or Path(moe_jax.__file__).parent
     if not _git(directory, "ls-files"):
         return "unknown"
-    return _git(directory, "describe", "--always", "--exclude=*", "--dirty=+changes") or "unknown"
+    revision = _git(directory, "describe", "--always", "--exclude=*")
+    changed = _git(directory, "diff", "--name-only", "HEAD", "--", ":(top)", f":(top,exclude){RESULTS}")
+    return revision + "+changes" * bool(changed) if revision else "unknown"
 
 
 def host() -> dict[str, Any]:

@@ -24,6 +24,23 @@ def test_git_revision_says_when_files_differ_from_the_commit(tmp_path):
     assert git_revision(tmp_path) == f"{clean}+changes"
 
 
+def test_what_a_study_writes_changes_no_revision(tmp_path):
+    """Neither seen from the top nor from the package."""
+    results, package = tmp_path / "experiments/results/study", tmp_path / "package"
+    for directory in (results, package):
+        directory.mkdir(parents=True)
+        (directory / "file").write_text("one")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    (results / "file").write_text("two")
+    assert "changes" not in git_revision(tmp_path)
+    assert "changes" not in git_revision(package)
+    (tmp_path / "experiments/results.py").write_text("new")
+    git(tmp_path, "add", ".")
+    assert git_revision(package).endswith("+changes")
+
+
 def test_an_untracked_directory_has_no_revision(tmp_path):
     assert git_revision(tmp_path) == "unknown"
     git(tmp_path, "init")
