@@ -62,14 +62,14 @@ TABLES = {
             "examples_per_second": {},
         },
         notes={
-            "switch-64": "no better than 4 or 16, where the paper's gains with each. Tokens without a seat, 11% in "
-            "training, are not the cause: without a capacity (`--set model.moe.capacity_factor=None`, no other in "
-            "evaluation) seed 0 has 2.314 nats after 2,000 steps, 2.307 with it. No other "
-            "cause was tested.",
-            "switch-256": "no better than dense, two seeds of three worse, where the paper's is the best. Its router "
-            "costs half of an expert's width, 4% in the paper, and that is a part of the cause: with experts as wide "
-            "as the dense network (`--set model.moe.expert_dim=256`, more FLOPs) seed 0 has 2.340 nats after 2,000 "
-            "steps, 2.362 with those of half the width, dense 2.339; without a capacity 2.356. The rest is unknown.",
+            "switch-64": "three seeds do not tell it from 4 and 16, where the paper's gains with each. Tokens without "
+            "a seat, 11% in training, do not seem to be why: with `--set steps=2000 --set "
+            "model.moe.capacity_factor=None --set model.moe.eval_capacity_factor=None` seed 0 has 2.314 nats, with "
+            "the capacity 2.307 after as many steps. Otherwise the cause is unknown.",
+            "switch-256": "two seeds of three worse than dense, where the paper's is the best. Its router costs half "
+            "of an expert's width, 4% in the paper, which may be a part of the cause: after 2,000 steps seed 0 has "
+            "2.362 nats, 2.340 with experts as wide as the dense network (`--set model.moe.expert_dim=256`, more "
+            "FLOPs), 2.356 without a capacity, dense 2.339. One seed is too few to tell; the rest is unknown.",
         },
     ),
     "architectures": PaperTable(

@@ -22,6 +22,7 @@ from moe_jax.study.results import read_rows
 from moe_jax.study.sweep import seeded
 from moe_jax.training.config import TrainConfig
 from tests.active_flops import xla_flops_per_token, xla_products_per_token
+from tests.study.fake_results import fake_size_rows
 
 SPARSE = [model for model in laptop.MODELS if model.startswith("glam")]
 CONFIGS = {"laptop": laptop.get_config, "gpu": gpu.get_config}
@@ -170,6 +171,24 @@ def test_runs_from_the_command_line_to_the_report(output: Path, capsys: pytest.C
     before = {path.name: path.read_bytes() for path in output.iterdir()}
     assert main(arguments) == 0
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_progress_is_shown_whichever_model_ends_first(output, monkeypatch, capsys):
+    ended = fake_size_rows(1, ["small"])[::-1]
+
+    def sweep(configs, results, workdir, train, on_row, jobs):
+        for count in range(1, len(ended) + 1):
+            on_row(ended[:count])
+        raise ConfigError("the end")
+
+    monkeypatch.setattr(glam, "run_sweep", sweep)
+    assert main(["--preset", "quick", "--output", str(output)]) == 2
+    shown, error = capsys.readouterr()
+    assert error == "glam: the end\n"
+    assert "1 of 4 runs" in shown
+    # Nothing to compare with until the dense model is there, which ends last.
+    assert "glam-small-4" not in shown.partition(f"{len(ended) - 1} of 4 runs")[0]
+    assert "glam-small-4" in shown
 
 
 def test_questions_that_cannot_be_made_are_refused_before_training(output, monkeypatch, capsys):
