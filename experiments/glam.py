@@ -6,6 +6,7 @@ mixtures of 4, 16 and 64 experts in every other layer, the largest with 16, on t
     python -m experiments.glam                      # three seeds of ten models
     python -m experiments.glam --preset quick       # for a look: two models, one seed
     python -m experiments.glam --preset gpu         # larger, bfloat16, on one GPU
+    python -m experiments.glam --preset gpu --models dense-tiny glam-tiny-64 --set steps=5000
 
 Interrupted, the same command goes on where it stopped: it trains, times and scores what is missing. Each seed fixes the
 order of the data and the start of all that the models of a size share, so models are compared pair by pair. Energy is
@@ -14,6 +15,7 @@ what the machine counts, where it counts any, and the power of --watts by the se
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ from ml_collections import ConfigDict
 
 from configs.gpu import glam as gpu
 from configs.laptop import glam as laptop
-from moe_jax.configuration import ConfigError
+from moe_jax.configuration import ConfigError, override, require
 from moe_jax.host_memory import keep_freed_memory
 from moe_jax.study.few_shot_scores import Questions, require_questions, score_runs
 from moe_jax.study.results import Row, read_study
@@ -77,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="results, runs and report; default: runs/glam-PRESET")
     parser.add_argument("--watts", type=float, help="power to assume for the stated energy; default: the preset's")
     parser.add_argument("--jobs", type=int, help="runs at a time, each on its share of the cores; default: one a core")
+    parser.add_argument("--models", nargs="+", help="only these models; default: the preset's")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a field of all runs")
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
     seeds = preset.seeds if options.seeds is None else options.seeds
@@ -88,8 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 0 < watts < float("inf"):
         parser.error(f"--watts is {watts}; accepted: a positive number")
     output = options.output or Path("runs") / f"glam-{options.preset}"
-    command = f"python -m experiments.glam --preset {options.preset} --seeds {seeds} --watts {watts:g}"
-    configs = seeded(preset.get_config, preset.models, seeds)
+    command = ["python", "-m", "experiments.glam", "--preset", options.preset]
+    command += ["--seeds", str(seeds), "--watts", f"{watts:g}"]
+    command += ["--models", *options.models] if options.models else []
+    command += [part for assignment in options.set for part in ("--set", assignment)]
+
+    def get_config(model: str) -> ConfigDict:
+        return ConfigDict(override(preset.get_config(model).to_dict(), options.set))
 
     def show(rows: list[Row]) -> None:
         # Side by side with others, a dense model need not end first.
@@ -98,8 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{len(rows)} of {len(configs)} runs\n", flush=True)
 
     jobs = options.jobs or default_jobs()
-    to_score = (configs, output / "runs", output / "scores.jsonl", preset.questions)
     try:
+        configs = seeded(get_config, options.models or preset.models, seeds)
+        for size in {config.name.split("-")[1] for config in configs}:
+            names = [config.name for config in configs]
+            accepted = f"dense-{size}, that others of its size are compared with, among them"
+            require(f"dense-{size}" in names, "--models", " ".join(names), accepted)
+        to_score = (configs, output / "runs", output / "scores.jsonl", preset.questions)
         require_questions(*to_score)
         trained = run_sweep(configs, output / "results.jsonl", output / "runs", train_here, show, jobs=jobs)
         scores = score_runs(*to_score)
@@ -113,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             paper=PAPER,
             watts=watts,
             counter=json.loads((output / "step_costs.json").read_text())["counter"],
-            command=command,
+            command=shlex.join(command),
         )
     except ConfigError as error:
         print(f"glam: {error}", file=sys.stderr)

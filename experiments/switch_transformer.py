@@ -4,6 +4,7 @@
     python -m experiments.switch_transformer                                # all of them
     python -m experiments.switch_transformer exploration --preset quick     # for a look, minutes
     python -m experiments.switch_transformer experts --preset gpu           # larger, bfloat16, on one GPU
+    python -m experiments.switch_transformer experts --preset gpu --models dense switch-64 --set steps=5000
 
 Interrupted, the same command goes on where it stopped. A model that several studies have is trained once, and so are
 those that others start from or learn from. Each seed fixes the order of the data and the start of all that models
@@ -11,7 +12,9 @@ share, so models are compared pair by pair.
 """
 
 import argparse
+import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +24,7 @@ from ml_collections import ConfigDict
 
 from configs.gpu import switch_transformer as gpu
 from configs.laptop import switch_transformer as laptop
-from moe_jax.configuration import ConfigError, require_name, to_dict
+from moe_jax.configuration import ConfigError, override, require, require_name, to_dict
 from moe_jax.files import write_whole
 from moe_jax.host_memory import keep_freed_memory
 from moe_jax.study.paper_report import PaperTable, paper_markdown, write_paper_report
@@ -263,13 +266,33 @@ class Plan(NamedTuple):
     tables: dict[str, list[tuple[TrainConfig, TrainConfig]]]
 
 
-def make_plan(preset: Preset, studies: Sequence[str], seeds: int | None) -> Plan:
-    """What the preset trains for `studies`, with `seeds` seeds from 0; None takes the preset's number.
+def make_plan(
+    preset: Preset,
+    studies: Sequence[str],
+    seeds: int | None,
+    only: Sequence[str] = (),
+    assignments: Sequence[str] = (),
+) -> Plan:
+    """What the preset trains for `studies`.
 
     A run that several studies have is called as the first one of all calls it, whichever are asked for.
+
+    Args:
+      preset: makes the configurations.
+      studies: names in `laptop.STUDIES`.
+      seeds: how many, from 0; None takes the preset's number.
+      only: of each study only these of its models; all if empty.
+      assignments: `KEY=VALUE` for all configurations, those of runs that others start from or learn from too.
+
+    Raises:
+      ConfigError: `only` has no model of a study's that others are compared with, or one that no study has.
     """
+    for baseline in {TABLES[study].baseline for study in studies} if only else ():
+        require(baseline in only, "--models", " ".join(only), f"{baseline}, that others are compared with, among them")
+    for model in only:
+        require_name(model, sorted({model for study in studies for model in laptop.STUDIES[study]}), "--models")
     fields = {
-        f"{study}/{model}": preset.get_config(f"{study}/{model}").to_dict()
+        f"{study}/{model}": override(preset.get_config(f"{study}/{model}").to_dict(), assignments)
         for study, models in laptop.STUDIES.items()
         for model in models
     }
@@ -294,6 +317,7 @@ def make_plan(preset: Preset, studies: Sequence[str], seeds: int | None) -> Plan
             (TrainConfig.from_dict(fields[f"{study}/{model}"] | {"seed": seed}), run(f"{study}/{model}", seed))
             for seed in range(seeds or preset.seeds_of.get(study, preset.seeds))
             for model in laptop.STUDIES[study]
+            if not only or model in only
         ]
         for study in studies
     }
@@ -328,6 +352,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output", type=Path, help="runs, results and reports; default: runs/switch_transformer-PRESET"
     )
     parser.add_argument("--jobs", type=int, help="runs at a time, each on its share of the cores; default: one a core")
+    parser.add_argument("--models", nargs="+", default=[], help="only these of the studies' models; default: all")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a field of all runs")
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
     if options.seeds is not None and options.seeds < 1:
@@ -335,11 +361,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}; accepted: an integer of at least 1")
     output = options.output or Path("runs") / f"switch_transformer-{options.preset}"
-    more = f" --preset {options.preset}" + (f" --seeds {options.seeds}" if options.seeds else "")
+    more = ["--preset", options.preset]
+    more += ["--seeds", str(options.seeds)] if options.seeds else []
+    more += ["--models", *options.models] if options.models else []
+    more += [part for assignment in options.set for part in ("--set", assignment)]
     try:
         for study in options.study:
             require_name(study, laptop.STUDIES, "STUDY")
-        plan = make_plan(preset, options.study or list(laptop.STUDIES), options.seeds)
+        plan = make_plan(preset, options.study or list(laptop.STUDIES), options.seeds, options.models, options.set)
 
         def show(rows: list[Row]) -> None:
             for study, table in plan.tables.items():
@@ -352,9 +381,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_table(rows, table, output / study / "results.jsonl")
             if study in TIMED:
                 measure_step_costs([named for named, _ in table], output / study / "step_costs.json")
-            found, command = read_study(output / study), f"python -m experiments.switch_transformer {study}{more}"
-            report = write_paper_report(found, output / study, TABLES[study], command)
-            print(f"\n{TABLES[study].title}\n{paper_markdown(found, TABLES[study])}\n\nReport: {report}", flush=True)
+            found = read_study(output / study)
+            command = shlex.join(["python", "-m", "experiments.switch_transformer", study, *more])
+            # The notes are on what the laptop's preset gives.
+            paper = TABLES[study] if more == ["--preset", "laptop"] else dataclasses.replace(TABLES[study], notes={})
+            report = write_paper_report(found, output / study, paper, command)
+            print(f"\n{paper.title}\n{paper_markdown(found, paper)}\n\nReport: {report}", flush=True)
     except ConfigError as error:
         print(f"switch_transformer: {error}", file=sys.stderr)
         return 2

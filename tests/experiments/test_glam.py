@@ -214,3 +214,26 @@ def test_wrong_options_are_refused(output, capsys, option, message):
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--models", "glam-tiny-4"], "--models is 'glam-tiny-4'; accepted: dense-tiny, that others of its size"),
+        (["--models", "dense-huge"], "model is 'dense-huge'; accepted: dense-SIZE or glam-SIZE-E"),
+        (["--set", "stepz=3"], "stepz is not a field; accepted: "),
+    ],
+)
+def test_wrong_models_and_fields_are_refused_before_anything_is_written(output, capsys, options, message):
+    assert main(["--preset", "quick", "--output", str(output), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_few_models_run_with_other_fields(output):
+    """Any number of experts, as the configuration's file takes it, not only the preset's."""
+    options = ["--models", "dense-tiny", "glam-tiny-8", "--set", "steps=6"]
+    assert main(["--preset", "quick", "--output", str(output), *options]) == 0
+    rows = read_rows(output / "results.jsonl")
+    assert sorted((row["name"], row["curve"][-1]["step"]) for row in rows) == [("dense-tiny", 6), ("glam-tiny-8", 6)]
+    assert "--models dense-tiny glam-tiny-8 --set steps=6" in (output / "README.md").read_text()

@@ -127,6 +127,48 @@ def test_seeds_are_the_study_s_unless_asked_for() -> None:
     assert len({c.seed for c, _ in make_plan(PRESETS["laptop"], ["exploration"], None).tables["exploration"]}) == 3
 
 
+def test_some_models_with_other_fields() -> None:
+    """What a model starts from or learns from has them too, and is there though it is not asked for."""
+    only, assignments = ("student", "distilled"), ("steps=107", "data.batch_size=192")
+    plan = make_plan(PRESETS["laptop"], ["distillation"], 1, only, assignments)
+    assert [named.name for named, _ in plan.tables["distillation"]] == list(only)
+    # With as many steps the student is the dense model of another study.
+    assert {run.name for run in plan.runs} == {"dense", "switch-64", "distilled"}
+    assert {(run.steps, run.data.batch_size) for run in plan.runs} == {(107, 192)}
+    all_of_it = make_plan(PRESETS["laptop"], ["distillation"], 1)
+    assert not {run_directory(run, Path()) for run in plan.runs} & {
+        run_directory(run, Path()) for run in all_of_it.runs
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--models", "switch-4"],
+            "--models is 'switch-4'; accepted: dense, that others are compared with, among them",
+        ),
+        (["--models", "dense", "argmax"], "--models is 'argmax'; accepted: dense, switch-16, switch-256, "),
+        (["--set", "stepz=3"], "stepz is not a field; accepted: "),
+        (["--set", "steps"], "--set is 'steps'; accepted: key=value"),
+    ],
+)
+def test_wrong_models_and_fields_are_refused_before_anything_is_written(run, capsys, options, message) -> None:
+    status, output = run("experts", *options)
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_few_models_of_a_study_run_with_other_fields(run) -> None:
+    status, output = run("exploration", "--models", "argmax", "jitter", "--set", "steps=4", "--set", "eval_every=2")
+    assert status == 0
+    rows = read_rows(output / "exploration" / "results.jsonl")
+    assert [(row["name"], row["curve"][-1]["step"]) for row in rows] == [("argmax", 4), ("jitter", 4)]
+    text = (output / "exploration" / "README.md").read_text()
+    assert "exploration --preset quick --models argmax jitter --set steps=4 --set eval_every=2" in text
+
+
 def test_there_is_a_table_of_the_paper_for_every_model() -> None:
     assert TABLES.keys() == laptop.STUDIES.keys()
     for study, table in TABLES.items():
@@ -135,15 +177,15 @@ def test_there_is_a_table_of_the_paper_for_every_model() -> None:
 
 
 def test_claims_read_models_that_there_are() -> None:
-    read = [claim for claim in read_claims(CLAIMS) if claim.study.startswith("switch_transformer/")]
+    read = [claim for claim in read_claims(CLAIMS) if claim.study.startswith("switch_transformer")]
     assert len(read) > 20
     for claim in read:
-        if claim.accelerator:
-            continue
-        study = claim.study.removeprefix("switch_transformer/")
+        folder, _, study = claim.study.partition("/")
+        assert folder == "switch_transformer" + "-gpu" * claim.accelerator, claim.id
         assert set(claim.rule.models) <= laptop.STUDIES[study].keys(), claim.id
         assert getattr(claim.rule, "metric", "loss") in ("loss", TABLES[study].metric), claim.id
-        assert claim.command == f"python -m experiments.switch_transformer {study}", claim.id
+        command = f"python -m experiments.switch_transformer {study}" + " --preset gpu" * claim.accelerator
+        assert claim.command == command, claim.id
 
 
 def tiny(text: Path, pairs: Path) -> Preset:
