@@ -1,7 +1,9 @@
 """Dense against GLaM's mixtures at equal active FLOPs and parameters, in three sizes, for one data-centre GPU.
 
 Command:   python -m experiments.glam --preset gpu
-Hardware:  one GPU; bfloat16 compute, float32 router and parameters. Time and memory not measured yet.
+Hardware:  one GPU; bfloat16 compute, float32 router and parameters. On an H100 a step of dense-tiny takes 61 ms and
+           24 J; the first of each model comes half a minute later, more where others are compiled beside it. Memory not
+           measured yet.
 Expected:  not measured yet.
 """
 
