@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from moe_jax.study.results import Row, curve_frame, final_loss
 from moe_jax.study.statistics import reached_at
@@ -21,6 +22,10 @@ DOTTED = {"color": "black", "linestyle": ":", "linewidth": 1.2}
 
 EARLY = 0.15
 """Share of a run whose losses may leave the plot: they fall so fast that they would flatten all that follows."""
+
+
+LOAD_COLUMNS = 4
+"""Panels of experts' loads side by side."""
 
 
 def plot_losses(rows: Sequence[Row], baseline: str, costs: Sequence[str] = tuple(COSTS)) -> Figure:
@@ -40,6 +45,8 @@ def plot_losses(rows: Sequence[Row], baseline: str, costs: Sequence[str] = tuple
             _plot_curve(axes, group, cost, target, name, colours[name])
         axes.set_xlabel(COSTS[cost])
         axes.set_xlim(left=0)
+        if cost == "flops":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("validation loss (nats per token)")
     panels[0].set_ylim(*loss_limits(rows))
@@ -56,17 +63,23 @@ def plot_expert_load(rows: Sequence[Row]) -> Figure | None:
     runs = [group[0] for group in group_by_name(rows).values() if experts_of(group[0])]
     if not runs:
         return None
-    figure = Figure(figsize=(1.4 + 3.9 * len(runs), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(runs), squeeze=False)[0]
+    columns = min(len(runs), LOAD_COLUMNS)
+    lines = math.ceil(len(runs) / columns)
+    figure = Figure(figsize=(1.4 + 3.9 * columns, 3.9 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    panels = list(grid.flat[: len(runs)])
+    for axes in grid.flat[len(runs) :]:
+        axes.remove()
     for axes, row in zip(panels, runs, strict=True):
         layer = _last_layer(row)
         load = _relative_load(row, layer)
         steps = [point["step"] for point in row["curve"]]
         mesh = axes.pcolormesh(steps, np.arange(len(load)), load, cmap="RdBu_r", vmin=0, vmax=2, shading="nearest")
-        axes.set_title(f"{row['name']}, {layer.replace('_', ' ')}, seed {row['seed']}")
+        axes.set_title(f"{row['name']}\n{layer.replace('_', ' ')}, seed {row['seed']}")
         axes.set_xlabel("steps")
         axes.yaxis.get_major_locator().set_params(integer=True)
-    panels[0].set_ylabel("expert")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("expert")
     label = "load / even share"
     figure.colorbar(mesh, ax=panels, extend="max", ticks=[0, 0.5, 1, 1.5, 2], label=label, fraction=0.03, pad=0.01)
     return figure

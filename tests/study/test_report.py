@@ -1,3 +1,4 @@
+import itertools
 import re
 
 import matplotlib.image
@@ -102,4 +103,17 @@ def test_load_panels_show_the_last_sparse_layer_of_each_sparse_model():
             if point["load"]:
                 point["load"]["layer_11"] = point["load"]["layer_1"]
     titles = [axes.get_title() for axes in plot_expert_load(rows).axes[:3]]
-    assert titles == [f"switch-{experts}, layer 11, seed 0" for experts in (4, 16, 64)]
+    assert titles == [f"switch-{experts}\nlayer 11, seed 0" for experts in (4, 16, 64)]
+
+
+def test_many_load_panels_stand_in_several_lines():
+    rows = [fake_row("switch-16") | {"name": f"experts-attention-bfloat16-{number}"} for number in range(5)]
+    figure = plot_expert_load(rows)
+    *panels, bar = figure.axes
+    assert [axes.get_title().partition("\n")[0] for axes in panels] == [row["name"] for row in rows]
+    assert bar.get_ylabel() == "load / even share"
+    places = [axes.get_subplotspec() for axes in panels]
+    assert [(place.rowspan.start, place.colspan.start) for place in places] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+    figure.draw_without_rendering()
+    boxes = [axes.title.get_window_extent() for axes in panels[:4]]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
