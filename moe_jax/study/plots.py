@@ -50,7 +50,8 @@ def plot_losses(rows: Sequence[Row], baseline: str, costs: Sequence[str] = tuple
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("validation loss (nats per token)")
     panels[0].set_ylim(*loss_limits(rows))
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
+    columns = 2 * len(costs)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=columns, frameon=False)
     return figure
 
 

@@ -89,6 +89,14 @@ def test_losses_are_plotted_against_three_costs_with_units():
     assert low < min(map(final_loss, rows)) < max(map(final_loss, rows)) < high < rows[0]["curve"][0]["validation_loss"]
 
 
+def test_the_legend_of_two_panels_is_no_wider_than_they_are():
+    names = ["dense-0.1", "switch-0.1", "switch-0.2", "switch-0.3", "switch-0.1-expert-0.4"]
+    figure = plot_losses([fake_row("switch-4") | {"name": name} for name in names], "dense-0.1", ("step", "flops"))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert 0 <= legend.get_window_extent().x0 < legend.get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_a_diverged_run_can_be_plotted_and_reported(tmp_path):
     rows = fake_rows(2)
     for point in rows[1]["curve"][3:]:
