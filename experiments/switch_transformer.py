@@ -28,7 +28,7 @@ from moe_jax.configuration import ConfigError, override, require, require_name, 
 from moe_jax.files import write_whole
 from moe_jax.host_memory import keep_freed_memory
 from moe_jax.study.paper_report import PaperTable, paper_markdown, write_paper_report
-from moe_jax.study.results import Row, read_study
+from moe_jax.study.results import Row, append_row, read_rows, read_study
 from moe_jax.study.step_costs import measure_step_costs
 from moe_jax.study.sweep import run_directory, run_sweep
 from moe_jax.study.workers import default_jobs, train_here
@@ -353,7 +353,7 @@ def make_plan(
 
 
 def _unnamed(values: Mapping[str, Any]) -> str:
-    return json.dumps({field: value for field, value in values.items() if field != "name"}, sort_keys=True)
+    return _identity({field: value for field, value in values.items() if field != "name"})
 
 
 def write_table(rows: Sequence[Row], table: Sequence[tuple[TrainConfig, TrainConfig]], path: Path) -> None:
@@ -361,13 +361,33 @@ def write_table(rows: Sequence[Row], table: Sequence[tuple[TrainConfig, TrainCon
 
     Another run that it starts from or learns from is called as in the studies, the same for every seed.
     """
-    by_config = {json.dumps(row["config"], sort_keys=True): row for row in rows}
+    by_config = {_identity(row["config"]): row for row in rows}
     lines = []
     for named, config in table:
-        row = by_config.get(json.dumps(to_dict(config), sort_keys=True))
+        row = by_config.get(_identity(to_dict(config)))
         if row is not None:
             lines.append(json.dumps(row | {"name": named.name, "config": to_dict(named)}) + "\n")
     write_whole(path, "".join(lines))
+
+
+def restore_rows(plan: Plan, output: Path) -> None:
+    """Adds to the table of runs, `results.jsonl`, what the studies' tables have of them and it lacks.
+
+    It holds nothing that these do not, so a repository keeps only them.
+    """
+    path = output / "results.jsonl"
+    known = {_identity(row["config"]) for row in read_rows(path)}
+    for study, table in plan.tables.items():
+        runs = {_identity(to_dict(named)): to_dict(run) for named, run in table}
+        for row in read_rows(output / study / "results.jsonl"):
+            run = runs.get(_identity(row["config"]))
+            if run is not None and _identity(run) not in known:
+                known.add(_identity(run))
+                append_row(path, row | {"name": run["name"], "config": run})
+
+
+def _identity(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -403,6 +423,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 write_table(rows, table, output / study / "results.jsonl")
             print(f"{len(rows)} of {len(plan.runs)} runs", flush=True)
 
+        restore_rows(make_plan(preset, list(laptop.STUDIES), options.seeds, assignments=options.set), output)
         where, jobs = (output / "results.jsonl", output / "runs"), options.jobs or default_jobs()
         rows = run_sweep(plan.runs, *where, train_here, show, may_diverge=True, jobs=jobs)
         for study, table in plan.tables.items():

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,26 @@ def test_runs_from_the_command_line_to_the_report(run, capsys, monkeypatch) -> N
     printed = capsys.readouterr().out
     assert run("distillation_fine_tuned")[0] == 0
     assert capsys.readouterr().out.strip() in printed
+
+
+def test_the_table_of_runs_is_made_of_the_studies_tables_again(run, monkeypatch) -> None:
+    """Also of those of studies that are not asked for, which share runs with the one that is."""
+    _, output = run("exploration", "precision", "attention")
+    path = output / "results.jsonl"
+    before = {row["name"]: row for row in read_rows(path)}
+    path.unlink()
+    shutil.rmtree(output / "exploration")
+
+    def trains_nothing(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(switch_transformer, "train_here", trains_nothing)
+    assert run("attention")[0] == 0
+    after = {row["name"]: row for row in read_rows(path)}
+    assert after.keys() == before.keys() - laptop.STUDIES["exploration"].keys()
+    assert all(after[name] == before[name] for name in after)
+    # Once each.
+    assert len(read_rows(path)) == len(after)
 
 
 def test_a_study_that_is_not_there_is_refused_before_anything_is_written(run, capsys) -> None:
