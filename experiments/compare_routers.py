@@ -13,7 +13,6 @@ Interrupted, the same command goes on where it stopped. Each seed fixes the orde
 models share, so every router is compared with the dense model seed by seed.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from configs.gpu import compare_routers as gpu
 from configs.laptop import compare_routers as laptop
 from moe_jax.configuration import ConfigError, require_name
 from moe_jax.host_memory import keep_freed_memory
+from moe_jax.study.command_line import study_parser
 from moe_jax.study.results import Row
 from moe_jax.study.router_report import write_router_report
 from moe_jax.study.router_times import time_routers
@@ -83,16 +83,11 @@ def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the study and returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="laptop")
-    parser.add_argument("--seeds", type=int, help="number of seeds, from 0; default: the preset's")
+    parser = study_parser("compare_routers", __doc__, PRESETS)
     parser.add_argument("--routers", metavar="A,B,...", help=f"variants, default: all of {', '.join(laptop.VARIANTS)}")
-    parser.add_argument("--output", type=Path, help="results, runs and report; default: runs/compare_routers-PRESET")
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
-    seeds = preset.seeds if options.seeds is None else options.seeds
-    if seeds < 1:
-        parser.error(f"--seeds is {seeds}; accepted: an integer of at least 1")
+    seeds = options.seeds or preset.seeds
     output = options.output or Path("runs") / f"compare_routers-{options.preset}"
     command = f"python -m experiments.compare_routers --preset {options.preset} --seeds {seeds}"
     command += f" --routers {options.routers}" if options.routers else ""

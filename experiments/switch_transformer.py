@@ -11,7 +11,6 @@ those that others start from or learn from. Each seed fixes the order of the dat
 share, so models are compared pair by pair.
 """
 
-import argparse
 import dataclasses
 import json
 import shlex
@@ -27,6 +26,7 @@ from configs.laptop import switch_transformer as laptop
 from moe_jax.configuration import ConfigError, override, require, require_name, to_dict
 from moe_jax.files import write_whole
 from moe_jax.host_memory import keep_freed_memory
+from moe_jax.study.command_line import add_run_options, given, study_parser
 from moe_jax.study.paper_report import PaperTable, paper_markdown, write_paper_report
 from moe_jax.study.results import Row, append_row, read_rows, read_study
 from moe_jax.study.step_costs import measure_step_costs
@@ -392,27 +392,13 @@ def _identity(config: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs studies and returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser("switch_transformer", __doc__, PRESETS)
     parser.add_argument("study", nargs="*", metavar="STUDY", help=f"some of {', '.join(laptop.STUDIES)}; default: all")
-    parser.add_argument("--preset", choices=PRESETS, default="laptop")
-    parser.add_argument("--seeds", type=int, help="number of seeds, from 0; default: the preset's")
-    parser.add_argument(
-        "--output", type=Path, help="runs, results and reports; default: runs/switch_transformer-PRESET"
-    )
-    parser.add_argument("--jobs", type=int, help="runs at a time, each on its share of the cores; default: one a core")
-    parser.add_argument("--models", nargs="+", default=[], help="only these of the studies' models; default: all")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a field of all runs")
+    add_run_options(parser)
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
-    if options.seeds is not None and options.seeds < 1:
-        parser.error(f"--seeds is {options.seeds}; accepted: an integer of at least 1")
-    if options.jobs is not None and options.jobs < 1:
-        parser.error(f"--jobs is {options.jobs}; accepted: an integer of at least 1")
     output = options.output or Path("runs") / f"switch_transformer-{options.preset}"
-    more = ["--preset", options.preset]
-    more += ["--seeds", str(options.seeds)] if options.seeds else []
-    more += ["--models", *options.models] if options.models else []
-    more += [part for assignment in options.set for part in ("--set", assignment)]
+    more = given(options)
     try:
         for study in options.study:
             require_name(study, laptop.STUDIES, "STUDY")

@@ -11,7 +11,6 @@ Interrupted, the same command goes on where it stopped. Each seed fixes the orde
 the models share, so models are compared pair by pair.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from configs.gpu import switch_vs_dense as gpu
 from configs.laptop import switch_vs_dense as laptop
 from moe_jax.configuration import ConfigError
 from moe_jax.host_memory import keep_freed_memory
+from moe_jax.study.command_line import study_parser
 from moe_jax.study.report import headline, write_report
 from moe_jax.study.results import Row
 from moe_jax.study.sweep import run_sweep, seeded
@@ -50,15 +50,10 @@ PRESETS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the study and returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="laptop")
-    parser.add_argument("--seeds", type=int, help="number of seeds, from 0; default: the preset's")
-    parser.add_argument("--output", type=Path, help="results, runs and report; default: runs/switch_vs_dense-PRESET")
+    parser = study_parser("switch_vs_dense", __doc__, PRESETS)
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
-    seeds = preset.seeds if options.seeds is None else options.seeds
-    if seeds < 1:
-        parser.error(f"--seeds is {seeds}; accepted: an integer of at least 1")
+    seeds = options.seeds or preset.seeds
     output = options.output or Path("runs") / f"switch_vs_dense-{options.preset}"
     command = f"python -m experiments.switch_vs_dense --preset {options.preset} --seeds {seeds}"
     configs = seeded(preset.get_config, preset.models, seeds)

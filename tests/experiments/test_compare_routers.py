@@ -113,4 +113,4 @@ def test_what_cannot_be_run_is_one_line(capsys):
     assert capsys.readouterr().err.startswith("compare_routers: --routers is 'swich'; accepted: ")
     with pytest.raises(SystemExit):
         main(["--seeds", "0"])
-    assert "--seeds is 0; accepted: an integer of at least 1" in capsys.readouterr().err
+    assert "--seeds: 0; accepted: an integer of at least 1" in capsys.readouterr().err

@@ -164,13 +164,33 @@ def test_runs_from_the_command_line_to_the_report(output: Path, capsys: pytest.C
     report = (output / "README.md").read_text()
     for part in ("456 MWh", "20 W assumed", "| glam-small-4 | 4 |", "### continuation", "### last_word", "chance 25%"):
         assert part in report
-    assert "python -m experiments.glam --preset quick --seeds 1 --watts 20" in report
+    assert "python -m experiments.glam --preset quick --watts 20" in report
     assert all((output / name).stat().st_size > 10_000 for name in ("cost.png", "size.png"))
     # The report is made of the tables alone: without the runs it is the same, and nothing is measured or scored again.
     shutil.rmtree(output / "runs")
     before = {path.name: path.read_bytes() for path in output.iterdir()}
     assert main(arguments) == 0
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+@pytest.mark.parametrize(("options", "seeds"), [([], (1, 2)), (["--seeds", "3"], (3, 3))])
+def test_seeds_are_the_size_s_unless_asked_for(output, monkeypatch, options, seeds):
+    monkeypatch.setitem(glam.PRESETS, "quick", PRESETS["quick"]._replace(seeds_of={"small": 2}))
+    planned = []
+
+    def sweep(configs, *ways, **how):
+        planned.extend(configs)
+        raise ConfigError("the end")
+
+    monkeypatch.setattr(glam, "run_sweep", sweep)
+    assert main(["--preset", "quick", "--output", str(output), *options]) == 2
+    expected = {
+        (f"{kind}-{size}{end}", seed)
+        for size, count in zip(("tiny", "small"), seeds, strict=True)
+        for kind, end in (("dense", ""), ("glam", "-4"))
+        for seed in range(count)
+    }
+    assert sorted((config.name, config.seed) for config in planned) == sorted(expected)
 
 
 def test_progress_is_shown_whichever_model_ends_first(output, monkeypatch, capsys):
@@ -202,8 +222,8 @@ def test_questions_that_cannot_be_made_are_refused_before_training(output, monke
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--seeds", "0"], "--seeds is 0; accepted: an integer of at least 1"),
-        (["--jobs", "0"], "--jobs is 0; accepted: an integer of at least 1"),
+        (["--seeds", "0"], "--seeds: 0; accepted: an integer of at least 1"),
+        (["--jobs", "0"], "--jobs: 0; accepted: an integer of at least 1"),
         (["--watts", "0"], "--watts is 0.0; accepted: a positive number"),
         (["--watts", "nan"], "--watts is nan; accepted: a positive number"),
     ],

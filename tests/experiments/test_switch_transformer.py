@@ -284,4 +284,4 @@ def test_a_study_that_is_not_there_is_refused_before_anything_is_written(run, ca
 def test_a_number_below_one_is_refused(run, capsys, option) -> None:
     with pytest.raises(SystemExit):
         run("exploration", option, "0")
-    assert f"{option} is 0; accepted: an integer of at least 1" in capsys.readouterr().err
+    assert f"{option}: 0; accepted: an integer of at least 1" in capsys.readouterr().err

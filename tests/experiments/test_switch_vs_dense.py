@@ -108,5 +108,5 @@ def test_seeds_below_one_are_refused(output: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as stopped:
         main(["--preset", "quick", "--seeds", "0", "--output", str(output)])
     assert stopped.value.code == 2
-    assert "--seeds is 0; accepted: an integer of at least 1" in capsys.readouterr().err
+    assert "--seeds: 0; accepted: an integer of at least 1" in capsys.readouterr().err
     assert not output.exists()
