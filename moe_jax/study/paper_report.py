@@ -85,9 +85,10 @@ def write_paper_report(rows: Sequence[Row], directory: Path, table: PaperTable, 
     write_figure(plot_losses(finished, table.baseline, costs), directory / "loss.png")
     sections = [
         f"# {table.title}",
-        f"{table.place}: {table.figures}. Ours: {table.name} on validation text after the last step, nats per token, "
-        f"higher is better; ± is one standard error over seeds, Δ what it is above {table.baseline}, paired by seed, "
-        "with its 95% interval (Student's t). FLOPs are active ones per token.",
+        f"{table.place}: {table.figures}. Ours: {table.name} on validation text after the last step, "
+        f"{'nats per token, ' if table.metric == 'loss' else ''}higher is better; ± is one standard error over seeds, "
+        f"Δ what it is above {table.baseline}, paired by seed, with its 95% interval (Student's t). FLOPs are active "
+        "ones per token.",
         paper_markdown(rows, table),
         f"![Validation loss over {', '.join(COSTS[cost] for cost in costs)}](loss.png)",
         "Lines are means over seeds, bands their range. A dot marks where a mean first reaches the final loss of "

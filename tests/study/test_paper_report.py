@@ -72,6 +72,16 @@ def test_another_metric_is_a_score():
     assert cells(text, "switch-4")[2] == "0.0500 ± 0.0500"
 
 
+def test_nats_are_the_loss_s_unit_alone(tmp_path):
+    rows = [row | {"scores": {"exact_match": 0.1 * row["seed"]}} for row in fake_rows(2)]
+    said = {
+        metric: write_paper_report(rows, tmp_path, dataclasses.replace(TABLE, metric=metric), "").read_text()
+        for metric in ("loss", "exact_match")
+    }
+    assert "Ours: negative log perplexity on validation text after the last step, nats per token, high" in said["loss"]
+    assert "Ours: exact match on validation text after the last step, higher is better" in said["exact_match"]
+
+
 def test_the_report_is_complete(tmp_path):
     path = write_paper_report(fake_rows(2), tmp_path, TABLE, "python -m study")
     text = path.read_text()
