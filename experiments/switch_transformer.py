@@ -180,7 +180,7 @@ TABLES = {
     "distillation": PaperTable(
         title="Distillation of a sparse model into a dense one",
         place=f"{PAPER}, Table 6",
-        figures=f"{LOSS}, T5-Base taught by Switch-Base of 3.8B parameters (ours: a teacher that trained longer)",
+        figures=f"{LOSS}, T5-Base taught by Switch-Base of 3.8B parameters",
         values={
             "student": "-1.636",
             "teacher": "-1.444",
@@ -196,7 +196,7 @@ TABLES = {
     "distillation_sizes": PaperTable(
         title="Teachers of different sizes",
         place=f"{PAPER}, Table 7",
-        figures=f"{LOSS}, T5-Base taught by Switch-Base with 16, 64 and 256 experts (ours: trained longer)",
+        figures=f"{LOSS}, T5-Base taught by Switch-Base with 16, 64 and 256 experts",
         values={
             "student": "-1.636",
             "teacher-16": "-1.505",

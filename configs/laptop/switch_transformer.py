@@ -157,17 +157,18 @@ def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
             "switch-0.3": switch() | tuned("experts/switch-16", 0.3),
             "switch-0.1-expert-0.4": switch(dropout=0.4) | tuned("experts/switch-16"),
         },
+        # As long as their teachers, as in the paper: a student of fewer steps learns mostly what time would teach it.
         "distillation": {
-            "student": {},
+            "student": longer,
             "teacher": switch(64) | longer,
-            "distilled": taught("experts/switch-64", 1.0),
-            "distilled-init": distilled("experts/switch-64") | taught("experts/switch-64", 1.0),
-            "distilled-init-mix": distilled("experts/switch-64"),
-            "init-only": start("experts/switch-64", "outside_mixtures"),
+            "distilled": longer | taught("experts/switch-64", 1.0),
+            "distilled-init": longer | distilled("experts/switch-64") | taught("experts/switch-64", 1.0),
+            "distilled-init-mix": longer | distilled("experts/switch-64"),
+            "init-only": longer | start("experts/switch-64", "outside_mixtures"),
         },
-        "distillation_sizes": {"student": {}}
+        "distillation_sizes": {"student": longer}
         | {f"teacher-{experts}": switch(experts) | longer for experts in (16, 64, 256)}
-        | {f"distilled-{experts}": distilled(f"experts/switch-{experts}") for experts in (16, 64, 256)},
+        | {f"distilled-{experts}": longer | distilled(f"experts/switch-{experts}") for experts in (16, 64, 256)},
         "distillation_fine_tuned": {
             "student": tuned("experts/dense"),
             "teacher": switch(64) | tuned("experts/switch-64"),
