@@ -37,7 +37,7 @@ def plot_losses(rows: Sequence[Row], baseline: str, costs: Sequence[str] = tuple
     figure = Figure(figsize=(1 + 4 * len(costs), 4.8), layout="constrained")
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     groups = group_by_name(rows)
-    colours = _colours(groups)
+    colours = _colours(groups, baseline)
     target = float(np.mean([final_loss(row) for row in groups[baseline]]))
     for axes, cost in zip(panels, costs, strict=True):
         axes.axhline(target, **DOTTED, label=f"final loss of {baseline}")
@@ -143,13 +143,17 @@ def _plot_curve(axes: Axes, rows: Sequence[Row], cost: str, target: float, name:
         axes.plot(reached, target, "o", color=colour, markersize=6, markeredgecolor="white")
 
 
-def _colours(groups: dict[str, list[Row]]) -> dict[str, str]:
-    """Greys for dense models; for sparse ones viridis, safe for the colour-blind, darker with more experts."""
-    dense = [name for name, group in groups.items() if not experts_of(group[0])]
-    sparse = [name for name in groups if name not in dense]
-    greys = {name: str(level) for name, level in zip(dense, np.linspace(0.45, 0.75, len(dense)), strict=True)}
-    viridis = colormaps["viridis"](np.linspace(0.8, 0.0, len(sparse)))
-    return greys | {name: to_hex(colour) for name, colour in zip(sparse, viridis, strict=True)}
+def _colours(groups: Mapping[str, Sequence[Row]], baseline: str) -> dict[str, str]:
+    """Of dense models: the baseline grey, others from red to yellow. Of sparse: viridis, darker with more experts."""
+    sparse = [name for name, group in groups.items() if experts_of(group[0])]
+    others = [name for name in groups if name not in (*sparse, baseline)]
+    colours = {baseline: "0.45"}
+    colours |= _shades(others, "YlOrRd", np.linspace(0.95, 0.35, len(others)))
+    return colours | _shades(sparse, "viridis", np.linspace(0.8, 0.0, len(sparse)))
+
+
+def _shades(names: Sequence[str], colormap: str, places: Float[np.ndarray, " names"]) -> dict[str, str]:
+    return {name: to_hex(colour) for name, colour in zip(names, colormaps[colormap](places), strict=True)}
 
 
 def loss_limits(rows: Sequence[Row]) -> tuple[float, float]:

@@ -1,8 +1,10 @@
 import itertools
+import math
 import re
 
 import matplotlib.image
 import pytest
+from matplotlib.colors import to_rgb
 
 from moe_jax.configuration import ConfigError
 from moe_jax.study.plots import plot_expert_load, plot_losses
@@ -36,6 +38,19 @@ def test_tables_are_markdown(tmp_path):
 def test_a_report_of_dense_models_has_no_load(tmp_path):
     assert "load.png" not in write_report([fake_row("dense")], tmp_path).read_text()
     assert plot_expert_load([fake_row("dense")]) is None
+
+
+@pytest.mark.parametrize(("dense", "sparse"), [(1, 8), (2, 4), (5, 3), (5, 1)])
+def test_lines_are_told_apart(dense, sparse):
+    """Also where several dense models are compared, as in distillation."""
+    rows = [fake_row("dense") | {"name": f"dense-{i}"} for i in range(dense)]
+    rows += [fake_row("switch-4") | {"name": f"switch-{i}"} for i in range(sparse)]
+    lines = plot_losses(rows, "dense-0").axes[0].get_lines()
+    names = {row["name"] for row in rows}
+    colours = {line.get_label(): to_rgb(line.get_color()) for line in lines if line.get_label() in names}
+    assert colours.keys() == names
+    for one, other in itertools.combinations(colours.values(), 2):
+        assert math.dist(one, other) > 0.1
 
 
 def test_a_report_needs_its_baseline(tmp_path):

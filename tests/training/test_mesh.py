@@ -26,9 +26,9 @@ from tests.training.tiny_runs import PAIRED, S, V, random_batch, random_pairs, t
 ROWS, STEPS = 32, 5
 COMMON = {
     "data.batch_size": ROWS,
-    "model.num_layers": 2,
+    "model.num_layers": 1,
     "model.num_heads": 2,
-    "model.moe_layers": (0, 1),
+    "model.moe_layers": (0,),
     "model.moe.num_experts": 8,
     "model.moe.router_options": {},
     "model.ffn": "swiglu",
@@ -37,6 +37,13 @@ COMMON = {
 }
 PROBLEMS = {
     "switch, drops": {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.capacity_factor": 1.0},
+    "two layers": {
+        "model.num_layers": 2,
+        "model.moe_layers": (0, 1),
+        "model.moe.router": "switch",
+        "model.moe.k": 1,
+        "model.moe.capacity_factor": 1.0,
+    },
     "vmoe, drawn": {"model.moe.router": "vmoe", "model.moe.capacity_factor": 1.0},
     "top_k, dropless": {
         "model.moe.router": "top_k",
@@ -200,10 +207,9 @@ def test_a_layer_exchanges_twice_forward_and_twice_backward_and_gathers_nothing(
 
 def test_experts_are_gathered_along_fsdp_alone():
     """Their three matrices, once each for both passes or once for each."""
-    config = PROBLEMS["switch, drops"] | {"model.num_layers": 1, "model.moe_layers": (0,)}
     gathers = [
         line
-        for line in lines_of_program(config, "2x2x2 fsdp-expert-tensor")
+        for line in lines_of_program(PROBLEMS["switch, drops"], "2x2x2 fsdp-expert-tensor")
         if re.search(r" all-gather(-start)?\(", line) and "moe" in line and "router" not in line
     ]
     assert len(gathers) in (3, 6)
@@ -214,8 +220,6 @@ def test_a_router_gathers_no_tokens(router):
     """Devices exchange sums alone; `quantile` its scores too, because a quantile is one of all."""
     sets = {
         "model.causal": True,
-        "model.num_layers": 1,
-        "model.moe_layers": (0,),
         "model.moe.router": router,
         "model.moe.k": K[router] if router != "dense_mixture" else 8,
         "model.moe.capacity_factor": 1.0 if ROUTERS[router].drops else None,
