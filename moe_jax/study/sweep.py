@@ -17,6 +17,7 @@ from moe_jax.study.results import Row, append_row, read_rows
 from moe_jax.study.workers import side_by_side
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.result import DivergenceError, RunResult
+from moe_jax.training.trained import is_finished
 
 Train = Callable[[TrainConfig, Path], RunResult]
 
@@ -34,8 +35,8 @@ def run_sweep(
 
     A run is its full configuration: changing any field makes it another run. A row is appended when its run ended, so
     a sweep that is killed and started again trains only what is missing, and the run it was killed in goes on from
-    that run's last checkpoint. A run that has its row, and whose folder is gone, is trained again where one that is
-    missing starts from it or learns from it.
+    that run's last checkpoint. A run that has its row, and whose folder is gone or not finished, is trained where one
+    that is missing starts from it or learns from it.
 
     Args:
       configs: the runs, in the order that the models are to be trained within a seed.
@@ -101,12 +102,12 @@ class _Task(NamedTuple):
 
 
 def _to_train(tasks: Sequence[_Task], finished: Collection[str]) -> list[_Task]:
-    """Those that are not finished, and those that they need and that are no longer there."""
+    """Those that have no row, and those that they need of which the folder is gone or not finished."""
     missing = [_identity(to_dict(task.config)) not in finished for task in tasks]
     needed: set[str] = set()
     # What a run needs comes before it.
     for i, task in reversed(list(enumerate(tasks))):
-        missing[i] |= task.directory.name in needed and not task.directory.exists()
+        missing[i] |= task.directory.name in needed and not is_finished(task.config, task.directory)
         if missing[i]:
             needed |= task.needs
     return [task for task, absent in zip(tasks, missing, strict=True) if absent]

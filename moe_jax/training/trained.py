@@ -4,6 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+import orbax.checkpoint as ocp
+
 from moe_jax.checkpoints.manager import Checkpoints
 from moe_jax.configuration import ConfigError
 from moe_jax.training.config import MeshConfig, TrainConfig
@@ -25,6 +27,12 @@ class TrainedRun:
     config: TrainConfig
     state: TrainState
     corpus_digest: str
+
+
+def is_finished(config: TrainConfig, workdir: Path) -> bool:
+    """Whether `workdir` has the checkpoint with which `train(config, workdir)` ends; nothing is loaded or written."""
+    checkpoints = workdir / "checkpoints"
+    return checkpoints.is_dir() and config.steps in ocp.utils.checkpoint_steps(checkpoints.absolute())
 
 
 def load_run(workdir: Path) -> TrainedRun:

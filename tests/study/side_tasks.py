@@ -40,10 +40,10 @@ def fail(task: int) -> None:
 
 
 def fake_train(config: TrainConfig, workdir: Path) -> RunResult:
-    """Writes its folder, for which it must find those that it needs; a run called `diverges` does."""
+    """Writes its last checkpoint, for which it must find those that it needs; a run called `diverges` does."""
     for part in (config.start, config.distillation):
-        assert part is None or (workdir.parent / Path(part.run).name).is_dir()
-    workdir.mkdir(parents=True)
+        assert part is None or list(workdir.parent.glob(f"{Path(part.run).name}/checkpoints/{config.steps}"))
+    (workdir / "checkpoints" / str(config.steps)).mkdir(parents=True)
     point = {"step": config.steps, "tokens": 1, "seconds": 1.0, "validation_loss": 2.0, "bits_per_byte": 3.0}
     result = RunResult([point | {"routing": {}, "load": {}}], "python_source", "5eed", 20.0, 2.0)
     if config.name == "diverges":

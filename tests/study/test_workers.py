@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import multiprocessing
+import shutil
 import time
 from pathlib import Path
 
@@ -89,17 +90,32 @@ def test_a_sweep_side_by_side_has_the_rows_of_one_after_the_other(tmp_path, conf
     assert ended.index("student") < ended.index("tuned")
 
 
-def test_what_is_gone_is_trained_again_where_others_need_it(tmp_path, configs):
+@pytest.mark.parametrize("left", ["nothing", "a folder", "an earlier checkpoint"])
+def test_what_is_gone_or_unfinished_is_trained_where_others_need_it(tmp_path, configs, left):
     """Here the student and, for it, the teacher; there is no second row of either, and none is trained for nothing."""
     results, runs = tmp_path / "results.jsonl", tmp_path / "runs"
     run_sweep(configs[:2], results, runs, fake_train)
     for path in runs.iterdir():
-        path.rmdir()
+        shutil.rmtree(path)
+        if left != "nothing":
+            (path / "checkpoints").mkdir(parents=True)
+        if left == "an earlier checkpoint":
+            (path / "checkpoints" / str(configs[0].steps - 1)).mkdir()
     assert len(run_sweep(configs[:2], results, runs, fake_train)) == 2
-    assert not list(runs.iterdir())
+    assert not list(runs.glob(f"*/checkpoints/{configs[0].steps}"))
     rows = run_sweep(configs[:3], results, runs, fake_train)
     assert read_rows(results) == rows
-    assert sorted(path.name.split("-")[0] for path in runs.iterdir()) == ["student", "teacher", "tuned"]
+    finished = [path.parts[-3] for path in runs.glob(f"*/checkpoints/{configs[0].steps}")]
+    assert sorted(name.split("-")[0] for name in finished) == ["student", "teacher", "tuned"]
+
+
+def test_what_is_finished_needs_nothing_any_more(tmp_path, configs):
+    """The teacher is gone and its student there, from which another starts: the teacher is not trained again."""
+    results, runs = tmp_path / "results.jsonl", tmp_path / "runs"
+    run_sweep(configs[:2], results, runs, fake_train)
+    shutil.rmtree(run_directory(configs[0], runs))
+    assert len(run_sweep(configs[:3], results, runs, fake_train)) == 3
+    assert not run_directory(configs[0], runs).exists()
 
 
 def test_as_many_jobs_as_cores_and_no_more_than_four(monkeypatch):

@@ -22,7 +22,7 @@ from moe_jax.training import loop
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.result import DivergenceError
 from moe_jax.training.step import make_eval_step
-from moe_jax.training.trained import load_run
+from moe_jax.training.trained import is_finished, load_run
 from tests.training.tiny_runs import (
     lines_of,
     tiny_config,
@@ -213,6 +213,9 @@ def test_a_run_is_read_back_as_it_was_saved(run, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()} == before
     assert trained.config == config
     assert int(trained.state.step) == STEPS
+    assert is_finished(config, undisturbed)
+    assert not is_finished(dataclasses.replace(config, steps=STEPS + 1), undisturbed)
+    assert not is_finished(config, tmp_path)
     batches = load_text(config.data).validation_batches(config.eval_batches)
     numbers = evaluate(jax.jit(make_eval_step(trained.config)), trained.state, batches, 1.0)
     assert numbers["loss"] == lines_of(undisturbed / "metrics.jsonl")[-1]["loss"]
