@@ -4,11 +4,14 @@ Command:   python -m experiments.switch_transformer STUDY           (one of STUD
            python -m moe_jax train configs/laptop/switch_transformer.py:STUDY/MODEL --workdir runs/STUDY/MODEL
            (one model; what it starts from or learns from is to be there before, as runs/STUDY/MODEL, too)
 Hardware:  two cores of a laptop or a small server, 4 GB of memory.
-Time:      `experts` 2 h 30 min on two cores without AVX-512; on two with it `architectures` 30 min, `exploration` and
-           `no_token_left_behind` 12, `attention` 10, `precision` 4, timing 4; the others not measured yet.
+Time:      minutes on two cores with AVX-512, two runs at a time: `experts` about 40 (150 without AVX-512),
+           `distillation` 32, `architectures` 30, `fine_tuning` 14, `distillation_sizes` 13, `exploration` and
+           `no_token_left_behind` 12, `attention` and `initialization` 10 each, `distillation_fine_tuned` 5,
+           `precision` 4, timing 4.
 Expected:  nats per token, three seeds: `experts` 2.135 dense, 2.086, 2.090, 2.089, 2.145 with 4, 16, 64, 256 experts;
            `architectures` 2.316 dense, 2.321 switch-1.25, 2.282 switch-wide-1.0; `exploration` 2.321 argmax, 2.355
-           sample; `initialization`, six seeds: 2.829 and 2.818 at scales 0.1 and 1.0; the others in their reports.
+           sample; `initialization`, six seeds: 2.829 and 2.818 at scales 0.1 and 1.0; `distillation` 2.135 student,
+           2.148 distilled, 2.132 distilled-init, 2.045 distilled-init-mix; the others in their reports.
 
 A T5 of two layers a stack, with heads of T5's width, says which spans of Python source were hidden. A sparse model has
 experts in the second layer of each stack, narrower than the dense network by what their router costs, so that active
