@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moe_jax.commands import fit_law, score
+from moe_jax.commands import fit_law, repeats, score
 from moe_jax.commands.printing import print_table
 from moe_jax.configuration import ConfigError, override
 
@@ -123,6 +123,7 @@ def cli_parser() -> argparse.ArgumentParser:
     routers.set_defaults(run=_routers)
     fit_law.add(commands)
     score.add(commands)
+    repeats.add(commands)
     return parser
 
 

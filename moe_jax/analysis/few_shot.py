@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from moe_jax.analysis.scoring import ScoreSpans, SpanScore, make_scorer
-from moe_jax.configuration import ConfigError, require
+from moe_jax.configuration import require
 from moe_jax.data.corpora import Corpus
 from moe_jax.data.examples import Example
 from moe_jax.data.few_shot import Prompt, draw_demonstrations, make_prompt
@@ -101,11 +101,7 @@ def scorer_of(run: TrainedRun, corpus: Corpus, batch_size: int = 16) -> Scorer:
     Raises:
       ConfigError: the corpus is no longer what it was, so its tokenizer may be another; or see `scoring_config`.
     """
-    if corpus.digest != run.corpus_digest:
-        raise ConfigError(
-            f"data.corpus is {corpus.name!r} with digest {corpus.digest[:12]}; accepted: what the model and its "
-            f"tokenizer were trained on, digest {run.corpus_digest[:12]}"
-        )
+    run.require_corpus(corpus.name, corpus.digest)
     max_tokens = run.config.data.sequence_length
     state = run.state
     score = make_scorer(run.config.model, state.params, state.router_state, max_tokens, batch_size)

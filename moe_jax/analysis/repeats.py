@@ -5,14 +5,15 @@ that looks back and copies what came next (an induction head: Olsson et al. 2022
 """
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from moe_jax.training.step import Batch, apply_model
+from moe_jax.configuration import require
+from moe_jax.data.pipeline import load_text
+from moe_jax.training.step import apply_model
 from moe_jax.training.trained import TrainedRun
 
 
@@ -38,20 +39,26 @@ def find_repeats(
     return np.tril(same, -1).any(axis=-1)
 
 
-def loss_by_repeats(run: TrainedRun, batches: Sequence[Batch]) -> RepeatLoss:
-    """The loss of a trained decoder on `batches`, as `TextData.validation_batches` gives them, in two parts."""
-    config = run.config.model
+def loss_by_repeats(run: TrainedRun) -> RepeatLoss:
+    """The validation loss of a trained decoder in two parts.
+
+    Raises:
+      ConfigError: the model is no decoder that says what comes next; or the corpus is no longer what it was.
+    """
+    config, data = run.config, load_text(run.config.data)
+    require(config.data.task == "causal", "data.task", config.data.task, "causal, where earlier text can be copied")
+    run.require_corpus(data.corpus_name, data.digest)
 
     @jax.jit
-    def score(params, router_state, batch):
-        return apply_model(config, params, router_state, batch, jax.random.key(0), False, targets=batch["targets"])[0]
+    def score(state, batch):
+        return apply_model(
+            config.model, state.params, state.router_state, batch, jax.random.key(0), False, targets=batch["targets"]
+        )[0]
 
-    nats = np.concatenate([np.asarray(score(run.state.params, run.state.router_state, batch)) for batch in batches])
-    fields = ("tokens", "targets", "segment_ids", "loss_mask")
-    *texts, mask = (np.concatenate([np.asarray(batch[field]) for batch in batches]) for field in fields)
-    repeats, counted = find_repeats(*texts), mask.astype(bool)
-    return RepeatLoss(
-        repeats=float(nats[counted & repeats].mean()),
-        others=float(nats[counted & ~repeats].mean()),
-        share=float(repeats[counted].mean()),
-    )
+    nats, repeats = [], []
+    for batch in data.validation_batches(config.eval_batches):
+        counted = batch["loss_mask"]
+        nats.append(np.asarray(score(run.state, batch))[counted])
+        repeats.append(find_repeats(batch["tokens"], batch["targets"], batch["segment_ids"])[counted])
+    loss, repeated = np.concatenate(nats), np.concatenate(repeats)
+    return RepeatLoss(float(loss[repeated].mean()), float(loss[~repeated].mean()), float(repeated.mean()))

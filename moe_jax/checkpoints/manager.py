@@ -7,6 +7,11 @@ import jax
 import orbax.checkpoint as ocp
 
 
+def complete_steps(directory: Path) -> list[int]:
+    """Steps of the complete checkpoints in `directory`, none where there is no such folder; nothing is written."""
+    return ocp.utils.checkpoint_steps(directory.absolute()) if directory.is_dir() else []
+
+
 class Checkpoints:
     """The newest checkpoint of one run, complete or absent.
 

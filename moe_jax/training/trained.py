@@ -4,9 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-import orbax.checkpoint as ocp
-
-from moe_jax.checkpoints.manager import Checkpoints
+from moe_jax.checkpoints.manager import Checkpoints, complete_steps
 from moe_jax.configuration import ConfigError
 from moe_jax.training.config import MeshConfig, TrainConfig
 from moe_jax.training.mesh import make_mesh
@@ -28,11 +26,22 @@ class TrainedRun:
     state: TrainState
     corpus_digest: str
 
+    def require_corpus(self, name: str, digest: str) -> None:
+        """Refuses a corpus that the model and its tokenizer were not trained on.
+
+        Raises:
+          ConfigError: the corpus has another digest.
+        """
+        if digest != self.corpus_digest:
+            raise ConfigError(
+                f"data.corpus is {name!r} with digest {digest[:12]}; accepted: what the model and its tokenizer were "
+                f"trained on, digest {self.corpus_digest[:12]}"
+            )
+
 
 def is_finished(config: TrainConfig, workdir: Path) -> bool:
     """Whether `workdir` has the checkpoint with which `train(config, workdir)` ends; nothing is loaded or written."""
-    checkpoints = workdir / "checkpoints"
-    return checkpoints.is_dir() and config.steps in ocp.utils.checkpoint_steps(checkpoints.absolute())
+    return config.steps in complete_steps(workdir / "checkpoints")
 
 
 def load_run(workdir: Path) -> TrainedRun:

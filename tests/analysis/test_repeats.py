@@ -1,5 +1,7 @@
 """Where a text repeats itself, and the loss there, against loops over its tokens."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from moe_jax.analysis.repeats import find_repeats, loss_by_repeats
+from moe_jax.analysis.repeats import find_repeats
+from moe_jax.cli import main
 from moe_jax.data.pipeline import load_text
 from moe_jax.training.loop import train
 from moe_jax.training.step import apply_model
 from moe_jax.training.trained import load_run
-from tests.training.tiny_runs import tiny_config, write_corpus
+from tests.training.tiny_runs import PAIRED, lines_of, tiny_config, write_corpus
 
 
 def repeats_of(tokens, targets, segments):
@@ -35,41 +38,63 @@ def test_a_repeat_has_stood_so_before_in_its_text(tokens, targets, segments):
     np.testing.assert_array_equal(find_repeats(tokens, targets, segments), repeats_of(tokens, targets, segments))
 
 
-def test_the_second_of_two_equal_lines_repeats_but_for_its_first_token():
+def test_the_second_of_two_equal_lines_of_a_text_repeats_the_first():
     line = [5, 6, 7, 8]
     tokens = np.asarray([[*line, *line]], np.int32)
     targets = np.roll(tokens, -1)
     found = find_repeats(tokens, targets, np.ones_like(tokens))
-    # The first pair of the second line, 5 and 6, has stood before; the last one's target is the first token again.
+    # Also its last token, after which the first comes again, as after the first line's.
     assert found.tolist() == [[False, False, False, False, True, True, True, True]]
     assert not find_repeats(tokens, targets, np.asarray([[1] * 4 + [2] * 4], np.int32)).any()
 
 
-def test_parts_of_the_loss_are_those_of_its_tokens(tmp_path, monkeypatch):
-    monkeypatch.setenv("MOE_JAX_CACHE", str(tmp_path / "cache"))
-    config = tiny_config(write_corpus(tmp_path / "text"), {"steps": 8, "eval_every": 8, "checkpoint_every": 8})
-    result = train(config, tmp_path / "run", progress=False)
-    run = load_run(tmp_path / "run")
-    batches = load_text(config.data).validation_batches(config.eval_batches)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A decoder and a model of spans, each of a few steps."""
+    folder = tmp_path_factory.mktemp("repeats")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOE_JAX_CACHE", str(folder / "cache"))
+        corpus, few = write_corpus(folder / "text"), {"steps": 8, "eval_every": 8, "checkpoint_every": 8}
+        train(tiny_config(corpus, few), folder / "run", progress=False)
+        spans = {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.router_options": {}}
+        train(tiny_config(corpus, few | PAIRED | spans), folder / "spans", progress=False)
+        yield folder
+
+
+def test_parts_of_the_loss_are_those_of_its_tokens(folder, capsys):
+    run = load_run(folder / "run")
+    config = run.config
     sums, counts = np.zeros(2), np.zeros(2)
-    for batch in (jax.tree.map(jnp.asarray, batch) for batch in batches):
-        nats, _ = apply_model(
-            config.model,
-            run.state.params,
-            run.state.router_state,
-            batch,
-            jax.random.key(0),
-            False,
-            targets=batch["targets"],
-        )
-        repeats = repeats_of(*(np.asarray(batch[field]) for field in ("tokens", "targets", "segment_ids")))
+    for batch in load_text(config.data).validation_batches(config.eval_batches):
+        of_batch = jax.tree.map(jnp.asarray, batch)
+        state, key = run.state, jax.random.key(0)
+        targets = of_batch["targets"]
+        nats, _ = apply_model(config.model, state.params, state.router_state, of_batch, key, False, targets=targets)
+        repeats = repeats_of(batch["tokens"], batch["targets"], batch["segment_ids"])
         for place in zip(*np.nonzero(batch["loss_mask"]), strict=True):
             sums[int(repeats[place])] += nats[place]
             counts[int(repeats[place])] += 1
-    found = loss_by_repeats(run, batches)
-    assert (found.others, found.repeats) == pytest.approx(sums / counts, rel=1e-5)
-    assert found.share == pytest.approx(counts[1] / counts.sum())
-    assert 0 < found.share < 1
+    assert main(["repeats", str(folder / "run"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["others"], found["repeats"]) == pytest.approx(sums / counts, rel=1e-5)
+    assert found["share"] == pytest.approx(counts[1] / counts.sum())
+    assert 0 < found["share"] < 1
     # Together they are the validation loss.
-    whole = found.share * found.repeats + (1 - found.share) * found.others
-    assert whole == pytest.approx(result.curve[-1]["validation_loss"], rel=1e-5)
+    whole = found["share"] * found["repeats"] + (1 - found["share"]) * found["others"]
+    assert whole == pytest.approx(lines_of(folder / "run" / "metrics.jsonl")[-1]["loss"], rel=1e-5)
+
+
+def test_the_table_has_a_line_for_each_run(folder, capsys):
+    assert main(["repeats", str(folder / "run"), str(folder / "run")]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["name", "seed", "step", "repeats", "others", "share"]
+    assert [line.split()[:3] for line in lines] == [["tiny", "0", "8"]] * 2
+
+
+def test_what_cannot_copy_or_is_no_run_is_one_line(folder, capsys):
+    for name, says in (("spans", "data.task is 'span_corruption'; accepted: causal"), ("text", "has no run.json")):
+        assert main(["repeats", str(folder / name)]) == 2
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.count("\n") == 1
+        assert says in output.err
