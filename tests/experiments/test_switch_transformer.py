@@ -224,6 +224,10 @@ def run(tmp_path, monkeypatch):
     return run
 
 
+def trains_nothing(*_: object, **__: object) -> None:
+    raise AssertionError
+
+
 def test_runs_from_the_command_line_to_the_report(run, capsys, monkeypatch) -> None:
     status, output = run("distillation_fine_tuned")
     assert status == 0
@@ -240,9 +244,6 @@ def test_runs_from_the_command_line_to_the_report(run, capsys, monkeypatch) -> N
     assert not re.search(r"\b(nan|None)\b", text)
     assert (output / "distillation_fine_tuned" / "loss.png").exists()
 
-    def trains_nothing(*_: object, **__: object) -> None:
-        raise AssertionError
-
     # What other runs needed has been trained with them.
     monkeypatch.setattr(switch_transformer, "train_here", trains_nothing)
     printed = capsys.readouterr().out
@@ -257,9 +258,6 @@ def test_the_table_of_runs_is_made_of_the_studies_tables_again(run, monkeypatch)
     before = {row["name"]: row for row in read_rows(path)}
     path.unlink()
     shutil.rmtree(output / "exploration")
-
-    def trains_nothing(*_: object, **__: object) -> None:
-        raise AssertionError
 
     monkeypatch.setattr(switch_transformer, "train_here", trains_nothing)
     assert run("attention")[0] == 0

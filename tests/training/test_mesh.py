@@ -35,15 +35,10 @@ COMMON = {
     # Large enough to matter in every gradient.
     "optimizer.clip_norm": 0.1,
 }
+SWITCH = {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.capacity_factor": 1.0}
 PROBLEMS = {
-    "switch, drops": {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.capacity_factor": 1.0},
-    "two layers": {
-        "model.num_layers": 2,
-        "model.moe_layers": (0, 1),
-        "model.moe.router": "switch",
-        "model.moe.k": 1,
-        "model.moe.capacity_factor": 1.0,
-    },
+    "switch, drops": SWITCH,
+    "two layers": SWITCH | {"model.num_layers": 2, "model.moe_layers": (0, 1)},
     "vmoe, drawn": {"model.moe.router": "vmoe", "model.moe.capacity_factor": 1.0},
     "top_k, dropless": {
         "model.moe.router": "top_k",
@@ -64,7 +59,7 @@ PROBLEMS = {
         "data.batch_size": 2 * ROWS,
         "model.moe.losses": {"balance_loss": 0.5, "z_loss": 0.1},
     },
-    "encoder and decoder": PAIRED | {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.capacity_factor": 1.0},
+    "encoder and decoder": PAIRED | SWITCH,
 }
 # A program takes long to compile. Whole batches: each problem on every mesh. Batches in parts: each problem on one
 # device, one on every mesh, and the two most unlike it on the mesh of most kinds of axes. Where a router draws, parts
@@ -190,7 +185,7 @@ def test_a_layer_exchanges_twice_forward_and_twice_backward_and_gathers_nothing(
     """Not one array of the whole step, experts' weights or other, is gathered."""
     one, two = (
         lines_of_program(
-            PROBLEMS["switch, drops"]
+            SWITCH
             | {
                 "model.num_layers": layers,
                 "model.moe_layers": tuple(range(layers)),
@@ -209,7 +204,7 @@ def test_experts_are_gathered_along_fsdp_alone():
     """Their three matrices, once each for both passes or once for each."""
     gathers = [
         line
-        for line in lines_of_program(PROBLEMS["switch, drops"], "2x2x2 fsdp-expert-tensor")
+        for line in lines_of_program(SWITCH, "2x2x2 fsdp-expert-tensor")
         if re.search(r" all-gather(-start)?\(", line) and "moe" in line and "router" not in line
     ]
     assert len(gathers) in (3, 6)
