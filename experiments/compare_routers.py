@@ -15,7 +15,6 @@ models share, so every router is compared with the dense model seed by seed.
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -24,7 +23,7 @@ from configs.gpu import compare_routers as gpu
 from configs.laptop import compare_routers as laptop
 from moe_jax.configuration import ConfigError, require_name
 from moe_jax.host_memory import keep_freed_memory
-from moe_jax.study.command_line import study_parser
+from moe_jax.study.command_line import output_folder, study_parser
 from moe_jax.study.results import Row
 from moe_jax.study.router_report import write_router_report
 from moe_jax.study.router_times import time_routers
@@ -88,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
     seeds = options.seeds or preset.seeds
-    output = options.output or Path("runs") / f"compare_routers-{options.preset}"
+    output = output_folder("compare_routers", options)
     command = f"python -m experiments.compare_routers --preset {options.preset} --seeds {seeds}"
     command += f" --routers {options.routers}" if options.routers else ""
     try:

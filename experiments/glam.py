@@ -17,7 +17,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -26,7 +25,7 @@ from configs.gpu import glam as gpu
 from configs.laptop import glam as laptop
 from moe_jax.configuration import ConfigError, override, require
 from moe_jax.host_memory import keep_freed_memory
-from moe_jax.study.command_line import add_run_options, given, study_parser
+from moe_jax.study.command_line import add_run_options, given, output_folder, study_parser
 from moe_jax.study.few_shot_scores import Questions, require_questions, score_runs
 from moe_jax.study.results import Row, read_study
 from moe_jax.study.size_report import write_size_report
@@ -92,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watts = preset.watts if options.watts is None else options.watts
     if not 0 < watts < float("inf"):
         parser.error(f"--watts is {watts}; accepted: a positive number")
-    output = options.output or Path("runs") / f"glam-{options.preset}"
+    output = output_folder("glam", options)
     command = ["python", "-m", "experiments.glam", *given(options), "--watts", f"{watts:g}"]
 
     def get_config(model: str) -> ConfigDict:

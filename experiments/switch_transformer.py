@@ -26,7 +26,7 @@ from configs.laptop import switch_transformer as laptop
 from moe_jax.configuration import ConfigError, override, require, require_name, to_dict
 from moe_jax.files import write_whole
 from moe_jax.host_memory import keep_freed_memory
-from moe_jax.study.command_line import add_run_options, given, study_parser
+from moe_jax.study.command_line import add_run_options, given, output_folder, study_parser
 from moe_jax.study.paper_report import PaperTable, paper_markdown, write_paper_report
 from moe_jax.study.results import Row, append_row, read_rows, read_study
 from moe_jax.study.step_costs import measure_step_costs
@@ -205,9 +205,10 @@ TABLES = {
             "init-only, distilled-init-mix": "better than the teacher, where the paper's keep none and 29% of its "
             "gain. They begin with weights of 6,000 steps and train for 6,000 more, which still pays at this size: a "
             "dense model of 12,000 steps has 1.976 nats (seed 0, `--set steps=12000`).",
-            "the last hundred steps": "students read texts in their teacher's order. On the last, which it learned "
-            "last, too, the training loss of those that learn from its probabilities alone falls by 0.15, and the "
-            "validation loss of distilled-init-mix rises by 0.02, with every seed. Another order was not tried.",
+            "the last steps": "students read texts in their teacher's order. On the last 80 steps', which it learned "
+            "last, too, the training loss of distilled is 0.15 below that of steps 5,600 to 5,840 in the mean, that of "
+            "dense models 0.06, and by the end the validation loss of distilled-init-mix has risen by 0.02 with every "
+            "seed. Another order was not tried.",
         },
     ),
     "distillation_sizes": PaperTable(
@@ -426,7 +427,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_run_options(parser)
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
-    output = options.output or Path("runs") / f"switch_transformer-{options.preset}"
+    output = output_folder("switch_transformer", options)
     more = given(options)
     try:
         for study in options.study:

@@ -13,7 +13,6 @@ the models share, so models are compared pair by pair.
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -22,7 +21,7 @@ from configs.gpu import switch_vs_dense as gpu
 from configs.laptop import switch_vs_dense as laptop
 from moe_jax.configuration import ConfigError
 from moe_jax.host_memory import keep_freed_memory
-from moe_jax.study.command_line import study_parser
+from moe_jax.study.command_line import output_folder, study_parser
 from moe_jax.study.report import headline, write_report
 from moe_jax.study.results import Row
 from moe_jax.study.sweep import run_sweep, seeded
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
     seeds = options.seeds or preset.seeds
-    output = options.output or Path("runs") / f"switch_vs_dense-{options.preset}"
+    output = output_folder("switch_vs_dense", options)
     command = f"python -m experiments.switch_vs_dense --preset {options.preset} --seeds {seeds}"
     configs = seeded(preset.get_config, preset.models, seeds)
 

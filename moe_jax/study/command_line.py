@@ -9,7 +9,7 @@ def study_parser(name: str, description: str, presets: Iterable[str]) -> argpars
     """A parser with --preset, of which the default is `laptop`, --seeds and --output, which are None if left out.
 
     Args:
-      name: of the module in `experiments`; it is to write to `runs/NAME-PRESET` where there is no --output.
+      name: of the module in `experiments`; see `output_folder`.
       description: what --help says first.
       presets: accepted for --preset.
     """
@@ -28,6 +28,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--models", nargs="+", default=[], help="only these of the study's models; default: all")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a field of all runs")
+
+
+def output_folder(name: str, options: argparse.Namespace) -> Path:
+    """Where results go: --output, or `runs/NAME-PRESET` if it is left out."""
+    return options.output or Path("runs") / f"{name}-{options.preset}"
 
 
 def at_least_one(text: str) -> int:

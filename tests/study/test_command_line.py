@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax.study.command_line import add_run_options, given, study_parser
+from moe_jax.study.command_line import add_run_options, given, output_folder, study_parser
 
 
 @pytest.fixture
@@ -43,5 +43,7 @@ def test_a_preset_that_is_not_there_is_refused(parser, capsys):
     assert "'gpu' (choose from" in capsys.readouterr().err
 
 
-def test_help_names_the_folder(parser):
+def test_results_go_where_help_says(parser):
     assert "runs/walks-PRESET" in parser.format_help()
+    assert output_folder("walks", parser.parse_args(["--preset", "quick"])) == Path("runs/walks-quick")
+    assert output_folder("walks", parser.parse_args(["--output", "there"])) == Path("there")
