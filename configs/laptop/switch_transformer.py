@@ -4,13 +4,13 @@ Command:   python -m experiments.switch_transformer STUDY           (one of STUD
            python -m moe_jax train configs/laptop/switch_transformer.py:STUDY/MODEL --workdir runs/STUDY/MODEL
            (one model; what it starts from or learns from is to be there before, as runs/STUDY/MODEL, too)
 Hardware:  two cores of a laptop or a small server, 4 GB of memory.
-Time:      minutes on two cores with AVX-512, two runs at a time: `experts` about 40 (150 without AVX-512),
-           `distillation` 32, `architectures` 30, `fine_tuning` 14, `distillation_sizes` 13, `exploration` and
-           `no_token_left_behind` 12, `attention` and `initialization` 10 each, `distillation_fine_tuned` 5,
-           `precision` 4, timing 4.
-Expected:  nats per token, three seeds: `experts` 2.135 dense, 2.086, 2.090, 2.089, 2.145 with 4, 16, 64, 256 experts;
-           `architectures` 2.316 dense, 2.321 switch-1.25, 2.282 switch-wide-1.0; `exploration` 2.321 argmax, 2.355
-           sample; `initialization`, six seeds: 2.829 and 2.818 at scales 0.1 and 1.0; `distillation` 2.135 student,
+Time:      minutes on two cores with AVX-512, two runs at a time: `experts` 82, `distillation` 32, `architectures` 30,
+           `distillation_sizes` 16, `fine_tuning` 14, `exploration` and `no_token_left_behind` 12, `attention` and
+           `initialization` 10 each, `distillation_fine_tuned` 5, `precision` 4, timing 4. Three seeds of `experts` took
+           150 without AVX-512.
+Expected:  nats per token, six seeds: `experts` 2.113 dense, 2.088, 2.088, 2.104, 2.131 with 4, 16, 64, 256 experts;
+           `initialization` 2.829 and 2.818 at scales 0.1 and 1.0; three seeds: `architectures` 2.316 dense, 2.321
+           switch-1.25, 2.282 switch-wide-1.0; `exploration` 2.321 argmax, 2.355 sample; `distillation` 2.108 student,
            2.148 distilled, 2.132 distilled-init, 2.045 distilled-init-mix; the others in their reports.
 
 A T5 of two layers a stack, with heads of T5's width, says which spans of Python source were hidden. A sparse model has
@@ -88,9 +88,10 @@ class Shape(NamedTuple):
         fields = {"model_dim": self.model_dim, "head_dim": self.head_dim}
         return {f"model.{name}": size * numerator // denominator for name, size in fields.items()}
 
-    def longer(self) -> Fields:
-        """`long_steps` of training."""
-        return {"steps": self.long_steps, "eval_every": self.long_steps // 15, "checkpoint_every": self.long_steps // 3}
+    def longer(self, times: int = 1) -> Fields:
+        """So many times `long_steps` of training."""
+        part = {"eval_every": self.long_steps // 15, "checkpoint_every": self.long_steps // 3}
+        return {"steps": times * self.long_steps} | part
 
     def shorter(self) -> Fields:
         """A fifth of the steps."""
@@ -125,7 +126,7 @@ def distilled(teacher: str) -> Fields:
 
 def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
     """By study and model, what differs from the dense model."""
-    switch, top_2, tuned, longer = shape.switch, shape.top_2, shape.fine_tuning, shape.longer()
+    switch, top_2, tuned, longer, twice = shape.switch, shape.top_2, shape.fine_tuning, shape.longer(), shape.longer(2)
     attention = {
         "experts-attention": switch(places=("attention",)) | {"model.ffn_dim": shape.ffn_dim - EXPERTS // 2},
         "experts-both": switch(routers=3, places=("feed_forward", "attention")),
@@ -133,6 +134,7 @@ def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
     bfloat16 = {"model.dtype": "bfloat16"}
     return {
         "experts": {"dense": longer} | {f"switch-{experts}": switch(experts) | longer for experts in (4, 16, 64, 256)},
+        "experts_longer": {"dense": twice} | {f"switch-{experts}": switch(experts) | twice for experts in (4, 16, 64)},
         "architectures": {
             "dense": {},
             # T5-Large against T5-Base: twice the layers, four thirds of the width.
