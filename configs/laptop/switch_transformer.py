@@ -4,14 +4,15 @@ Command:   python -m experiments.switch_transformer STUDY           (one of STUD
            python -m moe_jax train configs/laptop/switch_transformer.py:STUDY/MODEL --workdir runs/STUDY/MODEL
            (one model; what it starts from or learns from is to be there before, as runs/STUDY/MODEL, too)
 Hardware:  two cores of a laptop or a small server, 4 GB of memory.
-Time:      minutes on two cores with AVX-512, two runs at a time: `experts` 82, `distillation` 32, `architectures` 30,
-           `distillation_sizes` 16, `fine_tuning` 14, `exploration` and `no_token_left_behind` 12, `attention` and
-           `initialization` 10 each, `distillation_fine_tuned` 5, `precision` 4, timing 4. Three seeds of `experts` took
-           150 without AVX-512.
-Expected:  nats per token, six seeds: `experts` 2.113 dense, 2.088, 2.088, 2.104, 2.131 with 4, 16, 64, 256 experts;
-           `initialization` 2.829 and 2.818 at scales 0.1 and 1.0; three seeds: `architectures` 2.316 dense, 2.321
-           switch-1.25, 2.282 switch-wide-1.0; `exploration` 2.321 argmax, 2.355 sample; `distillation` 2.108 student,
-           2.148 distilled, 2.132 distilled-init, 2.045 distilled-init-mix; the others in their reports.
+Time:      minutes on two cores with AVX-512, two runs at a time: `experts_longer` 60, `experts` 41, `distillation` 32,
+           `architectures` 30, `distillation_sizes` 16, `fine_tuning` 14, `exploration` and `no_token_left_behind` 12,
+           `attention` and `initialization` 10 each, `distillation_fine_tuned` 5, `precision` 4, timing 5. Without
+           AVX-512 `experts` took 150.
+Expected:  nats per token, four seeds: `experts_longer` 2.000 dense, 1.978, 1.961, 1.958 with 4, 16, 64 experts; six:
+           `initialization` 2.829 and 2.818 at scales 0.1 and 1.0; three: `experts` 2.108 dense, 2.089, 2.091, 2.101,
+           2.139 with 4, 16, 64, 256; `architectures` 2.316 dense, 2.321 switch-1.25, 2.282 switch-wide-1.0;
+           `exploration` 2.321 argmax, 2.355 sample; `distillation` 2.108 student, 2.148 distilled, 2.132
+           distilled-init, 2.045 distilled-init-mix; the others in their reports.
 
 A T5 of two layers a stack, with heads of T5's width, says which spans of Python source were hidden. A sparse model has
 experts in the second layer of each stack, narrower than the dense network by what their router costs, so that active

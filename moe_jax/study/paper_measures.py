@@ -106,7 +106,10 @@ def share_of_gain(compared: Compared) -> str:
     if wholes.mean() <= 0:
         return "the teacher gains nothing"
     share = float(parts.mean() / wholes.mean())
-    return f"{share:.0%}" if len(trios) == 1 else percent(share, interval_of_share(parts.tolist(), wholes.tolist()))
+    if len(trios) == 1:
+        return percent(share, None)
+    interval = interval_of_share(parts.tolist(), wholes.tolist())
+    return "no certain gain to share" if interval is None else percent(share, interval)
 
 
 def parameters(compared: Compared) -> str:

@@ -111,6 +111,16 @@ def test_of_a_teacher_that_gains_nothing_there_is_no_share():
     assert cell("share_of_gain", "switch-4", rows, "switch-64") == "the teacher gains nothing"
 
 
+def test_of_a_teacher_that_may_gain_nothing_there_is_no_share():
+    rows = fake_rows(3)
+    dense = iter([final_loss(row) for row in rows if row["name"] == "dense"])
+    gains = iter((1.0, 0.1, -0.5))
+    for row in rows:
+        if row["name"] == "switch-64":
+            row["curve"][-1]["validation_loss"] = next(dense) - next(gains)
+    assert cell("share_of_gain", "switch-4", rows, "switch-64") == "no certain gain to share"
+
+
 def test_parameters_and_what_a_student_does_without():
     rows = fake_rows(1)
     assert cell("parameters", "switch-4", rows) == f"{1_800_000 + 4 * 524_288:,}"
