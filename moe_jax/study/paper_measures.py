@@ -12,7 +12,7 @@ from moe_jax.study.results import Row, curve_frame, final_loss, step_seconds
 from moe_jax.study.statistics import estimate
 from moe_jax.study.summary import cost_to_reach, speed_up
 from moe_jax.study.tables import NOTHING, speed_up_cell, with_error, with_interval
-from moe_jax.study.verdicts import percent
+from moe_jax.study.verdicts import NO_CERTAIN_GAIN, percent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def share_of_gain(compared: Compared) -> str:
     if len(trios) == 1:
         return percent(share, None)
     interval = interval_of_share(parts.tolist(), wholes.tolist())
-    return "no certain gain to share" if interval is None else percent(share, interval)
+    return NO_CERTAIN_GAIN if interval is None else percent(share, interval)
 
 
 def parameters(compared: Compared) -> str:

@@ -26,7 +26,7 @@ from moe_jax.study.measures import Runs, differences, diverged, values_of
 from moe_jax.study.results import Row
 from moe_jax.study.statistics import estimate
 from moe_jax.study.summary import COSTS, experts_of, summarize
-from moe_jax.study.verdicts import Outcome, Verdict, decide, on_side, percent, plain, signed
+from moe_jax.study.verdicts import NO_CERTAIN_GAIN, Outcome, Verdict, decide, on_side, percent, plain, signed
 
 Side = Literal["below", "above"]
 Better = Literal["lower", "higher"]
@@ -277,13 +277,12 @@ class ShareOfGain(Rule):
         sign = 1 if self.better == "lower" else -1
         parts = [sign * value for value in differences(runs, self.base, self.model, self.metric)]
         wholes = [sign * value for value in differences(runs, self.base, self.best, self.metric)]
-        share, seeds = float(np.mean(parts) / np.mean(wholes)) if np.mean(wholes) else math.nan, len(parts)
         if decide(estimate(wholes).interval, low=0.0) is not Outcome.SUPPORTED:
             reason = f"{self.best} is not certain to be better than {self.base}"
-            return Verdict(Outcome.INCONCLUSIVE, f"{share:.0%} of the gain", self.test, seeds, share, reason=reason)
-        interval = interval_of_share(parts, wholes)
+            return Verdict(Outcome.INCONCLUSIVE, NO_CERTAIN_GAIN, self.test, len(parts), reason=reason)
+        share, interval = float(np.mean(parts) / np.mean(wholes)), interval_of_share(parts, wholes)
         figure = f"{percent(share, interval)} of the gain of {self.best} ({self.model})"
-        return Verdict(decide(interval, *self._range), figure, self.test, seeds, share, interval)
+        return Verdict(decide(interval, *self._range), figure, self.test, len(parts), share, interval)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

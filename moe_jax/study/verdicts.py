@@ -71,5 +71,9 @@ def percent(value: float, interval: Interval | None) -> str:
     return f"{value:.0%}{_bracket(interval, '.0%')}"
 
 
+NO_CERTAIN_GAIN = "no certain gain to share"
+"""For a share of a gain that may be none."""
+
+
 def _bracket(interval: Interval | None, form: str) -> str:
     return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"

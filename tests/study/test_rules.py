@@ -254,6 +254,7 @@ def test_there_is_no_share_of_a_gain_that_is_none():
     rule = ShareOfGain(model="b", base="a", best="c", low=0.0)
     verdict = rule.verdict(rows_of(a=[3.0, 3.1, 3.2], b=[4.0, 4.1, 4.2], c=[4.0, 4.1, 4.2]))
     assert (verdict.outcome, verdict.reason) == (INCONCLUSIVE, "c is not certain to be better than a")
+    assert (verdict.figure, verdict.estimate) == ("no certain gain to share", None)
 
 
 @pytest.mark.parametrize(
