@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_jax.configuration import ConfigError
-from moe_jax.files import write_whole
+from moe_jax.runtime.files import write_whole
 from moe_jax.study.claims import judge, read_claims
 from moe_jax.study.claims_report import claims_report, summary_line
 

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from configs.gpu import compare_routers as gpu
 from configs.laptop import compare_routers as laptop
 from moe_jax.configuration import ConfigError, require_name
-from moe_jax.host_memory import keep_freed_memory
+from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.study.command_line import output_folder, study_parser
 from moe_jax.study.results import Row
 from moe_jax.study.router_report import write_router_report

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from configs.gpu import glam as gpu
 from configs.laptop import glam as laptop
 from moe_jax.configuration import ConfigError, override, require
-from moe_jax.host_memory import keep_freed_memory
+from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.study.command_line import add_run_options, given, output_folder, study_parser
 from moe_jax.study.few_shot_scores import Questions, require_questions, score_runs
 from moe_jax.study.results import Row, read_study

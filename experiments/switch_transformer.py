@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from configs.gpu import switch_transformer as gpu
 from configs.laptop import switch_transformer as laptop
 from moe_jax.configuration import ConfigError, override, require, require_name, to_dict
-from moe_jax.files import write_whole
-from moe_jax.host_memory import keep_freed_memory
+from moe_jax.runtime.files import write_whole
+from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.study.command_line import add_run_options, given, output_folder, study_parser
 from moe_jax.study.paper_report import PaperTable, paper_markdown, write_paper_report
 from moe_jax.study.results import Row, append_row, read_rows, read_study

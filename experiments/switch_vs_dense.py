@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from configs.gpu import switch_vs_dense as gpu
 from configs.laptop import switch_vs_dense as laptop
 from moe_jax.configuration import ConfigError
-from moe_jax.host_memory import keep_freed_memory
+from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.study.command_line import output_folder, study_parser
 from moe_jax.study.report import headline, write_report
 from moe_jax.study.results import Row

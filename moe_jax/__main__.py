@@ -3,7 +3,7 @@
 import sys
 
 from moe_jax.cli import main
-from moe_jax.host_memory import keep_freed_memory
+from moe_jax.runtime.host_memory import keep_freed_memory
 
 
 def run() -> int:

@@ -25,7 +25,7 @@ from experiments.benchmarks.timing import Row, benchmark_parser, header_row, mac
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.configuration import override, require_name
 from moe_jax.data.pipeline import load_text
-from moe_jax.host_memory import keep_freed_memory
+from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import compile_steps
 from moe_jax.training.mesh import make_mesh

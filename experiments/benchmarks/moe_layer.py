@@ -62,7 +62,7 @@ from experiments.benchmarks.timing import (
 )
 from moe_jax.configuration import require_name
 from moe_jax.experts.ffn import FFN_KINDS
-from moe_jax.host_memory import keep_freed_memory
+from moe_jax.runtime.host_memory import keep_freed_memory
 
 WORKLOADS_BY_DEFAULT = ("uniform", "zipf", "hot")
 PASSES = ("forward", "training")

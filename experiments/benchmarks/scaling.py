@@ -34,7 +34,7 @@ from experiments.benchmarks.timing import (
 )
 from moe_jax.configuration import require_name
 from moe_jax.experts.kernels.choice import available
-from moe_jax.host_memory import keep_freed_memory
+from moe_jax.runtime.host_memory import keep_freed_memory
 
 SHAPE = SHAPES["laptop"]
 TOKENS = tuple(1024 << i for i in range(7))

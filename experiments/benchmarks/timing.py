@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from moe_jax.configuration import ConfigError, require
-from moe_jax.files import write_whole
+from moe_jax.runtime.files import write_whole
 from moe_jax.study.provenance import git_revision, host, versions
 
 WARM_UP = 2

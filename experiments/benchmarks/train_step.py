@@ -42,7 +42,7 @@ from experiments.benchmarks.timing import (
 )
 from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import override, require_name
-from moe_jax.host_memory import keep_freed_memory
+from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.step import Batch
 

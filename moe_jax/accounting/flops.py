@@ -113,7 +113,7 @@ def _stack_flops(config: ModelConfig, length: int) -> FlopCount:
     attention = layers * 2 * attention_parameters(config)
     if networks or attentions:
         group = moe.group_size or length
-        router = 2 * moe.checked_router().weights(group, config.model_dim)[0]
+        router = 2 * moe.checked_router().parameter_counts(group, config.model_dim)[0]
     if networks:
         expert = 2 * count_expert(config).matrices
         ffn += networks * (moe.k * expert + 2 * count_shared(config).matrices)

@@ -145,7 +145,7 @@ class MixtureCount:
 
 def router_parameters(config: ModelConfig) -> int:
     """Of one router."""
-    return sum(config.moe.checked_router().weights(config.moe.group_size or 0, config.model_dim))
+    return sum(config.moe.checked_router().parameter_counts(config.moe.group_size or 0, config.model_dim))
 
 
 def _feed_forward(config: ModelConfig) -> MixtureCount:

@@ -15,7 +15,7 @@ from moe_jax.analysis.scaling_fit import LARGEST, Fit, Quantity
 from moe_jax.analysis.scaling_laws import cutoff_parameters, effective_parameters
 from moe_jax.analysis.scaling_plots import plot_fit
 from moe_jax.analysis.scaling_tables import law_columns
-from moe_jax.files import write_beside, write_whole
+from moe_jax.runtime.files import write_beside, write_whole
 
 SUSPICIOUS = 0.01
 """The p-value below which `format_fit` warns of runs that err together."""

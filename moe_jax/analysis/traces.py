@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.language_model import make_model
 from moe_jax.models.parameters import Params, init_router_state, unstack_layers
-from moe_jax.models.sown import mixtures
+from moe_jax.models.routing_metrics import mixtures
 from moe_jax.routing import Router
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.router import RNG, STATE

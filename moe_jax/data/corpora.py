@@ -18,7 +18,7 @@ from moe_jax.data.cache import cache_directory
 from moe_jax.data.config import DataConfig
 from moe_jax.data.documents import Document, Split
 from moe_jax.data.python_source import python_source_dataset_builder as python_source
-from moe_jax.files import write_beside
+from moe_jax.runtime.files import write_beside
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from moe_jax.configuration import ConfigError, require
 from moe_jax.data.corpora import prepared_builder
-from moe_jax.files import json_records
+from moe_jax.runtime.files import json_records
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from moe_jax.data.cache import cache_directory
 from moe_jax.data.corpora import Corpus
 from moe_jax.data.documents import Split
 from moe_jax.data.tokenization import SCHEME, Tokenizer
-from moe_jax.files import write_beside
+from moe_jax.runtime.files import write_beside
 
 Example = dict[str, Shaped[np.ndarray, "_"]]
 Batch = dict[str, Shaped[np.ndarray, "B _"]]

@@ -18,7 +18,7 @@ from moe_jax.data.cache import cache_directory
 from moe_jax.data.config import DataConfig
 from moe_jax.data.corpora import Corpus, load_corpus, matching_files
 from moe_jax.data.documents import SPLITS, Split
-from moe_jax.files import json_records, write_beside
+from moe_jax.runtime.files import json_records, write_beside
 
 SCHEME = "v2"  # Part of the names of cached files: change it with what pairs are made of a corpus.
 

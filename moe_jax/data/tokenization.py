@@ -16,7 +16,7 @@ from jaxtyping import Int32, Integer
 from moe_jax.configuration import require
 from moe_jax.data.cache import cache_directory
 from moe_jax.data.corpora import Corpus
-from moe_jax.files import write_beside
+from moe_jax.runtime.files import write_beside
 
 SCHEME = "v1"  # Part of the names of cached files: change it with anything that changes a corpus's tokens.
 BPE_SAMPLE_CHARACTERS = 8_000_000

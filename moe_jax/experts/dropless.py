@@ -9,13 +9,13 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.counting import NOWHERE, sort_by_key
 from moe_jax.experts.ffn import FFNKind, Products, Weights, feed_forward
 from moe_jax.experts.kernels.choice import KernelChoice, choose_kernel
 from moe_jax.experts.kernels.grouped_matmul import into_experts, out_of_experts
 from moe_jax.experts.kernels.kernel import Groups
 from moe_jax.experts.permutation import permute_rows, take_rows
 from moe_jax.experts.placement import global_token, rows_of_tokens
+from moe_jax.native.sorting import NOWHERE, counting_sort
 from moe_jax.routing.assignment import Assignment
 
 
@@ -54,5 +54,5 @@ def sorted_places(assignment: Assignment) -> tuple[Int[Array, "G A"], Int[Array,
 
 def _sorted_rows(assignment: Assignment) -> tuple[Int[Array, "G A"], Int[Array, " M"], Int[Array, " E"]]:
     expert = jnp.where(assignment.kept, assignment.expert, NOWHERE).reshape(-1)
-    row, source, sizes = sort_by_key(expert, assignment.num_experts)
+    row, source, sizes = counting_sort(expert, assignment.num_experts)
     return row.reshape(assignment.kept.shape), source, sizes

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.remat import saveable
+from moe_jax.runtime.remat import saveable
 
 # "up" and, if gated, "gate" [..., D, F]; "down" [..., F, D]; of a linear network "map" [..., D, F]; vectors of a
 # network as matrices of one row.

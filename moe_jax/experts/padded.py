@@ -7,9 +7,9 @@ results (D, but of linear experts), N = G * C.
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.counting import NOWHERE
 from moe_jax.experts.ffn import FFNKind, Weights, feed_forward, products_by
 from moe_jax.experts.placement import combine_rows, dispatch_rows
+from moe_jax.native.sorting import NOWHERE
 from moe_jax.routing.assignment import Assignment
 
 

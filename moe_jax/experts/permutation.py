@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.counting import NOWHERE
+from moe_jax.native.sorting import NOWHERE
 
 
 def take_rows(x: Float[Array, "N D"], index: Int[Array, " M"]) -> Float[Array, "M D"]:

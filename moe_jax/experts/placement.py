@@ -6,8 +6,8 @@ G groups, S tokens of a group, A assignments of a group, K choices per token, D 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.counting import NOWHERE
 from moe_jax.experts.permutation import invert, permute_rows, take_rows
+from moe_jax.native.sorting import NOWHERE
 from moe_jax.routing.assignment import Assignment
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Float
 
-from moe_jax.devices import current_mesh, current_platform
 from moe_jax.experts.dropless import dropless
 from moe_jax.experts.ffn import FFNKind, Weights
 from moe_jax.experts.kernels.choice import KernelChoice, is_as_fast_as_dense
@@ -13,6 +12,7 @@ from moe_jax.experts.one_hot import one_hot
 from moe_jax.experts.oracle import oracle
 from moe_jax.experts.padded import padded
 from moe_jax.routing.assignment import Assignment
+from moe_jax.runtime.mesh import current_mesh, current_platform
 
 Execution = Callable[[Float[Array, "G S D"], Assignment, Weights, FFNKind], Float[Array, "G S O"]]
 

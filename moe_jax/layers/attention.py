@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.layers.by_row import by_row
 from moe_jax.layers.initialization import kernel_init
 from moe_jax.layers.positions import RotaryAngles, rotate
-from moe_jax.remat import saveable
+from moe_jax.layers.rows import apply_by_row
+from moe_jax.runtime.remat import saveable
 
 # Blocks of queries that a causal sequence is cut into, if they are long enough to fill a processor: of 4, the logits
 # that are computed are 5/8 of all.
@@ -172,4 +172,4 @@ class Attention(nn.Module):
 
     def _project(self, x: Float[Array, "B S M"], width: int, name: str) -> Float[Array, "B S N"]:
         dense = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=kernel_init(self.init_scale), name=name)
-        return by_row(dense, x)
+        return apply_by_row(dense, x)

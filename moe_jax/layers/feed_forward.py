@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.experts.ffn import FFN_KINDS, feed_forward, products_by
-from moe_jax.layers.by_row import by_row
 from moe_jax.layers.dropout import with_dropout
 from moe_jax.layers.initialization import network_weights
+from moe_jax.layers.rows import apply_by_row
 
 
 class FeedForward(nn.Module):
@@ -32,4 +32,4 @@ class FeedForward(nn.Module):
         kind = FFN_KINDS[self.kind]
         weights = network_weights(self, kind, x.shape[-1], self.ffn_dim, self.init_scale, self.dtype)
         products, network = products_by(jnp.matmul), with_dropout(kind, self.dropout)
-        return by_row(lambda rows: feed_forward(rows, weights, network, products), x.astype(self.dtype))
+        return apply_by_row(lambda rows: feed_forward(rows, weights, network, products), x.astype(self.dtype))

@@ -14,7 +14,6 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.configuration import require
-from moe_jax.devices import current_mesh, kept_by_token
 from moe_jax.experts.apply import Combine, apply_experts
 from moe_jax.experts.ffn import FFN_KINDS, LINEAR, FFNKind, Weights
 from moe_jax.experts.kernels.choice import KernelChoice
@@ -31,6 +30,7 @@ from moe_jax.routing.losses import LossLevel
 from moe_jax.routing.router import STATE, Tokens
 from moe_jax.routing.soft_moe import Slots
 from moe_jax.routing.statistics import mean_of_parts, report
+from moe_jax.runtime.mesh import current_mesh, keep_sharded_by_token
 
 
 class MoE(nn.Module):
@@ -109,7 +109,7 @@ class MoE(nn.Module):
         x = jnp.where(token_valid[..., None], x, jnp.zeros((), x.dtype))
 
         def by_group(values: Array | None) -> Array | None:
-            return None if values is None else kept_by_token(values.reshape(-1, group_size, *values.shape[2:]))
+            return None if values is None else keep_sharded_by_token(values.reshape(-1, group_size, *values.shape[2:]))
 
         tokens = Tokens(by_group(x), by_group(token_valid), by_group(ids), by_group(positions), x.shape[1])
         router = make_router(
@@ -130,7 +130,7 @@ class MoE(nn.Module):
             y = decision.read(self._run(decision.fill(inputs), self._placed(decision.assignment()), weights, kind))
         else:
             y = self._run(inputs, self._placed(decision), weights, kind)
-        y = kept_by_token(y.reshape(*x.shape[:2], -1))
+        y = keep_sharded_by_token(y.reshape(*x.shape[:2], -1))
         return y if self.shared_dim is None else y + self._shared(x)
 
     def _placed(self, assignment: Assignment) -> Assignment:

@@ -12,8 +12,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from moe_jax.configuration import require
-from moe_jax.layers.by_row import by_row
 from moe_jax.layers.initialization import kernel_init
+from moe_jax.layers.rows import apply_by_row
 
 Project = Callable[[Float[Array, "_ D"]], Float[Array, "_ V"]]
 
@@ -55,7 +55,7 @@ def scores(
     def project(rows: Float[Array, "_ D"]) -> Float[Array, "_ V"]:
         return (rows @ matrix).astype(jnp.float32)
 
-    return by_row(project, x) if targets is None else cross_entropy(project, x, targets, chunk)
+    return apply_by_row(project, x) if targets is None else cross_entropy(project, x, targets, chunk)
 
 
 def cross_entropy(
@@ -75,7 +75,7 @@ def cross_entropy(
     """
 
     def score(x: Float[Array, "B _ D"], targets: Int[Array, "B _"]) -> Float[Array, "B _"]:
-        return optax.softmax_cross_entropy_with_integer_labels(by_row(project, x), targets)
+        return optax.softmax_cross_entropy_with_integer_labels(apply_by_row(project, x), targets)
 
     batch, length = targets.shape
     if chunk is None or chunk >= length:

@@ -10,10 +10,10 @@ from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.kernels.choice import KernelChoice
 from moe_jax.experts.parallel.strategy import ParallelConfig
 from moe_jax.experts.run import EXECUTIONS
-from moe_jax.remat import SAVEABLE
 from moe_jax.routing import ROUTERS, Router, check_router
 from moe_jax.routing.capacity import CapacityRule
 from moe_jax.routing.losses import LossLevel
+from moe_jax.runtime.remat import SAVEABLE
 
 Place = Literal["feed_forward", "attention"]
 Architecture = Literal["decoder", "encoder_decoder"]
@@ -200,7 +200,7 @@ class ModelConfig:
       loss_chunk: positions of a sequence whose logits over the vocabulary are there at once in training and evaluation;
         None takes all, which is faster where they fit.
       remat: recompute each block in the backward pass; routing decisions are saved, never recomputed.
-      remat_saves: what is saved besides, names in `moe_jax.remat.SAVEABLE`.
+      remat_saves: what is saved besides, names in `moe_jax.runtime.remat.SAVEABLE`.
     """
 
     vocab_size: int

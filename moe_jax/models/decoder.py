@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.devices import kept_by_token
 from moe_jax.layers.vocabulary import OutputMatrix, output_of, scores, token_embedding
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.stack import complete, run_blocks
+from moe_jax.runtime.mesh import keep_sharded_by_token
 
 
 class Decoder(nn.Module):
@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         text = complete(tokens, positions, segment_ids)
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         embed = token_embedding(config.vocab_size, config.model_dim, config.model_dim**-0.5, dtype)
-        x = run_blocks(config, self.training, kept_by_token(embed(tokens)), text)
+        x = run_blocks(config, self.training, keep_sharded_by_token(embed(tokens)), text)
         tied = config.tie_embeddings
         matrix = output_of(embed.embedding) if tied else OutputMatrix(config.vocab_size, name="head")(config.model_dim)
         return scores(matrix.astype(dtype), x, targets, config.loss_chunk)

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.layers.positions import RotaryAngles
 from moe_jax.models.block import Block
-from moe_jax.remat import decided
 from moe_jax.routing.statistics import Statistic, mean_where, report
+from moe_jax.runtime.remat import decided
 
 
 class DepthBlock(Block):
@@ -57,8 +57,8 @@ class DepthBlock(Block):
             return jax.vmap(lambda row, chosen: row[chosen])(values, index)
 
         def take_pairs(values: Shaped[Array, "#B N S S"]) -> Shaped[Array, "B N C C"]:
-            by_row = jnp.broadcast_to(values, (x.shape[0], *values.shape[1:]))
-            return jax.vmap(lambda row, chosen: row[:, chosen[:, None], chosen[None]])(by_row, index)
+            whole = jnp.broadcast_to(values, (x.shape[0], *values.shape[1:]))
+            return jax.vmap(lambda row, chosen: row[:, chosen[:, None], chosen[None]])(whole, index)
 
         rows = take(x)
         y = super().__call__(

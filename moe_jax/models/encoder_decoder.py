@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.devices import kept_by_token
 from moe_jax.layers.attention import memory_mask
 from moe_jax.layers.vocabulary import OutputMatrix, output_of, scores, token_embedding
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.stack import Stack, complete
+from moe_jax.runtime.mesh import keep_sharded_by_token
 
 
 class EncoderDecoder(nn.Module):
@@ -52,9 +52,11 @@ class EncoderDecoder(nn.Module):
         encoder_text = complete(encoder_tokens, encoder_positions, encoder_segment_ids)
         dtype, (encoder, decoder) = jnp.dtype(self.config.dtype), self.config.stacks
         embed = token_embedding(self.config.vocab_size, self.config.model_dim, 1.0, dtype)
-        memory = Stack(encoder, self.training, name="encoder")(kept_by_token(embed(encoder_tokens)), encoder_text)
+        memory = Stack(encoder, self.training, name="encoder")(
+            keep_sharded_by_token(embed(encoder_tokens)), encoder_text
+        )
         seen = memory_mask(text.segment_ids, encoder_text.segment_ids)
-        x = Stack(decoder, self.training, name="decoder")(kept_by_token(embed(tokens)), text, memory, seen)
+        x = Stack(decoder, self.training, name="decoder")(keep_sharded_by_token(embed(tokens)), text, memory, seen)
         if self.config.tie_embeddings:
             # Embeddings start with variance 1, a matrix of outputs with 1 / D.
             matrix = output_of(embed.embedding) * self.config.model_dim**-0.5

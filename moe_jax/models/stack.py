@@ -16,9 +16,9 @@ from moe_jax.layers.positions import RelativeBias, rotary_angles
 from moe_jax.models.block import Block
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.depth import DepthBlock
-from moe_jax.remat import saves_only
 from moe_jax.routing.router import RNG, STATE
 from moe_jax.routing.statistics import METRICS, SUMS
+from moe_jax.runtime.remat import saves_only
 
 
 class Text(NamedTuple):

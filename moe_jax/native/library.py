@@ -10,7 +10,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from moe_jax.devices import varying_alike
+from moe_jax.runtime.mesh import vary_alike
 
 LIBRARY = Path(__file__).with_name("libmoe_jax.so")
 HANDLERS = ("product", "product_transposed", "product_sum", "product_sum_transposed", "outer", "sort", "rank")
@@ -41,7 +41,7 @@ def call(name: str, results: Sequence[tuple[tuple[int, ...], Any]], *operands: A
     """
     if not is_installed():
         raise RuntimeError(f"{LIBRARY} is not there; it is built when moe_jax is installed: pip install -e .")
-    operands = varying_alike(operands)
+    operands = vary_alike(operands)
     # Within `shard_map` results vary as the operands do.
     kind = jax.typeof(operands[0])
     where = {"sharding": NamedSharding(kind.sharding.mesh, PartitionSpec()), "manual_axis_type": kind.manual_axis_type}

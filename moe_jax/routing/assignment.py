@@ -11,9 +11,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.configuration import require_name
-from moe_jax.devices import by_group
-from moe_jax.remat import decided
 from moe_jax.routing.capacity import Priority, seats_by_position, seats_by_score
+from moe_jax.runtime.mesh import shard_over_groups
+from moe_jax.runtime.remat import decided
 
 
 @struct.dataclass
@@ -56,7 +56,7 @@ class Assignment:
     def num_groups(self) -> int:
         return self.token.shape[0]
 
-    def asked(self) -> Float[Array, " E"]:
+    def load(self) -> Float[Array, " E"]:
         """How many assignments ask for each expert, before any is dropped."""
 
         def count(expert: Int[Array, "G A"], requested: Bool[Array, "G A"]) -> Float[Array, "G E"]:
@@ -64,7 +64,7 @@ class Assignment:
             zeros = jnp.zeros((expert.shape[0], self.num_experts), jnp.float32)
             return zeros.at[group, expert].add(requested.astype(jnp.float32))
 
-        return by_group(count)(self.expert, self.requested).sum(axis=0)
+        return shard_over_groups(count)(self.expert, self.requested).sum(axis=0)
 
     def dispatch_mask(self) -> Bool[Array, "G S E"]:
         """Which expert runs which token."""
@@ -81,7 +81,7 @@ class Assignment:
             zeros = jnp.zeros((token.shape[0], self.num_tokens, self.num_experts), values.dtype)
             return zeros.at[jnp.arange(token.shape[0])[:, None], token, expert].add(values)
 
-        return by_group(add)(self.token, self.expert, values)
+        return shard_over_groups(add)(self.token, self.expert, values)
 
 
 def assign_choices(
@@ -134,7 +134,7 @@ def assign_choices(
 
 def top_experts(scores: Float[Array, "G S E"], k: int) -> Int[Array, "G S K"]:
     """The experts of the `k` largest entries of each token, largest first."""
-    return by_group(lambda scores: jax.lax.top_k(scores, k)[1].astype(jnp.int32))(scores)
+    return shard_over_groups(lambda scores: jax.lax.top_k(scores, k)[1].astype(jnp.int32))(scores)
 
 
 def best_choices(scores: Float[Array, "G S E"], k: int) -> tuple[Float[Array, "G S K"], Int[Array, "G S K"]]:

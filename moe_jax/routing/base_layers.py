@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.configuration import require
-from moe_jax.devices import by_group
-from moe_jax.remat import decided
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.router import Metrics, Router, Tokens, exact_matmul
+from moe_jax.runtime.mesh import shard_over_groups
+from moe_jax.runtime.remat import decided
 
 FREE = -1
 # Of an auction: its first step, as a share of the range of the scores, and how much smaller each next one is.
@@ -130,7 +130,7 @@ def balanced_assignment(
 ) -> Int[Array, "G S"]:
     """`auction` in each group; padding is worth the same to every expert and takes what seats are left."""
     worth = jax.lax.stop_gradient(jnp.where(token_valid[..., None], logits, logits.min(axis=(1, 2), keepdims=True)))
-    return decided(by_group(jax.vmap(lambda scores: auction(scores, seats, tolerance)))(worth))
+    return decided(shard_over_groups(jax.vmap(lambda scores: auction(scores, seats, tolerance)))(worth))
 
 
 class BASE(Router):

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.configuration import require, require_name
-from moe_jax.counting import count_earlier, counts_natively
-from moe_jax.devices import by_group
+from moe_jax.native.sorting import has_native_sort, rank_within_key
+from moe_jax.runtime.mesh import shard_over_groups
 
 # ceil: this project's; mesh_tensorflow: of the code that trained GShard and Switch Transformer.
 CapacityRule = Literal["ceil", "mesh_tensorflow"]
@@ -56,14 +56,14 @@ def seats_by_position(expert: Int[Array, "G A"], requested: Bool[Array, "G A"], 
     """How many earlier requested assignments of the same group ask for the same expert."""
 
     def count(expert: Int[Array, "G A"], requested: Bool[Array, "G A"]) -> Int[Array, "G A"]:
-        if counts_natively():
+        if has_native_sort():
             key = expert + num_experts * jnp.arange(expert.shape[0], dtype=jnp.int32)[:, None]
-            return count_earlier(key.reshape(-1), requested.reshape(-1)).reshape(key.shape)
+            return rank_within_key(key.reshape(-1), requested.reshape(-1)).reshape(key.shape)
         asks = jax.nn.one_hot(expert, num_experts, dtype=jnp.int32) * requested[..., None].astype(jnp.int32)
         earlier = jnp.cumsum(asks, axis=1) - asks
         return jnp.take_along_axis(earlier, expert[..., None], axis=-1)[..., 0]
 
-    return by_group(count)(expert, requested)
+    return shard_over_groups(count)(expert, requested)
 
 
 def seats_by_score(
@@ -87,4 +87,4 @@ def seats_by_score(
         place = jnp.argsort(order, axis=1)
         return jnp.take_along_axis(seats.reshape(groups, choices, tokens).transpose(0, 2, 1), place, axis=1)
 
-    return by_group(seat)(expert, requested, score)
+    return shard_over_groups(seat)(expert, requested, score)

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.configuration import require
-from moe_jax.devices import by_group
-from moe_jax.remat import decided
 from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.losses import LossLevel, updated_bias
 from moe_jax.routing.router import STATE, Metrics, Router, Tokens
 from moe_jax.routing.top_k import Score, scores_of, shares_of
+from moe_jax.runtime.mesh import shard_over_groups
+from moe_jax.runtime.remat import decided
 
 GroupScore = Literal["max", "top2_sum"]
 
@@ -48,7 +48,7 @@ def group_limited_choices(
             selection = jnp.where(allowed[..., None], in_groups, -jnp.inf).reshape(selection.shape)
         return jax.lax.top_k(selection, k)[1].astype(jnp.int32)
 
-    return decided(by_group(choose)(selection))
+    return decided(shard_over_groups(choose)(selection))
 
 
 class DeepSeek(Router):

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.configuration import require
-from moe_jax.devices import by_group
-from moe_jax.remat import decided
 from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.router import Metrics, Router, Tokens
+from moe_jax.runtime.mesh import shard_over_groups
+from moe_jax.runtime.remat import decided
 
 Among = Literal["group", "seen"]
 
@@ -45,9 +45,9 @@ def expert_choice(
     if most is not None:
         ranking = capped_plan(probabilities, token_valid, capacity, most, entropy, iterations)
     scores = jnp.where(token_valid[..., None], ranking, -1.0).transpose(0, 2, 1)
-    best = by_group(lambda scores: jax.lax.top_k(scores, capacity)[1].astype(jnp.int32))
+    best = shard_over_groups(lambda scores: jax.lax.top_k(scores, capacity)[1].astype(jnp.int32))
     token = decided(best(jax.lax.stop_gradient(scores)))
-    at_tokens = by_group(lambda values, token: jnp.take_along_axis(values, token, axis=-1))
+    at_tokens = shard_over_groups(lambda values, token: jnp.take_along_axis(values, token, axis=-1))
     weight = at_tokens(probabilities.transpose(0, 2, 1), token)
     requested = at_tokens(jnp.broadcast_to(token_valid[:, None], scores.shape), token)
     expert = jnp.broadcast_to(jnp.arange(num_experts, dtype=jnp.int32)[None, :, None], token.shape)

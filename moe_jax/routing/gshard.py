@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from moe_jax.configuration import require, require_name
-from moe_jax.remat import decided
 from moe_jax.routing.assignment import Assignment, assign_choices, top_experts
 from moe_jax.routing.router import RNG, Metrics, Router, Tokens
+from moe_jax.runtime.remat import decided
 
 SecondPolicy = Literal["all", "none", "threshold", "random"]
 

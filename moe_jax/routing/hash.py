@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moe_jax.configuration import ConfigError, require
-from moe_jax.remat import decided
 from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.router import Metrics, Router, Tokens
+from moe_jax.runtime.remat import decided
 
 By = Literal["token", "balanced", "position"]
 

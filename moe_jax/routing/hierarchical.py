@@ -80,9 +80,9 @@ class Hierarchical(Router):
     def chooses_by_capacity(self) -> bool:
         return self._outer(parent=None).chooses_by_capacity or self._inner(parent=None).chooses_by_capacity
 
-    def weights(self, tokens: int, model_dim: int) -> tuple[int, int]:
-        outer = self._outer(parent=None).weights(tokens, model_dim)
-        inner = self._inner(parent=None).weights(tokens, model_dim)
+    def parameter_counts(self, tokens: int, model_dim: int) -> tuple[int, int]:
+        outer = self._outer(parent=None).parameter_counts(tokens, model_dim)
+        inner = self._inner(parent=None).parameter_counts(tokens, model_dim)
         return outer[0] + self.groups * inner[0], outer[1] + self.groups * inner[1]
 
     def _outer(self, **fields: Any) -> Router:
@@ -146,7 +146,7 @@ class Hierarchical(Router):
     def _load_loss(self, assignment: Assignment, outer: Metrics, inner: Metrics, sent: Array) -> Statistic:
         """Of Load_H(i, j) = Load_outer(i) * Load_inner(j) / tokens sent to i; without noise of what is asked for."""
         if EXPECTED_LOAD not in outer or EXPECTED_LOAD not in inner:
-            return Statistic((assignment.asked(),), variation_of_all)
+            return Statistic((assignment.load(),), variation_of_all)
         (first,), (second,) = outer[EXPECTED_LOAD].sums, inner[EXPECTED_LOAD].sums
         return Statistic((first, second, sent.sum(axis=(0, 1), dtype=jnp.float32)), variation_of_product)
 

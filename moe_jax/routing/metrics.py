@@ -20,7 +20,7 @@ def assignment_metrics(assignment: Assignment, token_valid: Bool[Array, "G S"]) 
     kept = assignment.kept.sum(dtype=jnp.float32)
     seats = jnp.float32(assignment.num_groups * assignment.num_experts * assignment.capacity)
     runs = assignment.dispatch_mask().any(axis=-1)
-    return load_metrics(assignment.asked()) | {
+    return load_metrics(assignment.load()) | {
         "fraction_dropped": Statistic((requested - kept, requested), ratio),
         "tokens_unrouted": mean_where((~runs).astype(jnp.float32), token_valid),
         "seats_filled": Statistic((kept, seats), ratio),

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.devices import by_group
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.capacity import Priority
 from moe_jax.routing.losses import LossLevel
 from moe_jax.routing.router import RNG, Metrics, Router, Tokens, exact_matmul
 from moe_jax.routing.statistics import sum_of_parts
+from moe_jax.runtime.mesh import shard_over_groups
 
 # Each expert's load before the noise was drawn, a metric of training, for two-level routing.
 EXPECTED_LOAD = "expected_load"
@@ -33,7 +33,7 @@ def chance_in_top_k(
       scale: standard deviation of the noise.
       k: below E.
     """
-    best, expert = by_group(lambda noisy: jax.lax.top_k(noisy, k + 1))(noisy)
+    best, expert = shard_over_groups(lambda noisy: jax.lax.top_k(noisy, k + 1))(noisy)
     chosen = jax.nn.one_hot(expert[..., :k], noisy.shape[-1], dtype=jnp.int32).sum(axis=-2) > 0
     # The k-th largest of the others: for a chosen expert the (k+1)-th of all.
     threshold = jnp.where(chosen, best[..., k, None], best[..., k - 1, None])
@@ -58,7 +58,7 @@ class NoisyTopK(Router):
     paper = "Shazeer et al. 2017, Outrageously Large Neural Networks, arXiv:1701.06538"
     year = 2017
 
-    def weights(self, tokens: int, model_dim: int) -> tuple[int, int]:
+    def parameter_counts(self, tokens: int, model_dim: int) -> tuple[int, int]:
         return 2 * model_dim * self.num_experts, 0
 
     def project(self, x: Float[Array, "G S D"]) -> Float[Array, "G S E"]:

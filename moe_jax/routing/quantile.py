@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.configuration import require
-from moe_jax.devices import by_group
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.router import STATE, Metrics, Router, Tokens
 from moe_jax.routing.statistics import mean_of_parts
+from moe_jax.runtime.mesh import shard_over_groups
 
 
 def quantile_bias(
@@ -29,7 +29,7 @@ def quantile_bias(
     num_experts = scores.shape[-1]
     if k == num_experts:
         return jnp.zeros(num_experts, jnp.float32)
-    threshold = by_group(lambda scores: jax.lax.top_k(scores, k + 1)[0])(scores - bias[None, None])[..., -1:]
+    threshold = shard_over_groups(lambda scores: jax.lax.top_k(scores, k + 1)[0])(scores - bias[None, None])[..., -1:]
     surplus = jnp.where(token_valid[..., None], scores - threshold, -jnp.inf).reshape(-1, num_experts)
     share = token_valid.sum() * k // num_experts
     quantile = -jnp.sort(-surplus, axis=0)[share]

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.configuration import require
-from moe_jax.remat import decided
 from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.losses import LossLevel, over_parts
 from moe_jax.routing.router import STATE, Metrics, Router, Tokens
 from moe_jax.routing.statistics import mean_where
+from moe_jax.runtime.remat import decided
 
 
 def loaded_weight(

@@ -118,7 +118,7 @@ class Router(nn.Module):
         del metrics
         return state
 
-    def weights(self, tokens: int, model_dim: int) -> tuple[int, int]:
+    def parameter_counts(self, tokens: int, model_dim: int) -> tuple[int, int]:
         """How many parameters multiply a token, and how many others there are, for groups of `tokens` tokens."""
         del tokens
         return model_dim * self.num_experts if self.has_parameters else 0, 0
@@ -135,7 +135,7 @@ class Router(nn.Module):
     @nn.compact
     def route(self, tokens: Tokens) -> tuple[Assignment, Metrics]:
         """The decision, with the router's losses and what can be said of its logits, sowing nothing."""
-        logits = self.rounded(self.project(self.seen(tokens.x.astype(jnp.float32))))
+        logits = self.rounded(self.project(self.perturb_input(tokens.x.astype(jnp.float32))))
         capacity = capacity_per_expert(
             self.capacity_factor, logits.shape[1], self.k, self.num_experts, self.capacity_rule
         )
@@ -152,7 +152,7 @@ class Router(nn.Module):
         """Float32 again, of fewer digits if `dtype` has fewer."""
         return x.astype(self.dtype).astype(jnp.float32)
 
-    def seen(self, x: Float[Array, "G S D"]) -> Float[Array, "G S D"]:
+    def perturb_input(self, x: Float[Array, "G S D"]) -> Float[Array, "G S D"]:
         """The float32 tokens as the projection sees them: where exploration disturbs its input, and only its."""
         return x
 

@@ -106,7 +106,7 @@ class SoftMoE(Router):
     def causal(self) -> bool:
         return False
 
-    def weights(self, tokens: int, model_dim: int) -> tuple[int, int]:
+    def parameter_counts(self, tokens: int, model_dim: int) -> tuple[int, int]:
         return model_dim * self.slots(tokens), 1
 
     def slots(self, tokens: int) -> int:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from moe_jax.configuration import require
-from moe_jax.remat import decided
 from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.router import RNG, Metrics, Router, Tokens
+from moe_jax.runtime.remat import decided
 
 
 def mixed_choice(

@@ -12,10 +12,10 @@ import jax
 from jaxtyping import Array, Bool, Float, Key
 
 from moe_jax.configuration import require
-from moe_jax.remat import decided
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.capacity import Priority
 from moe_jax.routing.router import RNG, Metrics, Router, Tokens
+from moe_jax.runtime.remat import decided
 
 
 def top_n(

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from moe_jax.configuration import require
-from moe_jax.remat import decided
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.capacity import Priority
 from moe_jax.routing.router import RNG, Metrics, Router, Tokens
+from moe_jax.runtime.remat import decided
 
 Exploration = Literal["argmax", "sample", "jitter", "dropout"]
 
@@ -105,7 +105,7 @@ class Switch(Router):
         plain = self.priority == "position" and self.exploration != "sample"
         require(self.rounds == 1 or plain, "rounds", self.rounds, "1, with another priority or with sampling")
 
-    def seen(self, x: Float[Array, "G S D"]) -> Float[Array, "G S D"]:
+    def perturb_input(self, x: Float[Array, "G S D"]) -> Float[Array, "G S D"]:
         if not self.training or self.exploration in ("argmax", "sample"):
             return x
         if self.exploration == "jitter":

@@ -59,7 +59,7 @@ class TopK(Router):
     def causal(self) -> bool:
         return self.priority == "position" or self.capacity_factor is None
 
-    def weights(self, tokens: int, model_dim: int) -> tuple[int, int]:
+    def parameter_counts(self, tokens: int, model_dim: int) -> tuple[int, int]:
         return model_dim * self.num_experts, self.num_experts if self.bias else 0
 
     def project(self, x: Float[Array, "G S D"]) -> Float[Array, "G S E"]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moe_jax.configuration import require_name
-from moe_jax.files import write_whole
+from moe_jax.runtime.files import write_whole
 from moe_jax.study.measures import diverged, value_of
 from moe_jax.study.paper_measures import MEASURES, Compared
 from moe_jax.study.plots import plot_expert_load, plot_losses

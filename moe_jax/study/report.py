@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from moe_jax.files import write_whole
+from moe_jax.runtime.files import write_whole
 from moe_jax.study.plots import plot_expert_load, plot_losses
 from moe_jax.study.results import Row
 from moe_jax.study.summary import ModelSummary, require_baseline, summarize

@@ -28,7 +28,7 @@ from typing import Any
 import pandas as pd
 
 from moe_jax.configuration import ConfigError
-from moe_jax.files import read_json_lines
+from moe_jax.runtime.files import read_json_lines
 
 Row = dict[str, Any]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from moe_jax.files import write_whole
+from moe_jax.runtime.files import write_whole
 from moe_jax.study.plots import plot_models
 from moe_jax.study.report import provenance, write_figure
 from moe_jax.study.results import Row

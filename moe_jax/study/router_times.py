@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from moe_jax.files import write_whole
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.router import RNG, STATE, Tokens
 from moe_jax.routing.statistics import METRICS
+from moe_jax.runtime.files import write_whole
 from moe_jax.training.config import TrainConfig
 
 

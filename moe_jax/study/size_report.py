@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_jax.files import write_whole
+from moe_jax.runtime.files import write_whole
 from moe_jax.study.few_shot_scores import Score
 from moe_jax.study.report import provenance, write_figure
 from moe_jax.study.results import Row, final_loss, step_seconds

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from moe_jax.configuration import require
 from moe_jax.data.pipeline import load_text
-from moe_jax.files import write_whole
+from moe_jax.runtime.files import write_whole
 from moe_jax.study import provenance
 from moe_jax.study.energy import EnergyCounter, energy_counter
 from moe_jax.study.sweep import run_directory

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from moe_jax.host_memory import keep_freed_memory
+from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import train
 from moe_jax.training.result import RunResult

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
-from moe_jax.devices import current_mesh, kept_by_token
+from moe_jax.runtime.mesh import current_mesh, keep_sharded_by_token
 from moe_jax.training.config import TrainConfig
 
 Objective = Callable[[Any], tuple[Float[Array, ""], Any]]
@@ -23,7 +23,7 @@ def batch_parts(batch: Mapping[str, Shaped[Array, "B ..."]], config: TrainConfig
     def divide(values: Shaped[Array, "B ..."]) -> Shaped[Array, "N b ..."]:
         shape = values.shape[1:]
         by_part = jnp.moveaxis(values.reshape(-1, parts, unit, *shape), 1, 0).reshape(parts, -1, *shape)
-        return jnp.stack([kept_by_token(by_part[n]) for n in range(parts)]) if current_mesh() else by_part
+        return jnp.stack([keep_sharded_by_token(by_part[n]) for n in range(parts)]) if current_mesh() else by_part
 
     return {name: divide(values) for name, values in batch.items()}
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from moe_jax.checkpoints.manager import Checkpoints
 from moe_jax.configuration import to_dict
 from moe_jax.data.pipeline import TextData, load_text
-from moe_jax.files import read_json_lines
 from moe_jax.models.parameters import Params
+from moe_jax.runtime.files import read_json_lines
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.distributed import is_writer, wait_for_all
 from moe_jax.training.evaluation import evaluate

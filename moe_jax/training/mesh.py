@@ -14,10 +14,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from moe_jax.configuration import require
-from moe_jax.devices import AXES, BY_TOKEN
 from moe_jax.experts.kernels.choice import choose_kernel
 from moe_jax.experts.parallel.strategy import choose_strategy
 from moe_jax.experts.run import choose_execution
+from moe_jax.runtime.mesh import AXES, BY_TOKEN
 from moe_jax.training.config import MeshConfig, TrainConfig
 
 # The last axes of a parameter, by the end of its path; what no rule names is whole on every device.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.experts.parallel.balance import balanced_placement
 from moe_jax.models.parameters import STACKS
-from moe_jax.models.sown import MIXTURES, mixture_names
+from moe_jax.models.routing_metrics import MIXTURES, mixture_names
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.mesh import state_shardings
 from moe_jax.training.state import TrainState

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.configuration import ConfigError
-from moe_jax.files import read_json_lines, write_whole
+from moe_jax.runtime.files import read_json_lines, write_whole
 
 
 def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:

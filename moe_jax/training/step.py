@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_jax.layers.dropout import DROPOUT
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.language_model import make_model, model_inputs
-from moe_jax.models.sown import Metrics, auxiliary_loss, next_router_state, routing_metrics, routing_values
+from moe_jax.models.routing_metrics import Metrics, auxiliary_loss, next_router_state, routing_metrics, routing_values
 from moe_jax.routing.router import RNG, STATE
 from moe_jax.routing.statistics import METRICS, SUMS, mean_where
 from moe_jax.training.accumulation import batch_parts, value_and_grad_of_sums

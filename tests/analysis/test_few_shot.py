@@ -107,7 +107,7 @@ def test_a_cloze_is_right_if_every_token_is_greedy():
     assert score_task(dataclasses.replace(model, score=all_but_one), words, words, 0).accuracy == 0.0
 
 
-def asked(*nats):
+def load(*nats):
     """Choices of one, one and three tokens, of one, two and three bytes, with so many nats in all."""
     tokens = {"a": [1], "bb": [2], "ccc": [1, 1, 1]}
     spans = tuple(Span(np.zeros(1, np.int32), np.array(ids, np.int32)) for ids in tokens.values())

@@ -11,7 +11,7 @@ from moe_jax.analysis.traces import trace_assignments
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.encoder_decoder import EncoderDecoder
 from moe_jax.models.parameters import init_router_state, stack_layers
-from moe_jax.models.sown import routing_by_layer
+from moe_jax.models.routing_metrics import routing_by_layer
 from tests.models import small
 
 

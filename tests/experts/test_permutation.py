@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_jax.counting import NOWHERE
 from moe_jax.experts.permutation import invert, permute_rows, take_rows
+from moe_jax.native.sorting import NOWHERE
 
 ROWS_IN, ROWS_OUT = 5, 8
 

@@ -14,7 +14,7 @@ from moe_jax.models.block import Block
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.depth import DepthBlock, best_tokens, depth_metrics
 from moe_jax.models.parameters import init_params
-from moe_jax.models.sown import depth_by_layer
+from moe_jax.models.routing_metrics import depth_by_layer
 from moe_jax.routing.statistics import values
 from tests.comparison import assert_close, assert_trees_close
 from tests.models import small

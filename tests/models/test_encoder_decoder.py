@@ -11,7 +11,7 @@ from moe_jax.configuration import ConfigError
 from moe_jax.models.encoder_decoder import EncoderDecoder
 from moe_jax.models.language_model import make_model
 from moe_jax.models.parameters import init_params, unstack_layers
-from moe_jax.models.sown import routing_by_layer
+from moe_jax.models.routing_metrics import routing_by_layer
 from tests.comparison import assert_close, assert_trees_close
 from tests.models import small
 from tests.models.test_decoder import sharpen

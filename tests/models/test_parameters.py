@@ -10,7 +10,7 @@ import pytest
 
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.parameters import init_params, stack_layers, unstack_layers
-from moe_jax.remat import SAVEABLE
+from moe_jax.runtime.remat import SAVEABLE
 from tests.comparison import assert_close, assert_trees_close
 from tests.models import small
 from tests.routing.equations import equations

@@ -30,7 +30,7 @@ def test_parameters_are_float32_and_counted(name):
     start = router.init({"params": jax.random.key(0), "routing": jax.random.key(0)}, every.tokens(dtype=jnp.bfloat16))
     leaves = jax.tree.leaves(start.get("params", {}))
     assert all(leaf.dtype == jnp.float32 for leaf in leaves)
-    assert sum(leaf.size for leaf in leaves) == sum(router.weights(S, D))
+    assert sum(leaf.size for leaf in leaves) == sum(router.parameter_counts(S, D))
     assert bool(leaves) == ROUTERS[name].has_parameters
 
 

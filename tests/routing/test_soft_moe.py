@@ -77,7 +77,7 @@ def route(x, valid, dtype=jnp.float32):
     router = make_router("soft_moe", E, 1, None, {})
     params = router.init(jax.random.key(0), Tokens(x, valid))["params"]
     decision, sown = router.apply({"params": params}, Tokens(x.astype(dtype), valid), mutable=[METRICS])
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(router.weights(S, D))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(router.parameter_counts(S, D))
     return decision, sown[METRICS]
 
 

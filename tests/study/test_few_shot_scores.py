@@ -39,7 +39,7 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def load(monkeypatch):
     """The runs that are read, and a note of each time that one is asked."""
     log = []
     monkeypatch.setattr(few_shot_scores, "load_run", lambda path: log.append(path.name) or load_run(path))

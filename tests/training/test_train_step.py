@@ -11,7 +11,7 @@ import pytest
 from moe_jax.layers.norms import RMSNorm
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.parameters import unstack_layers
-from moe_jax.models.sown import auxiliary_loss, routing_by_layer, routing_metrics
+from moe_jax.models.routing_metrics import auxiliary_loss, routing_by_layer, routing_metrics
 from moe_jax.routing.router import RNG, Router
 from moe_jax.routing.statistics import METRICS
 from moe_jax.training.optimizer import make_optimizer, make_schedule

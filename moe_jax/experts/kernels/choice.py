@@ -3,7 +3,6 @@
 from typing import Literal
 
 from moe_jax.configuration import ConfigError
-from moe_jax.devices import current_platform
 from moe_jax.experts.kernels.blocks import BLOCKS
 from moe_jax.experts.kernels.kernel import Kernel
 from moe_jax.experts.kernels.megablox import MEGABLOX
@@ -11,6 +10,7 @@ from moe_jax.experts.kernels.native import NATIVE
 from moe_jax.experts.kernels.ragged_dot import RAGGED_DOT
 from moe_jax.experts.kernels.tokamax import TOKAMAX, has_tokamax
 from moe_jax.native.library import is_installed
+from moe_jax.runtime.mesh import current_platform
 
 KernelChoice = Literal["auto", "native", "megablox", "tokamax", "blocks", "ragged_dot"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Int
 
-from moe_jax.devices import varying_alike
 from moe_jax.experts.kernels.choice import KERNELS, KernelChoice, choose_kernel
 from moe_jax.experts.kernels.kernel import Groups
+from moe_jax.runtime.mesh import vary_alike
 
 Pair = tuple[Float[Array, "A _"], Float[Array, "E _ N"]]
 
@@ -45,13 +45,13 @@ def into_experts(
     x: Float[Array, "T M"], ws: tuple[Float[Array, "E M _"], ...], groups: Groups, kernel: KernelChoice = "auto"
 ) -> tuple[Float[Array, "A _"], ...]:
     """x[token[a]] @ w[expert of a] for each w: from tokens to sorted rows."""
-    x, ws, groups = varying_alike((x, ws, groups))
+    x, ws, groups = vary_alike((x, ws, groups))
     return _into(choose_kernel(kernel), x, ws, groups)
 
 
 def out_of_experts(pairs: tuple[Pair, ...], groups: Groups, kernel: KernelChoice = "auto") -> Float[Array, "T N"]:
     """Over the rows a of each token, and pairs (x, w), the sum of x[a] @ w[expert of a]: from sorted rows to tokens."""
-    pairs, groups = varying_alike((pairs, groups))
+    pairs, groups = vary_alike((pairs, groups))
     return _out(choose_kernel(kernel), pairs, groups)
 
 

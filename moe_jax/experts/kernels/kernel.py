@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from moe_jax.counting import NOWHERE
 from moe_jax.experts.permutation import take_rows
+from moe_jax.native.sorting import NOWHERE
 
 
 @struct.dataclass

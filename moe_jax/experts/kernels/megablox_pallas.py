@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from moe_jax.devices import varying_alike
+from moe_jax.runtime.mesh import vary_alike
 
 # Rows of a tile: so many multiplications for each weight read keep the multipliers of a v5 from waiting.
 ROWS = 256
@@ -41,7 +41,7 @@ def product(
     shape = rows, w.shape[1 if transposed else 2]
     if not rows:
         return jnp.zeros_like(x, shape=shape)
-    x, w, sizes = varying_alike((x, w, sizes))
+    x, w, sizes = vary_alike((x, w, sizes))
     tile, m, n = min(ROWS, rows), _tile(width, x.dtype), _tile(shape[1], x.dtype)
     visits, number = _visits(sizes, rows, tile)
     if transposed:
@@ -69,7 +69,7 @@ def outer(x: Float[Array, "A M"], y: Float[Array, "A N"], sizes: Int[Array, " E"
     shape = sizes.shape[0], x.shape[1], y.shape[1]
     if not rows:
         return jnp.zeros_like(x, shape=shape)
-    x, y, sizes = varying_alike((x, y, sizes))
+    x, y, sizes = vary_alike((x, y, sizes))
     tile, m, n = min(ROWS, rows), _tile(shape[1], x.dtype), _tile(shape[2], x.dtype)
     visits, number = _visits(sizes, rows, tile)
     return pl.pallas_call(

@@ -14,8 +14,8 @@ from absl import flags
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from moe_jax.devices import varying_alike
 from moe_jax.experts.kernels.kernel import of_sorted_rows
+from moe_jax.runtime.mesh import vary_alike
 
 # Its own in the order in which it tries them; XLA's for a device that neither is for.
 IMPLEMENTATIONS = ("mosaic_gpu", "triton", "xla")
@@ -83,7 +83,7 @@ def _dot(
         return run(x, w, sizes)
     # Its kernels do not say over which axes of a mesh their results vary, which `shard_map` refuses while it checks.
     # Here alone it does not, and what it would have found is said instead: gradients are not its to take.
-    x, w, sizes = varying_alike((x, w, sizes))
+    x, w, sizes = vary_alike((x, w, sizes))
     everywhere = PartitionSpec()
     unchecked = jax.shard_map(run, in_specs=everywhere, out_specs=everywhere, axis_names=frozenset(), check_vma=False)
-    return varying_alike((unchecked(x, w, sizes), x))[0]
+    return vary_alike((unchecked(x, w, sizes), x))[0]

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool, Float
 
-from moe_jax.devices import TOKEN_AXES
 from moe_jax.experts.dropless import dropless as run_rows
 from moe_jax.experts.dropless import sorted_places
 from moe_jax.experts.ffn import FFNKind, Weights
@@ -26,6 +25,7 @@ from moe_jax.experts.parallel.indices import (
 )
 from moe_jax.experts.placement import combine_rows, dispatch_rows
 from moe_jax.routing.assignment import Assignment
+from moe_jax.runtime.mesh import TOKEN_AXES
 
 
 def dropless(

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from moe_jax.counting import NOWHERE
 from moe_jax.experts.dropless import sorted_places
+from moe_jax.native.sorting import NOWHERE
 from moe_jax.routing.assignment import Assignment
 
 

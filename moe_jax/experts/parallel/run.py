@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from moe_jax.configuration import require
-from moe_jax.devices import AXES, BY_TOKEN, platform_of, token_shards
 from moe_jax.experts.apply import Combine, apply_with
 from moe_jax.experts.ffn import FFNKind, Weights
 from moe_jax.experts.kernels.choice import KernelChoice
@@ -25,6 +24,7 @@ from moe_jax.experts.parallel.ragged import ragged
 from moe_jax.experts.parallel.strategy import ParallelConfig, Strategy, choose_strategy
 from moe_jax.experts.run import Execution, make_execution
 from moe_jax.routing.assignment import Assignment
+from moe_jax.runtime.mesh import AXES, BY_TOKEN, platform_of, token_shards
 
 Metrics = dict[str, Float[Array, ""]]
 

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from jax.interpreters import mlir
 from jax.sharding import PartitionSpec
 
-from moe_jax.counting import NOWHERE
-from moe_jax.devices import current_mesh
 from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.parallel import indices
 from moe_jax.experts.parallel.run import apply_on_mesh
 from moe_jax.experts.parallel.strategy import ParallelConfig
+from moe_jax.native.sorting import NOWHERE
 from moe_jax.routing.assignment import Assignment
+from moe_jax.runtime.mesh import current_mesh
 from tests.comparison import assert_close, assert_each_close
 from tests.experts.parallel.test_strategies import COMBINES, SHAPE, on_mesh, reference
 from tests.experts.test_against_oracle import along_experts, draw, route

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_jax.configuration import ConfigError, build
-from moe_jax.devices import current_mesh
 from moe_jax.experts.apply import apply_experts
 from moe_jax.experts.parallel.run import apply_on_mesh
 from moe_jax.experts.parallel.strategy import ParallelConfig, choose_strategy
+from moe_jax.runtime.mesh import current_mesh
 from tests.comparison import assert_close, assert_each_close
 from tests.experts.test_against_oracle import KINDS, along_experts, draw, route
 from tests.meshes import MESHES, make_mesh

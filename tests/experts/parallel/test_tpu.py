@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from moe_jax.devices import AXES, BY_TOKEN, current_mesh
 from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.parallel.run import apply_on_mesh, weight_spec
 from moe_jax.experts.parallel.strategy import ParallelConfig
 from moe_jax.routing.assignment import assign_choices
+from moe_jax.runtime.mesh import AXES, BY_TOKEN, current_mesh
 from tests.topology import HAS_TPUS, tpu_devices
 
 # G, S, K, E, D, F: widths that fill the registers of a TPU.

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax import host_memory
-from moe_jax.host_memory import keep_freed_memory
+from moe_jax.runtime import host_memory
+from moe_jax.runtime.host_memory import keep_freed_memory
 
 # Allocates, touches and frees 64 MiB twice, and prints the page faults of the second time.
 PROGRAM = """
 import ctypes, resource, sys
-from moe_jax.host_memory import keep_freed_memory
+from moe_jax.runtime.host_memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

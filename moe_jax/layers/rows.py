@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Array, Float
 
 
-def by_row(
+def apply_by_row(
     function: Callable[[Float[Array, "_ D"]], Float[Array, "_ N"]], x: Float[Array, "... D"]
 ) -> Float[Array, "... N"]:
     """`function` on the rows of `x`.

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from moe_jax.configuration import ConfigError
-from moe_jax.files import read_json_lines, write_beside, write_whole
+from moe_jax.runtime.files import read_json_lines, write_beside, write_whole
 
 
 @pytest.mark.parametrize(("content", "expected"), [(b"\x00new", b"\x00new"), ("n\u00e9w\n", b"n\xc3\xa9w\n")])

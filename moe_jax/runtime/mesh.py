@@ -41,7 +41,7 @@ def token_shards(mesh: AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
 
 
-def by_group(function: Callable[..., Any]) -> Callable[..., Any]:
+def shard_over_groups(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, of arrays whose first axis is groups, run by each device on its own groups.
 
     XLA gathers the whole array for what it cannot divide: a top-k, a sort, an indexed update. Where the function sees
@@ -56,7 +56,7 @@ def by_group(function: Callable[..., Any]) -> Callable[..., Any]:
     return divided
 
 
-def varying_alike(tree: Any) -> Any:
+def vary_alike(tree: Any) -> Any:
     """Within `shard_map`: arrays that vary over the same axes, all those over which any does."""
     axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
 
@@ -67,7 +67,7 @@ def varying_alike(tree: Any) -> Any:
     return jax.tree.map(vary, tree)
 
 
-def kept_by_token(tree: Any) -> Any:
+def keep_sharded_by_token(tree: Any) -> Any:
     """Tells XLA that the first axis of each array (batch, or groups) stays divided over devices as tokens are."""
     if current_mesh() is None:
         return tree

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_jax import counting
-from moe_jax.counting import NOWHERE, count_earlier, counts_natively, sort_by_key
+from moe_jax.native import sorting
+from moe_jax.native.sorting import NOWHERE, counting_sort, has_native_sort, rank_within_key
 
 KEYS = 4
 DRAWN = st.lists(st.integers(NOWHERE, KEYS - 1), min_size=1, max_size=12)
@@ -26,25 +26,25 @@ def assert_sorted(key, result):
 @given(key=DRAWN)
 def test_sort_by_key(native, key):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(counting, "counts_natively", lambda: native)
-        assert_sorted(key, sort_by_key(jnp.asarray(key, jnp.int32), KEYS))
+        patch.setattr(sorting, "has_native_sort", lambda: native)
+        assert_sorted(key, counting_sort(jnp.asarray(key, jnp.int32), KEYS))
 
 
 def test_each_of_many_at_once():
     keys = np.random.default_rng(0).integers(NOWHERE, KEYS, (3, 20)).astype(np.int32)
-    results = jax.vmap(lambda key: sort_by_key(key, KEYS))(keys)
+    results = jax.vmap(lambda key: counting_sort(key, KEYS))(keys)
     for i, key in enumerate(keys):
         assert_sorted(key, [x[i] for x in results])
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, KEYS - 1), st.booleans()), min_size=1, max_size=12))
 def test_count_earlier(pairs):
-    assert counts_natively()
+    assert has_native_sort()
     key, counted = map(list, zip(*pairs, strict=True))
     expected = [sum(c for k, c in pairs[:i] if k == one) for i, one in enumerate(key)]
-    assert count_earlier(jnp.asarray(key, jnp.int32), jnp.asarray(counted)).tolist() == expected
+    assert rank_within_key(jnp.asarray(key, jnp.int32), jnp.asarray(counted)).tolist() == expected
 
 
 def test_a_key_that_there_is_not_is_an_error():
     with pytest.raises(ValueError, match="a key that there is not"):
-        jax.block_until_ready(sort_by_key(jnp.asarray([0, KEYS], jnp.int32), KEYS))
+        jax.block_until_ready(counting_sort(jnp.asarray([0, KEYS], jnp.int32), KEYS))
