@@ -1,4 +1,4 @@
-"""From nested dictionaries to typed, frozen dataclasses; errors name the field, the value and what is accepted."""
+"""Nested dictionaries as typed, frozen dataclasses; errors name the field, the value and the accepted values."""
 
 import ast
 import dataclasses
@@ -6,13 +6,20 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 Config = TypeVar("Config")
+
+KIND = "kind"
+"""The key that names the kind of a tagged union in a dictionary."""
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line for a person to act on."""
+
+    def within(self, path: str) -> "ConfigError":
+        """Returns the same error with `path` before the field that its message begins with."""
+        return ConfigError(_join(path, str(self)))
 
 
 def require(condition: bool, field: str, value: Any, accepted: str) -> None:
@@ -27,29 +34,71 @@ def require_name(name: str, known: Sequence[str] | Mapping[str, Any], field: str
         raise ConfigError(f"{field} is {name!r}; accepted: {', '.join(sorted(known))}{_nearest(str(name), known)}")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kinds:
+    """A tagged union: the dataclasses that one field may hold, each under a name.
+
+    A field has it as `Annotated[Base, Kinds(...)]`. In a dictionary the value is a mapping whose `kind` is the name and
+    whose other keys are the fields; or the name alone, for the defaults.
+
+    Attributes:
+      by_name: the dataclasses.
+      default: the kind of a mapping that names none; None requires a name.
+    """
+
+    by_name: Mapping[str, type]
+    default: str | None = None
+
+    def name_of(self, value: Any) -> str:
+        """Returns the name of the kind that `value` is an instance of."""
+        return next(name for name, kind in self.by_name.items() if type(value) is kind)
+
+    def make(self, value: Any, path: str) -> Any:
+        """Returns a value of one of the kinds from a name, a mapping, or a value that is one already.
+
+        Raises:
+          ConfigError: an unknown name (with the nearest known one), or fields that the kind does not have.
+        """
+        if type(value) in self.by_name.values():
+            return value
+        if isinstance(value, str):
+            value = {KIND: value}
+        accepted = f"a name or a mapping with {KIND}: {', '.join(sorted(self.by_name))}"
+        require(isinstance(value, Mapping), path, value, accepted)
+        name = value.get(KIND, self.default)
+        if KIND in value or name is None:
+            require_name(name, self.by_name, path)
+        fields = {key: item for key, item in value.items() if key != KIND}
+        return build(self.by_name[name], fields, path)
+
+
 def build(kind: type[Config], values: Mapping[str, Any], path: str = "") -> Config:
     """Builds the dataclass `kind` from nested `values`, refusing unknown fields and wrong types.
 
     Args:
-      kind: a dataclass; a field may itself be a dataclass, `X | None`, `tuple[X, ...]`, `Literal[...]` or a plain type.
-      values: what the fields get; fields left out keep their defaults. A mapping for a field that is a dataclass.
-      path: dotted name of this object within the whole configuration, for messages.
+      kind: a dataclass. A field may be a dataclass, `Annotated[..., Kinds]`, `X | None`, `tuple[X, ...]`,
+        `Mapping[str, X]`, `Literal[...]` or a plain type.
+      values: the values of the fields, mappings for fields that are dataclasses; a field left out keeps its default.
+      path: dotted name of this object within the whole configuration. Checks of `kind` name bare fields; it is put
+        before them.
 
     Raises:
       ConfigError: an unknown field (with the nearest known one), a missing one, or a value of the wrong type.
     """
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name in fields}
+    hints = _hints(kind)
     converted = check_values(hints, values, path)
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values:
+        if _default(field) is dataclasses.MISSING and name not in values:
             raise ConfigError(f"{_join(path, name)} is missing; accepted: a value of type {_describe(hints[name])}")
-    return kind(**converted)
+    try:
+        return kind(**converted)
+    except ConfigError as error:
+        raise error.within(path) from error
 
 
 def check_values(hints: Mapping[str, Any], values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """The `values` converted to the types of `hints`; raises ConfigError for an unknown name or a wrong type."""
+    """Converts `values` to the types of `hints`; raises ConfigError for an unknown name or a wrong type."""
     for name in values:
         if name not in hints:
             accepted = ", ".join(hints) or "none"
@@ -58,49 +107,109 @@ def check_values(hints: Mapping[str, Any], values: Mapping[str, Any], path: str 
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The inverse of `build`, in JSON's types."""
+    """Inverts `build`, in JSON's types."""
+    return _fields_to_dict(config, _kinds_of_fields(type(config)), skip_defaults=False)
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return value
 
-    return plain(dataclasses.asdict(config))
+def differences(config: Any) -> dict[str, Any]:
+    """Returns what `build` needs to make `config` again: as `to_dict`, without the fields that have their defaults.
+
+    A field that is added later with a default changes no such dictionary, so that it can be an identity.
+    """
+    return _fields_to_dict(config, _kinds_of_fields(type(config)), skip_defaults=True)
 
 
 def override(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Applies `key.subkey=value` assignments to a nested dictionary and returns a new one.
 
-    Values are read as Python literals where they are one (`3`, `1e-3`, `(1, 3)`, `None`), else as text. Whether a key
-    exists and takes the value is for `build` to say.
+    Values are read as Python literals where they are one (`3`, `1e-3`, `(1, 3)`, `None`), else as text. A subkey of a
+    list is an index (`variants.0.layers`); a subkey of a text keeps it as the kind (`router.num_groups` of the router
+    `deepseek`). `build` checks whether a key exists and takes the value.
     """
     result = _copy(values)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set is {assignment!r}; accepted: key=value, for example optimizer.learning_rate=1e-3")
-        *parents, last = key.split(".")
-        node = result
-        for parent in parents:
-            if not isinstance(node.get(parent), dict):
-                node[parent] = {}
-            node = node[parent]
         try:
-            node[last] = ast.literal_eval(text)
+            value = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError):
-            node[last] = text
+            value = text
+        *parents, last = key.split(".")
+        node: Any = result
+        for depth, parent in enumerate(parents):
+            slot = _slot(node, parent, ".".join(parents[:depth]))
+            below = node[slot] if isinstance(node, list) else node.get(slot)
+            if isinstance(below, str):
+                below = {KIND: below}
+            node[slot] = below if isinstance(below, dict | list) else {}
+            node = node[slot]
+        node[_slot(node, last, ".".join(parents))] = value
     return result
 
 
+def _slot(node: dict[str, Any] | list[Any], key: str, path: str) -> Any:
+    """Returns `key`, or for a list the index that it is."""
+    if isinstance(node, dict):
+        return key
+    exists = key.isdecimal() and int(key) < len(node)
+    require(exists, f"--set {path}", key, f"an index below {len(node)}")
+    return int(key)
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {name: hint for name, hint in hints.items() if name in names}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    """Returns a field's default; dataclasses.MISSING where it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _kinds_in(hint: Any) -> Kinds | None:
+    """Finds the tagged union within a type: the type itself, an optional one, or a tuple of them."""
+    if typing.get_origin(hint) is Annotated:
+        return next((extra for extra in hint.__metadata__ if isinstance(extra, Kinds)), None)
+    return next(filter(None, map(_kinds_in, typing.get_args(hint))), None)
+
+
+def _kinds_of_fields(kind: type) -> dict[str, Kinds | None]:
+    return {name: _kinds_in(hint) for name, hint in _hints(kind).items()}
+
+
+def _fields_to_dict(config: Any, kinds: Mapping[str, Kinds | None], skip_defaults: bool) -> dict[str, Any]:
+    return {
+        field.name: _plain(getattr(config, field.name), kinds[field.name], skip_defaults)
+        for field in dataclasses.fields(config)
+        if not (skip_defaults and getattr(config, field.name) == _default(field))
+    }
+
+
+def _plain(value: Any, kinds: Kinds | None, skip_defaults: bool) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = _fields_to_dict(value, _kinds_of_fields(type(value)), skip_defaults)
+        return fields if kinds is None else {KIND: kinds.name_of(value)} | fields
+    if isinstance(value, Mapping):
+        return {key: _plain(item, kinds, skip_defaults) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, kinds, skip_defaults) for item in value]
+    return value
+
+
 def _convert(hint: Any, value: Any, path: str) -> Any:
+    if hint is Any:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         (inner,) = [argument for argument in arguments if argument is not type(None)]
         return _convert(inner, value, path)
+    if origin is Annotated:
+        kinds = _kinds_in(hint)
+        return _convert(arguments[0], value, path) if kinds is None else kinds.make(value, path)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
             return value
@@ -119,11 +228,18 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     expected = origin or hint
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise ConfigError(f"{path} is {value!r}; accepted: {_describe(hint)}")
-    return dict(value) if origin is dict else value
+    if isinstance(value, Mapping):
+        return {key: _convert(arguments[1], item, _join(path, key)) for key, item in value.items()}
+    return value
 
 
-def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+def _copy(values: Any) -> Any:
+    """Copies nested mappings and sequences as dictionaries and, where they hold a mapping, lists."""
+    if isinstance(values, Mapping):
+        return {key: _copy(value) for key, value in values.items()}
+    if isinstance(values, list | tuple) and any(isinstance(value, Mapping) for value in values):
+        return [_copy(value) for value in values]
+    return values
 
 
 def _join(path: str, name: str) -> str:

@@ -148,7 +148,7 @@ REFUSED = [
     (
         {"model.moe.router": "expert_choice"},
         "model.moe.router is 'expert_choice', with which a token's experts depend on later tokens",
-        "model.moe.allow_noncausal_router=True",
+        "allow_noncausal_router=True",
     ),
     # The model.
     ({"model.moe": None}, "model.moe is None; accepted: a mixture's fields, because moe_layers is not empty", ""),

@@ -57,30 +57,28 @@ class DataConfig:
     def __post_init__(self) -> None:
         pairs = self.task == "text_to_text"
         known = _is_pairs(self.corpus) if pairs else _is_text(self.corpus)
-        require(known, "data.corpus", self.corpus, f"{PAIR_FORMS}, with task 'text_to_text'" if pairs else CORPUS_FORMS)
+        require(known, "corpus", self.corpus, f"{PAIR_FORMS}, with task 'text_to_text'" if pairs else CORPUS_FORMS)
         trained_on = self.tokenizer_corpus
         accepted = CORPUS_FORMS if pairs else f"{CORPUS_FORMS}, or None"
         fits = _is_text(trained_on) if trained_on is not None else not pairs or self.tokenizer == "bytes"
-        require(fits, "data.tokenizer_corpus", trained_on, accepted)
-        require(self.sequence_length >= 1, "data.sequence_length", self.sequence_length, "an integer of at least 1")
-        require(self.batch_size >= 1, "data.batch_size", self.batch_size, "an integer of at least 1")
-        require(
-            0 < self.validation_fraction < 1, "data.validation_fraction", self.validation_fraction, "between 0 and 1"
-        )
-        require(0 < self.mask_rate < 1, "data.mask_rate", self.mask_rate, "between 0 and 1")
-        require(self.mean_span >= 1, "data.mean_span", self.mean_span, "a number of at least 1")
+        require(fits, "tokenizer_corpus", trained_on, accepted)
+        require(self.sequence_length >= 1, "sequence_length", self.sequence_length, "an integer of at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "an integer of at least 1")
+        require(0 < self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "between 0 and 1")
+        require(0 < self.mask_rate < 1, "mask_rate", self.mask_rate, "between 0 and 1")
+        require(self.mean_span >= 1, "mean_span", self.mean_span, "a number of at least 1")
         examples = self.train_examples
         if pairs:
             accepted = "an integer of at least 1, or None"
-            require(examples is None or examples >= 1, "data.train_examples", examples, accepted)
+            require(examples is None or examples >= 1, "train_examples", examples, accepted)
         else:
-            require(examples is None, "data.train_examples", examples, f"None, with task {self.task!r}")
+            require(examples is None, "train_examples", examples, f"None, with task {self.task!r}")
         self._check_pairs()
         if not re.fullmatch(r"bytes|bpe:[0-9]+", self.tokenizer):
-            raise ConfigError(f"data.tokenizer is {self.tokenizer!r}; accepted: bytes, bpe:SIZE (for example bpe:2048)")
+            raise ConfigError(f"tokenizer is {self.tokenizer!r}; accepted: bytes, bpe:SIZE (for example bpe:2048)")
         require(
             self.text_vocab_size >= 257,
-            "data.tokenizer",
+            "tokenizer",
             self.tokenizer,
             "a SIZE of at least 257 (256 bytes, 1 boundary)",
         )
@@ -88,18 +86,18 @@ class DataConfig:
     def _check_pairs(self) -> None:
         if self.task not in PAIRED:
             for name, value, none in (("target_length", self.target_length, None), ("sentinels", self.sentinels, 0)):
-                require(value == none, f"data.{name}", value, f"{none}, with task {self.task!r}")
+                require(value == none, f"{name}", value, f"{none}, with task {self.task!r}")
             return
         accepted = "an integer of at least 1"
         target = self.target_length
-        require(target is not None and target >= 1, "data.target_length", target, f"{accepted}, with {self.task!r}")
-        require(self.sentinels >= 0, "data.sentinels", self.sentinels, "an integer of at least 0")
+        require(target is not None and target >= 1, "target_length", target, f"{accepted}, with {self.task!r}")
+        require(self.sentinels >= 0, "sentinels", self.sentinels, "an integer of at least 0")
         if self.task == "span_corruption":
-            require(self.sequence_length >= 4, "data.sequence_length", self.sequence_length, "an integer of at least 4")
+            require(self.sequence_length >= 4, "sequence_length", self.sequence_length, "an integer of at least 4")
             lengths = self.corrupted
-            require(target >= lengths.targets, "data.target_length", target, f"at least {lengths.targets}")
+            require(target >= lengths.targets, "target_length", target, f"at least {lengths.targets}")
             accepted = f"at least {lengths.spans}, one for each span"
-            require(self.sentinels >= lengths.spans, "data.sentinels", self.sentinels, accepted)
+            require(self.sentinels >= lengths.spans, "sentinels", self.sentinels, accepted)
 
     @property
     def corrupted(self) -> Lengths:

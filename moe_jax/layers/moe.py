@@ -104,7 +104,7 @@ class MoE(nn.Module):
         weights = network_weights(self, kind, width, self.expert_dim, self.init_scale, self.dtype, self.num_experts)
         group_size = self.group_size or x.shape[1]
         count = token_valid.size
-        require(count % group_size == 0, "model.moe.group_size", group_size, f"a divisor of {count} tokens")
+        require(count % group_size == 0, "group_size", group_size, f"a divisor of {count} tokens")
         # Padding may hold anything, even NaN, which a weight of 0 would pass on.
         x = jnp.where(token_valid[..., None], x, jnp.zeros((), x.dtype))
 

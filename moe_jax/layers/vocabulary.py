@@ -80,7 +80,7 @@ def cross_entropy(
     batch, length = targets.shape
     if chunk is None or chunk >= length:
         return score(x, targets)
-    require(length % chunk == 0, "model.loss_chunk", chunk, f"a divisor of the sequence's length ({length}), or None")
+    require(length % chunk == 0, "loss_chunk", chunk, f"a divisor of the sequence's length ({length}), or None")
     # Along the sequence: the batch may be divided over devices.
     chunks = x.reshape(batch, -1, chunk, x.shape[2]).swapaxes(0, 1), targets.reshape(batch, -1, chunk).swapaxes(0, 1)
     scores = jax.lax.map(lambda part: jax.checkpoint(score)(*part), chunks)

@@ -78,48 +78,47 @@ class MoEConfig:
     router_dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
-        where = "model.moe."
         accepted = f"one or both of {', '.join(get_args(Place))}"
-        require(len(set(self.places)) == len(self.places) >= 1, where + "places", self.places, accepted)
-        require(self.dropout is None or 0 <= self.dropout < 1, where + "dropout", self.dropout, "0 to below 1, or None")
-        require(self.num_experts >= 1, where + "num_experts", self.num_experts, "an integer of at least 1")
-        require_name(self.router, ROUTERS, where + "router")
-        require_name(self.execution, ["auto", *EXECUTIONS], where + "execution")
+        require(len(set(self.places)) == len(self.places) >= 1, "places", self.places, accepted)
+        require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "0 to below 1, or None")
+        require(self.num_experts >= 1, "num_experts", self.num_experts, "an integer of at least 1")
+        require_name(self.router, ROUTERS, "router")
+        require_name(self.execution, ["auto", *EXECUTIONS], "execution")
         if self.ffn is not None:
-            require_name(self.ffn, FFN_KINDS, where + "ffn")
-        require(1 <= self.k <= self.num_experts, where + "k", self.k, f"1 to num_experts ({self.num_experts})")
+            require_name(self.ffn, FFN_KINDS, "ffn")
+        require(1 <= self.k <= self.num_experts, "k", self.k, f"1 to num_experts ({self.num_experts})")
         for name in ("capacity_factor", "eval_capacity_factor"):
             value = getattr(self, name)
-            require(value is None or 0 < value < math.inf, where + name, value, "a positive number, finite, or None")
+            require(value is None or 0 < value < math.inf, name, value, "a positive number, finite, or None")
         for name in ("group_size", "expert_dim", "shared_dim"):
             value = getattr(self, name)
-            require(value is None or value >= 1, where + name, value, "an integer of at least 1, or None")
+            require(value is None or value >= 1, name, value, "an integer of at least 1, or None")
         require(
             self.shared_dim is not None or not self.shared_gate,
-            where + "shared_gate",
+            "shared_gate",
             True,
             "False, without shared_dim",
         )
-        self._check_combinations(where)
+        self._check_combinations()
         # Raises where the router does not have what it is asked for.
         self.checked_router()
 
-    def _check_combinations(self, where: str) -> None:
+    def _check_combinations(self) -> None:
         rule = self.capacity_rule
         require(
             self.capacity_factor is not None or rule == "ceil",
-            where + "capacity_rule",
+            "capacity_rule",
             rule,
             "ceil, with capacity_factor=None",
         )
         if ROUTERS[self.router].mixes:
             accepted = f"an integer, with router {self.router!r}: the number of its parameters depends on it"
-            require(self.group_size is not None, where + "group_size", None, accepted)
+            require(self.group_size is not None, "group_size", None, accepted)
             accepted = f"output, with router {self.router!r}, which assigns no token to an expert"
-            require(self.combine == "output", where + "combine", self.combine, accepted)
+            require(self.combine == "output", "combine", self.combine, accepted)
         if "attention" in self.places:
             accepted = "output, with a mixture in the attention, whose experts' results are no tokens"
-            require(self.combine == "output", where + "combine", self.combine, accepted)
+            require(self.combine == "output", "combine", self.combine, accepted)
 
     def checked_router(self) -> Router:
         """The router as configured, with its training capacity."""
@@ -131,8 +130,8 @@ class MoEConfig:
             self.capacity_factor,
             self.router_options,
             self.losses or {},
-            "model.moe",
-            "model.moe.router_options",
+            "",
+            "router_options",
             capacity_rule=self.capacity_rule,
             **fields,
         )
@@ -163,9 +162,8 @@ class DepthConfig:
     coefficient: float = 0.01
 
     def __post_init__(self) -> None:
-        where = "model.depth."
-        require(0 < self.capacity <= 1, where + "capacity", self.capacity, "above 0, to 1")
-        require(self.coefficient >= 0, where + "coefficient", self.coefficient, "a number of at least 0")
+        require(0 < self.capacity <= 1, "capacity", self.capacity, "above 0, to 1")
+        require(self.coefficient >= 0, "coefficient", self.coefficient, "a number of at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,49 +228,45 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads", "ffn_dim"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "an integer of at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer of at least 1")
         for name in ("num_kv_heads", "head_dim", "loss_chunk"):
             value = getattr(self, name)
-            require(value is None or value >= 1, f"model.{name}", value, "an integer of at least 1, or None")
-        require_name(self.ffn, FFN_KINDS, "model.ffn")
+            require(value is None or value >= 1, name, value, "an integer of at least 1, or None")
+        require_name(self.ffn, FFN_KINDS, "ffn")
         if self.head_dim is None:
             require(
                 self.model_dim % self.num_heads == 0,
-                "model.num_heads",
+                "num_heads",
                 self.num_heads,
                 f"a divisor of model_dim ({self.model_dim}), or set head_dim",
             )
-        require(
-            self.num_heads % self.kv_heads == 0, "model.num_kv_heads", self.kv_heads, f"a divisor of {self.num_heads}"
-        )
+        require(self.num_heads % self.kv_heads == 0, "num_kv_heads", self.kv_heads, f"a divisor of {self.num_heads}")
         if self.positions == "rope":
-            require(self.head_width % 2 == 0, "model.head_dim", self.head_width, "an even number, with rope")
-        std, field = self.relative_bias_std, "model.relative_bias_std"
+            require(self.head_width % 2 == 0, "head_dim", self.head_width, "an even number, with rope")
+        std, field = self.relative_bias_std, "relative_bias_std"
         require(std > 0, field, std, "a positive number")
         default = ModelConfig.relative_bias_std
         require(std == default or self.positions == "t5", field, std, f"{default}, with positions={self.positions!r}")
-        require(self.rope_theta > 0, "model.rope_theta", self.rope_theta, "a positive number")
-        require(self.init_scale > 0, "model.init_scale", self.init_scale, "a positive number")
-        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 to below 1")
+        require(self.rope_theta > 0, "rope_theta", self.rope_theta, "a positive number")
+        require(self.init_scale > 0, "init_scale", self.init_scale, "a positive number")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 to below 1")
         self._check_stacks()
         for name, layers in (("moe_layers", self.moe_layers), ("depth.layers", self.depth_layers)):
             increasing = list(layers) == sorted(set(layers)) and all(0 <= i < self.num_layers for i in layers)
             accepted = f"increasing layer indices below num_layers ({self.num_layers})"
-            require(increasing, f"model.{name}", layers, accepted)
+            require(increasing, name, layers, accepted)
         both = set(self.depth_layers) & set(self.moe_layers)
-        require(
-            not both, "model.depth.layers", self.depth_layers, f"layers that are not in moe_layers {self.moe_layers}"
-        )
+        require(not both, "depth.layers", self.depth_layers, f"layers that are not in moe_layers {self.moe_layers}")
         for name in self.remat_saves:
-            require_name(name, SAVEABLE, "model.remat_saves")
-        require(self.remat or not self.remat_saves, "model.remat_saves", self.remat_saves, "(), without remat")
+            require_name(name, SAVEABLE, "remat_saves")
+        require(self.remat or not self.remat_saves, "remat_saves", self.remat_saves, "(), without remat")
         if self.moe_layers:
-            require(self.moe is not None, "model.moe", None, "a mixture's fields, because moe_layers is not empty")
+            require(self.moe is not None, "moe", None, "a mixture's fields, because moe_layers is not empty")
             self._check_causal()
         every = self.moe.parallel.rebalance_every if self.moe else None
         require(
             every is None or bool(self.moe_layers),
-            "model.moe.parallel.rebalance_every",
+            "moe.parallel.rebalance_every",
             every,
             "None, without moe_layers",
         )
@@ -281,16 +275,16 @@ class ModelConfig:
         if self.architecture == "decoder":
             return
         accepted = "True, with architecture='encoder_decoder', whose encoder sees both sides all the same"
-        require(self.causal, "model.causal", self.causal, accepted)
-        require(self.depth is None, "model.depth", self.depth, "None, with architecture='encoder_decoder'")
+        require(self.causal, "causal", self.causal, accepted)
+        require(self.depth is None, "depth", self.depth, "None, with architecture='encoder_decoder'")
 
     def _check_causal(self) -> None:
         allowed = self.moe.allow_noncausal_router or not self.causal
         if not self.moe.checked_router().causal and not allowed:
             raise ConfigError(
-                f"model.moe.router is {self.moe.router!r}, with which a token's experts depend on later tokens, so a "
+                f"moe.router is {self.moe.router!r}, with which a token's experts depend on later tokens, so a "
                 "causal model would see the future it is to predict; accepted: another router, or "
-                "model.moe.allow_noncausal_router=True to run it knowingly"
+                "allow_noncausal_router=True to run it knowingly"
             )
 
     @property

@@ -91,20 +91,20 @@ def check_router(
     kind = ROUTERS[name]
     allowed = (num_experts,) if kind.choices_allowed == "all" else kind.choices_allowed
     if allowed is not None:
-        require(k in allowed, f"{path}.k", k, " or ".join(map(str, allowed)) + f", with router {name!r}")
+        require(k in allowed, f"{path}k", k, " or ".join(map(str, allowed)) + f", with router {name!r}")
     if not kind.drops:
-        require(capacity_factor is None, f"{path}.capacity_factor", capacity_factor, f"None, with router {name!r}")
+        require(capacity_factor is None, f"{path}capacity_factor", capacity_factor, f"None, with router {name!r}")
     if "loss_level" in fields:
         accepted = f"{', '.join(kind.loss_levels) or None}, with router {name!r}"
-        require(fields["loss_level"] in kind.loss_levels, f"{path}.loss_level", fields["loss_level"], accepted)
+        require(fields["loss_level"] in kind.loss_levels, f"{path}loss_level", fields["loss_level"], accepted)
     hints = {field: hint for field, hint in typing.get_type_hints(kind).items() if field in own_fields(kind)}
     converted = check_values(hints, options, options_path)
     for loss, coefficient in losses.items():
         has = ", ".join(kind.losses) or "none"
-        require(loss in kind.losses, f"{path}.losses", loss, f"losses of router {name!r}: {has}")
+        require(loss in kind.losses, f"{path}losses", loss, f"losses of router {name!r}: {has}")
         require(
             isinstance(coefficient, int | float) and coefficient >= 0,
-            f"{path}.losses.{loss}",
+            f"{path}losses.{loss}",
             coefficient,
             "a number of at least 0",
         )

@@ -36,7 +36,7 @@ def capacity_per_expert(
     Raises:
       ConfigError: a capacity of 0.
     """
-    require_name(rule, get_args(CapacityRule), "model.moe.capacity_rule")
+    require_name(rule, get_args(CapacityRule), "capacity_rule")
     if capacity_factor is None:
         return tokens
     if rule == "mesh_tensorflow":
@@ -45,7 +45,7 @@ def capacity_per_expert(
     capacity = min(math.ceil(round(capacity_factor * tokens * k / num_experts, 6)), tokens)
     require(
         capacity >= 1,
-        "model.moe.capacity_factor",
+        "capacity_factor",
         capacity_factor,
         f"a factor that gives each of {num_experts} experts at least one seat for {tokens} tokens with k={k}",
     )

@@ -70,7 +70,7 @@ class Hierarchical(Router):
         kind = ROUTERS[name]
         plain = kind is not Hierarchical and not kind.mixes and kind.next_state is Router.next_state
         require(plain, role, name, "a router of one level that assigns tokens and has no state of its own")
-        check_router(name, experts, k, capacity_factor, options, {}, role, f"{role}_options")
+        check_router(name, experts, k, capacity_factor, options, {}, f"{role}.", f"{role}_options")
 
     @property
     def causal(self) -> bool:

@@ -38,16 +38,15 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
-        where = "optimizer."
-        require(self.learning_rate > 0, where + "learning_rate", self.learning_rate, "a positive number")
-        require(self.warmup_steps >= 1, where + "warmup_steps", self.warmup_steps, "an integer of at least 1")
-        require(0 <= self.final_fraction <= 1, where + "final_fraction", self.final_fraction, "between 0 and 1")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a positive number")
+        require(self.warmup_steps >= 1, "warmup_steps", self.warmup_steps, "an integer of at least 1")
+        require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "between 0 and 1")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
-            require(value is None or 0 <= value < 1, where + name, value, "at least 0 and below 1, or None")
-            require(value is None or self.name == "adamw", where + name, value, "None, with adafactor")
-        require(self.weight_decay >= 0, where + "weight_decay", self.weight_decay, "a number of at least 0")
-        require(self.clip_norm is None or self.clip_norm > 0, where + "clip_norm", self.clip_norm, "positive, or None")
+            require(value is None or 0 <= value < 1, name, value, "at least 0 and below 1, or None")
+            require(value is None or self.name == "adamw", name, value, "None, with adafactor")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number of at least 0")
+        require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "positive, or None")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +68,7 @@ class MeshConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             size = getattr(self, field.name)
-            require(size >= 1, f"mesh.{field.name}", size, "an integer of at least 1")
+            require(size >= 1, field.name, size, "an integer of at least 1")
 
     @property
     def size(self) -> int:
@@ -109,7 +108,7 @@ class DistillationConfig:
     share: float = 0.25
 
     def __post_init__(self) -> None:
-        require(0 < self.share <= 1, "distillation.share", self.share, "above 0, to 1")
+        require(0 < self.share <= 1, "share", self.share, "above 0, to 1")
 
 
 @dataclasses.dataclass(frozen=True)

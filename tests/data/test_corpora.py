@@ -277,5 +277,5 @@ class TestTfds:
 
 
 def test_a_name_of_no_kind_of_corpus_is_refused():
-    with pytest.raises(ConfigError, match=r"data.corpus is 'c4'; accepted: python_source, .*tfds:NAME"):
+    with pytest.raises(ConfigError, match=r"corpus is 'c4'; accepted: python_source, .*tfds:NAME"):
         DataConfig(corpus="c4")

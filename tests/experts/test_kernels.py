@@ -207,7 +207,7 @@ def test_what_a_platform_lacks_is_refused(monkeypatch):
     monkeypatch.setattr("moe_jax.experts.kernels.choice.is_installed", lambda: False)
     assert choose_kernel("auto") == "blocks"
     accepted = "on platform 'cpu' auto, blocks, ragged_dot; it is built when moe_jax is installed, for CPUs"
-    with pytest.raises(ConfigError, match=f"^model.moe.kernel is 'native'; accepted: {accepted}$"):
+    with pytest.raises(ConfigError, match=f"^kernel is 'native'; accepted: {accepted}$"):
         choose_kernel("native")
 
 
@@ -218,7 +218,7 @@ def test_each_platform_has_its_own(monkeypatch):
         assert available("gpu") == names
     for kernel, why in (("megablox", "it is for TPUs"), ("tokamax", "it is in the extra gpu, for GPUs")):
         accepted = f"on platform 'cpu' auto, native, blocks, ragged_dot; {why}"
-        with pytest.raises(ConfigError, match=f"^model.moe.kernel is '{kernel}'; accepted: {accepted}$"):
+        with pytest.raises(ConfigError, match=f"^kernel is '{kernel}'; accepted: {accepted}$"):
             choose_kernel(kernel)
 
 

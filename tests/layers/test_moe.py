@@ -165,7 +165,7 @@ def test_a_group_shares_one_capacity(group_size):
 
 def test_a_group_size_that_does_not_divide_the_batch_is_refused():
     x = jnp.ones((2, 12, D))
-    with pytest.raises(ConfigError, match=r"^model\.moe\.group_size is 7; accepted: a divisor of 24 tokens"):
+    with pytest.raises(ConfigError, match=r"^group_size is 7; accepted: a divisor of 24 tokens"):
         layer(group_size=7).init(jax.random.key(0), x, jnp.ones((2, 12), bool))
 
 

@@ -49,7 +49,7 @@ def test_a_chunk_of_logits_is_the_largest_array():
 
 
 def test_what_does_not_divide_is_refused():
-    with pytest.raises(ConfigError, match=r"model.loss_chunk is 5; accepted: a divisor of the sequence's length"):
+    with pytest.raises(ConfigError, match=r"loss_chunk is 5; accepted: a divisor of the sequence's length"):
         cross_entropy(lambda rows: rows, jnp.ones((1, 12, 3)), jnp.ones((1, 12), jnp.int32), 5)
 
 

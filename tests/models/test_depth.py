@@ -146,7 +146,7 @@ def test_counts_are_those_of_the_parameters_and_of_the_share():
 @pytest.mark.parametrize(
     ("depth", "says"),
     [
-        ({"layers": (1, 9)}, r"model\.depth\.layers is \(1, 9\); accepted: increasing layer indices below"),
+        ({"layers": (1, 9)}, r"depth\.layers is \(1, 9\); accepted: increasing layer indices below"),
         ({"layers": (1,), "capacity": 0.0}, r"model\.depth\.capacity is 0\.0; accepted: above 0, to 1"),
         ({"layers": (1,), "coefficient": -1.0}, r"model\.depth\.coefficient is -1\.0"),
     ],
@@ -154,5 +154,5 @@ def test_counts_are_those_of_the_parameters_and_of_the_share():
 def test_what_cannot_be_is_refused(depth, says):
     with pytest.raises(ConfigError, match=says):
         small.config(depth=depth)
-    with pytest.raises(ConfigError, match=r"model\.depth\.layers is \(1,\); accepted: layers that are not in moe"):
+    with pytest.raises(ConfigError, match=r"depth\.layers is \(1,\); accepted: layers that are not in moe"):
         small.config({"router": "switch"}, depth={"layers": (1,)})

@@ -34,5 +34,5 @@ def test_capacity(factor, tokens, k, experts, capacity):
 
 
 def test_a_factor_without_a_seat_is_refused():
-    with pytest.raises(ConfigError, match=r"^model\.moe\.capacity_factor is 1e-09; accepted: a factor that gives each"):
+    with pytest.raises(ConfigError, match=r"^capacity_factor is 1e-09; accepted: a factor that gives each"):
         capacity_per_expert(1e-9, 7, 1, 4)

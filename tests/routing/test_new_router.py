@@ -55,5 +55,5 @@ def test_it_is_listed_and_checked():
     assert row["k"] == [1]
     assert row["causal"]
     assert row["losses"] == {"z_loss": 0.001}
-    with pytest.raises(ConfigError, match=r"model\.moe\.k is 2; accepted: 1, with router 'second_best'"):
+    with pytest.raises(ConfigError, match=r"k is 2; accepted: 1, with router 'second_best'"):
         tiny_config(sets=SETS | {"model.moe.k": 2})

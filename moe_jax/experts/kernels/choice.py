@@ -58,5 +58,5 @@ def choose_kernel(choice: KernelChoice) -> str:
     if choice not in names:
         why = f"; {NEEDS[choice]}" if choice in NEEDS else ""
         accepted = f"on platform {platform!r} auto, {', '.join(names)}{why}"
-        raise ConfigError(f"model.moe.kernel is {choice!r}; accepted: {accepted}")
+        raise ConfigError(f"kernel is {choice!r}; accepted: {accepted}")
     return choice

@@ -23,7 +23,7 @@ def balanced_placement(
       ConfigError: `devices` does not divide the experts.
     """
     count = len(load)
-    require(count % devices == 0, "mesh.expert", devices, f"a divisor of model.moe.num_experts ({count})")
+    require(count % devices == 0, "mesh.expert", devices, f"a divisor of num_experts ({count})")
     room = count // devices
     part, total, taken = np.zeros(count, int), np.zeros(devices), np.zeros(devices, int)
     for expert in np.argsort(-load, kind="stable"):

@@ -90,10 +90,10 @@ def check_mesh(mesh: AbstractMesh, num_experts: int, expert_dim: int, num_groups
             axis in mesh.shape, "mesh", tuple(mesh.shape), f"a mesh with axes {', '.join(AXES)}; it has no {axis!r}"
         )
     experts, width, shards = mesh.shape["expert"], mesh.shape["tensor"], token_shards(mesh)
-    require(num_experts % experts == 0, "mesh.expert", experts, f"a divisor of model.moe.num_experts ({num_experts})")
+    require(num_experts % experts == 0, "mesh.expert", experts, f"a divisor of num_experts ({num_experts})")
     require(expert_dim % width == 0, "mesh.tensor", width, f"a divisor of the expert width ({expert_dim})")
     accepted = f"groups that fill {shards} devices evenly: a multiple of {shards} of them, where there are {num_groups}"
-    require(num_groups % shards == 0, "model.moe.group_size", None, accepted)
+    require(num_groups % shards == 0, "group_size", None, accepted)
 
 
 def weight_spec(name: str) -> P:

@@ -31,9 +31,9 @@ class ParallelConfig:
     rebalance_every: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.slack >= 1, "model.moe.parallel.slack", self.slack, "a number of at least 1")
+        require(self.slack >= 1, "slack", self.slack, "a number of at least 1")
         every, accepted = self.rebalance_every, "an integer of at least 1, or None"
-        require(every is None or every >= 1, "model.moe.parallel.rebalance_every", every, accepted)
+        require(every is None or every >= 1, "rebalance_every", every, accepted)
 
 
 def choose_strategy(
@@ -59,13 +59,11 @@ def choose_strategy(
         # Every token to every device costs P - 1 rows each way, its choices rows_per_token * (1 - 1 / P).
         return fitting[-1] if fitting and devices > max(1.0, rows_per_token) else "gather"
     runs = RUNS_AS.get(strategy, execution)
-    accepted = (
-        f"auto, gather or another that runs experts as model.moe.execution={execution!r} says; {runs!r} goes with this"
-    )
-    require(runs == execution, "model.moe.parallel.strategy", strategy, accepted)
+    accepted = f"auto, gather or another that runs experts as execution={execution!r} says; {runs!r} goes with this"
+    require(runs == execution, "strategy", strategy, accepted)
     require(
         strategy != "ragged" or platform != "cpu",
-        "model.moe.parallel.strategy",
+        "strategy",
         strategy,
         f"dropless, all_to_all or gather on platform {platform!r}, which cannot exchange ragged arrays",
     )

@@ -204,7 +204,7 @@ def test_what_cannot_run_is_refused(config, execution, message):
 @pytest.mark.parametrize(
     ("shape", "axes", "message"),
     [
-        ((8, 6, 4, 6, 6), "8 expert", r"mesh.expert is 8; accepted: a divisor of model.moe.num_experts \(6\)"),
+        ((8, 6, 4, 6, 6), "8 expert", r"mesh.expert is 8; accepted: a divisor of num_experts \(6\)"),
         ((8, 6, 4, 5, 8), "2x2x2 data-expert-tensor", r"mesh.tensor is 2; accepted: a divisor of .* width \(5\)"),
         ((4, 6, 4, 6, 8), "8 expert", "a multiple of 8 of them, where there are 4"),
     ],
