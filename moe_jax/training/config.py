@@ -161,16 +161,14 @@ class TrainConfig:
             f"fewer than steps ({self.steps})",
         )
         self._check_task()
-        moe = self.model.moe
-        if self.model.moe_layers and moe.group_size is not None:
-            for length in self.lengths:
-                tokens = self.data.batch_size * length
-                accepted = f"a divisor of {tokens} tokens a step"
-                require(tokens % moe.group_size == 0, "model.moe.group_size", moe.group_size, accepted)
-        every = moe.parallel.rebalance_every if moe else None
         accepted = f"None, with optimizer.name={self.optimizer.name!r}, whose factored moments do not go with an expert"
-        movable = every is None or self.optimizer.name == "adamw"
-        require(movable, "model.moe.parallel.rebalance_every", every, accepted)
+        for moe in self.model.mixtures:
+            for tokens in (self.data.batch_size * length for length in self.lengths):
+                divides = moe.group_size is None or tokens % moe.group_size == 0
+                require(divides, "model.moe.group_size", moe.group_size, f"a divisor of {tokens} tokens a step")
+            every = moe.parallel.rebalance_every
+            movable = every is None or self.optimizer.name == "adamw"
+            require(movable, "model.moe.parallel.rebalance_every", every, accepted)
         self._check_mesh()
 
     def _check_task(self) -> None:
@@ -195,26 +193,23 @@ class TrainConfig:
         accepted = f"a multiple of {shards}, so that {share} has as many sequences"
         require(batch % shards == 0, "data.batch_size", batch, accepted)
         if unit > 1:
-            group = self.model.moe.group_size
             accepted = f"a divisor of the {tokens // shards} tokens of {share}"
-            require(batch % (unit * shards) == 0, "model.moe.group_size", group, accepted)
+            require(batch % (unit * shards) == 0, "model.moe.group_size", self.model.mixtures[0].group_size, accepted)
         accepted = f"a divisor of {batch // (unit * shards)}, the sequences or whole routing groups of {share}"
         require(batch % (unit * shards * self.accumulation) == 0, "accumulation", self.accumulation, accepted)
-        if self.model.moe_layers:
-            drawn = self.model.expert_dropout if "feed_forward" in self.model.moe.places else 0.0
+        for moe in self.model.mixtures:
+            one = self.mesh.size == 1 or moe.dropout == 0 or moe.ffn == "linear"
             accepted = "0 on more than one device, whose rows would not drop out as those of one do"
-            require(self.mesh.size == 1 or drawn == 0, "model.moe.dropout", drawn, accepted)
-            experts, width = self.model.moe.num_experts, self.model.expert_dim
-            accepted = f"a divisor of model.moe.num_experts ({experts})"
-            require(experts % self.mesh.expert == 0, "mesh.expert", self.mesh.expert, accepted)
-            accepted = f"a divisor of the experts' width ({width})"
-            require(width % self.mesh.tensor == 0, "mesh.tensor", self.mesh.tensor, accepted)
+            require(one, "model.moe.dropout", moe.dropout, accepted)
+            accepted = f"a divisor of model.moe.num_experts ({moe.num_experts})"
+            require(moe.num_experts % self.mesh.expert == 0, "mesh.expert", self.mesh.expert, accepted)
+            accepted = f"a divisor of the experts' width ({moe.expert_dim})"
+            require(moe.expert_dim % self.mesh.tensor == 0, "mesh.tensor", self.mesh.tensor, accepted)
 
     @property
     def sequences_per_group(self) -> int:
-        """The fewest sequences that are whole routing groups, of each stack."""
-        group = self.model.moe.group_size if self.model.moe_layers else None
-        return sequences_of_whole_groups(group, self.lengths)
+        """The fewest sequences that are whole routing groups, in every mixture of each stack."""
+        return math.lcm(*(sequences_of_whole_groups(moe.group_size, self.lengths) for moe in self.model.mixtures))
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -229,5 +224,5 @@ class TrainConfig:
 
 
 def sequences_of_whole_groups(group_size: int | None, lengths: Sequence[int]) -> int:
-    """The fewest sequences whose tokens are whole groups, whichever of `lengths` they have; None groups by sequence."""
+    """Returns the fewest sequences whose tokens are whole groups, for each of `lengths`; None groups by sequence."""
     return 1 if group_size is None else math.lcm(*(math.lcm(group_size, length) // length for length in lengths))
