@@ -19,8 +19,8 @@ from moe_jax.results.measures import Runs, differences, diverged, values_of
 from moe_jax.results.rows import Row
 from moe_jax.results.summary import COSTS, experts_of, summarize
 from moe_jax.statistics.estimates import estimate
-from moe_jax.statistics.intervals import Interval, interval_of_mean, interval_of_share, ratio_of_spreads
-from moe_jax.statistics.p_values import adjusted_for_several, p_of_mean
+from moe_jax.statistics.intervals import Interval, fieller_interval, mean_interval, pitman_morgan, proportion_interval
+from moe_jax.statistics.p_values import holm, mean_p_value
 
 Side = Literal["below", "above"]
 Better = Literal["lower", "higher"]
@@ -125,7 +125,7 @@ class Equal(Rule):
         figure = f"{signed(found.mean, found.interval)} {_unit(self.metric)} ({self.model} - {self.baseline})"
         outcome = decide(found.interval, -self.margin, self.margin)
         if outcome is Outcome.INCONCLUSIVE and found.n > 1:
-            narrow = decide(interval_of_mean(values, 0.90), -self.margin, self.margin)
+            narrow = decide(mean_interval(values, 0.90), -self.margin, self.margin)
             outcome = narrow if narrow is Outcome.SUPPORTED else outcome
         return Verdict(outcome, figure, self.test, found.n, found.mean, found.interval)
 
@@ -274,7 +274,7 @@ class ShareOfGain(Rule):
         if decide(estimate(wholes).interval, low=0.0) is not Outcome.SUPPORTED:
             reason = f"{self.best} is not certain to be better than {self.base}"
             return Verdict(Outcome.INCONCLUSIVE, NO_CERTAIN_GAIN, self.test, len(parts), reason=reason)
-        share, interval = float(np.mean(parts) / np.mean(wholes)), interval_of_share(parts, wholes)
+        share, interval = float(np.mean(parts) / np.mean(wholes)), fieller_interval(parts, wholes)
         figure = f"{percent(share, interval)} of the gain of {self.best} ({self.model})"
         return Verdict(decide(interval, *self._range), figure, self.test, len(parts), share, interval)
 
@@ -299,7 +299,7 @@ class Spread(Rule):
 
     def judge(self, runs: Runs) -> Verdict:
         own, other = (values_of(runs, name, self.metric) for name in self.models)
-        found = ratio_of_spreads(own, other)
+        found = pitman_morgan(own, other)
         if found is None:
             reason = "three seeds or more are needed, in which neither model's values follow from the other's"
             return Verdict(Outcome.INCONCLUSIVE, "", self.test, len(own), reason=reason)
@@ -328,8 +328,7 @@ class Diverges(Rule):
     def judge(self, runs: Runs) -> Verdict:
         rows = runs[self.model]
         count = sum(map(diverged, rows))
-        found = stats.binomtest(count, len(rows)).proportion_ci(method="exact")
-        share, interval = count / len(rows), (float(found.low), float(found.high))
+        share, interval = count / len(rows), proportion_interval(count, len(rows), method="exact")
         figure = f"{count} of {len(rows)} runs of {self.model} diverge, {percent(share, interval)}"
         return Verdict(on_side(interval, self.claimed, self.threshold), figure, self.test, len(rows), share, interval)
 
@@ -340,7 +339,7 @@ def _judge_pairs(runs: Runs, pairs: Sequence[Sequence[str]], better: Better, met
     estimates = [estimate(values) for values in samples]
     sign = -1 if better == "lower" else 1
     one_seed = estimates[0].n == 1
-    p_values = [1.0] * len(pairs) if one_seed else adjusted_for_several([p_of_mean(values) for values in samples])
+    p_values = [1.0] * len(pairs) if one_seed else holm([mean_p_value(values) for values in samples])
     # 1 - p, negative for a pair the other way round.
     sure = [math.copysign(1 - p, sign * found.mean) for p, found in zip(p_values, estimates, strict=True)]
     outcome = Outcome.NOT_SUPPORTED if min(sure) < ALPHA - 1 else Outcome.INCONCLUSIVE

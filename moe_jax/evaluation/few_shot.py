@@ -18,7 +18,7 @@ from moe_jax.data.tokenization import Tokenizer, load_tokenizer
 from moe_jax.evaluation.prompts import Prompt, draw_demonstrations, make_prompt
 from moe_jax.evaluation.scoring import ScoreSpans, SpanScore, make_scorer
 from moe_jax.statistics.estimates import estimate
-from moe_jax.statistics.intervals import wilson_interval
+from moe_jax.statistics.intervals import proportion_interval
 from moe_jax.training.trained import TrainedRun
 
 Normalisation = Literal["sum", "per_token", "per_byte", "unconditional"]
@@ -248,7 +248,7 @@ def _summary(scorer: Scorer, asked: Sequence[Asked], hits: Sequence[bool], ranks
     return TaskScore(
         examples=len(asked),
         accuracy=sum(hits) / len(asked),
-        interval=wilson_interval(sum(hits), len(asked)),
+        interval=proportion_interval(sum(hits), len(asked)),
         chance=None if ranks is None else float(np.mean([1 / len(one.scores) for one in asked])),
         mean_reciprocal_rank=None if ranks is None else float(np.mean([1 / rank for rank in ranks])),
         perplexity=math.exp(nats / len(scored)),

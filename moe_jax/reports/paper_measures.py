@@ -13,7 +13,7 @@ from moe_jax.results.curves import curve_frame
 from moe_jax.results.rows import Row, final_loss, step_seconds
 from moe_jax.results.summary import cost_to_reach, speed_up
 from moe_jax.statistics.estimates import estimate
-from moe_jax.statistics.intervals import interval_of_share
+from moe_jax.statistics.intervals import fieller_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def share_of_gain(compared: Compared) -> str:
     share = float(parts.mean() / wholes.mean())
     if len(trios) == 1:
         return percent(share, None)
-    interval = interval_of_share(parts.tolist(), wholes.tolist())
+    interval = fieller_interval(parts.tolist(), wholes.tolist())
     return NO_CERTAIN_GAIN if interval is None else percent(share, interval)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from scipy import stats
@@ -9,22 +10,36 @@ from scipy import stats
 Interval = tuple[float, float]
 
 
-def interval_of_mean(values: Sequence[float], level: float) -> Interval:
-    """Student's t confidence interval of the mean of two or more values at `level`, such as 0.95."""
-    error = float(stats.sem(values))
-    margin = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
-    mean = float(np.mean(values))
-    return mean - margin, mean + margin
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Returns Student's t confidence interval of the mean of two or more values."""
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(level)
+    return float(low), float(high)
 
 
-def interval_of_share(parts: Sequence[float], wholes: Sequence[float]) -> Interval | None:
-    """95% confidence interval of mean(parts) / mean(wholes), where the entries at one index come from one seed.
+def proportion_interval(successes: int, trials: int, method: Literal["wilson", "exact"] = "wilson") -> Interval:
+    """Returns the 95% confidence interval of a proportion, from at least one independent trial.
 
-    Fieller's 1954: the shares that a t test of `part - share * whole` does not reject. It is exact for normal pairs
-    however few; a bootstrap of three seeds has ten samples to draw, and its intervals are far too short.
+    Args:
+      successes: trials that succeeded.
+      trials: all of them.
+      method: `wilson` is Wilson's (1927), which covers 95% on average; `exact` is Clopper and Pearson's (1934), which
+        covers at least 95% whatever the proportion, and is wider.
+    """
+    low, high = stats.binomtest(successes, trials).proportion_ci(method=method)
+    return float(low), float(high)
+
+
+def fieller_interval(parts: Sequence[float], wholes: Sequence[float]) -> Interval | None:
+    """Returns the 95% confidence interval of mean(parts) / mean(wholes); entries at one index come from one seed.
+
+    Fieller (1954): the interval holds every share that a t test of `part - share * whole` does not reject. It is exact
+    for normal pairs however few. A bootstrap of three seeds has ten samples to draw, and its intervals are far too
+    short.
 
     Returns:
-      None where the wholes could be 0, so that no share can be excluded on one side at least.
+      None if the mean of the wholes could be 0, because then the interval has no end on one side at least.
     """
     t = float(stats.t.ppf(0.975, len(parts) - 1))
     part, whole = float(np.mean(parts)), float(np.mean(wholes))
@@ -37,14 +52,14 @@ def interval_of_share(parts: Sequence[float], wholes: Sequence[float]) -> Interv
     return float((b - width) / a), float((b + width) / a)
 
 
-def ratio_of_spreads(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, Interval] | None:
-    """Standard deviation of `values` over that of `baseline`, with its 95% interval; entries at one index are a pair.
+def pitman_morgan(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, Interval] | None:
+    """Returns the standard deviation of `values` over that of `baseline`, with its 95% interval.
 
-    It inverts the test of Pitman and Morgan (1939), which is exact for normal pairs; the F test assumes that the two
-    are independent, which runs of one seed are not.
+    Entries at one index are a pair. The interval inverts the test of Pitman and Morgan (1939), which is exact for
+    normal pairs. An F test would assume that the two are independent, which runs of one seed are not.
 
     Returns:
-      None for fewer than three pairs, and where one of the two does not vary or follows from the other.
+      None for fewer than three pairs, and if one of the two does not vary or follows from the other.
     """
     n = len(values)
     if n < 3 or min(np.std(values), np.std(baseline)) < 1e-9:
@@ -58,16 +73,3 @@ def ratio_of_spreads(values: Sequence[float], baseline: Sequence[float]) -> tupl
     # (k - sqrt(k^2 - 1)) is 1 / (k + sqrt(k^2 - 1)), and this way it is not a difference of large numbers.
     factor = math.sqrt(k + math.sqrt(k**2 - 1))
     return ratio, (ratio / factor, ratio * factor)
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % confidence interval (1927) of a proportion, from at least one independent trial.
-
-    Unlike mean plus or minus two standard errors it is never empty, and stays within 0 and 1.
-    """
-    z = float(stats.norm.ppf(0.975))
-    proportion = successes / trials
-    centre = (proportion + z * z / (2 * trials)) / (1 + z * z / trials)
-    spread = math.sqrt(proportion * (1 - proportion) / trials + (z / (2 * trials)) ** 2)
-    margin = z * spread / (1 + z * z / trials)
-    return max(0.0, centre - margin), min(1.0, centre + margin)

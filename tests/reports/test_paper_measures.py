@@ -12,7 +12,7 @@ from moe_jax.reports.paper import PaperTable, paper_markdown
 from moe_jax.reports.paper_measures import MEASURES, Compared
 from moe_jax.results.rows import final_loss
 from moe_jax.results.summary import cost_to_reach, summarize
-from moe_jax.statistics.intervals import interval_of_share
+from moe_jax.statistics.intervals import fieller_interval
 from tests.results.fake_rows import SPEED, fake_rows
 
 
@@ -96,7 +96,7 @@ def test_a_share_of_the_teacher_s_gain():
     rows = fake_rows(3)
     losses = {name: [final_loss(row) for row in rows if row["name"] == name] for name in SPEED}
     parts, wholes = (np.subtract(losses["dense"], losses[name]) for name in ("switch-4", "switch-64"))
-    low, high = interval_of_share(parts.tolist(), wholes.tolist())
+    low, high = fieller_interval(parts.tolist(), wholes.tolist())
     expected = f"{parts.mean() / wholes.mean():.0%} [{low:.0%}, {high:.0%}]"
     assert cell("share_of_gain", "switch-4", rows, "switch-64") == expected
     assert cell("share_of_gain", "switch-4", fake_rows(1), "switch-64").endswith("%")
