@@ -89,5 +89,7 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 def _mixture(names: tuple[str, ...]) -> tuple[str, ...]:
     """The mixture's part of the path of something in it, as parameters have it; moments are in trees of their own."""
     place = next(i for i, name in enumerate(names) if name in MIXTURES)
-    first = next(i for i, name in enumerate(names) if name in (ENCODER, DECODER) or name.startswith(("segment_", "layer_")))
+    first = next(
+        i for i, name in enumerate(names) if name in (ENCODER, DECODER) or name.startswith(("segment_", "layer_"))
+    )
     return names[first : place + 1]
