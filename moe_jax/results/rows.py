@@ -43,6 +43,8 @@ class Row(TypedDict):
     Attributes:
       name: the model.
       seed: of the run.
+      run: folder of the run that the row is of.
+      digest: of what differs from the defaults in `config`, the seed aside.
       config: the full nested configuration, with name and seed.
       corpus: `name` and `digest` of the text that it was trained and validated on.
       git_revision: of the code, when training began; see `moe_jax.study.provenance`.
@@ -62,6 +64,8 @@ class Row(TypedDict):
 
     name: str
     seed: int
+    run: NotRequired[str]
+    digest: NotRequired[str]
     config: dict[str, Any]
     corpus: dict[str, str]
     git_revision: str
@@ -163,7 +167,7 @@ def require_comparable(rows: Sequence[Row]) -> None:
     seen: set[tuple[str, int]] = set()
     for row in rows:
         name, seed = row["name"], row["seed"]
-        if _without_seed(first.setdefault(name, row)["config"]) != _without_seed(row["config"]):
+        if _setting(first.setdefault(name, row)) != _setting(row):
             raise ConfigError(f"name is {name!r} in rows of two configurations; accepted: one configuration per name")
         if (name, seed) in seen:
             raise ConfigError(f"seed is {seed} in two rows of {name!r}; accepted: one row per name and seed")
@@ -175,5 +179,7 @@ def final_loss(row: Row) -> float:
     return row["curve"][-1]["validation_loss"]
 
 
-def _without_seed(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key != "seed"}
+def _setting(row: Row) -> str | dict[str, Any]:
+    """Returns what the rows of one model share; a field that was added between two of them makes no difference."""
+    without_seed = {key: value for key, value in row["config"].items() if key != "seed"}
+    return row.get("digest", without_seed)
