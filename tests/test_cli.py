@@ -89,7 +89,7 @@ def test_help_explains_the_argument(capsys):
             ["'expert_choice'", "see the future", "allow_noncausal_router=True"],
         ),
         ("config.py", ["data.corpus=text_files:{folder}/empty.txt"], ["data.corpus", "not empty"]),
-        ("config.py", ["data.corpus=text_files:{folder}/absent.txt"], ["data.corpus", "absent.txt", "has none"]),
+        ("config.py", ["data.corpus=text_files:{folder}/absent.txt"], ["data.corpus", "absent.txt", "matches none"]),
         ("config.py", ["data.batch_size=1000"], ["data.batch_size is 1000", "at most"]),
         ("config.py", ["eval_batches=500"], ["eval_batches is 500", "accepted: 1 to"]),
     ],
@@ -125,7 +125,7 @@ def test_a_workdir_of_another_run_is_one_line_and_left_alone(folder, capsys):
     assert main(["train", str(folder / "config.py"), "--workdir", str(workdir)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "accepted: an empty directory, or one of the same run" in error
+    assert "accepted: an empty directory, or the directory of the same run" in error
     assert [path.name for path in workdir.iterdir()] == ["run.json"]
 
 
