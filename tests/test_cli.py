@@ -18,7 +18,7 @@ def get_config(model="switch"):
     if model not in ("switch", "dense"):
         raise ValueError(f"model is {model!r}; accepted: switch, dense")
     sparse = {"moe_layers": (0,), "moe": {"num_experts": 4}} if model == "switch" else {}
-    shape = {"vocab_size": 257, "num_layers": 1, "model_dim": 8, "num_heads": 1, "ffn_dim": 16}
+    shape = {"vocab_size": 257, "num_layers": 1, "model_dim": 8, "attention": {"heads": 1}, "ffn_dim": 16}
     return ConfigDict({
         "name": model,
         "steps": 4,

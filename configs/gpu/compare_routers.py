@@ -26,7 +26,7 @@ def get_config(model: str = "switch") -> ConfigDict:
     config.model.vocab_size = 8192 + (config.data.task == "masked")
     config.model.num_layers = 12
     config.model.model_dim = 512
-    config.model.num_heads = 8
+    config.model.attention.heads = 8
     config.model.ffn_dim = 2048
     config.model.dtype = "bfloat16"
     if "moe" in config.model:

@@ -84,10 +84,9 @@ def get_config(model: str = "switch") -> ConfigDict:
     config.model.vocab_size = 512 + (config.data.task == "masked")
     config.model.num_layers = 2
     config.model.model_dim = 128
-    config.model.num_heads = 2
     config.model.ffn_dim = 512
     config.model.ffn = "relu"
-    config.model.positions = "t5"
+    config.model.attention = ConfigDict({"heads": 2, "positions": "t5"})
     config.model.causal = config.data.task == "causal"
     if variant != "dense":
         config.model.moe_layers = (1,)

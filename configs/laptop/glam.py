@@ -60,7 +60,7 @@ def get_config(model: str = "glam-small-16") -> ConfigDict:
     config.model.vocab_size = 1024
     config.model.num_layers = 4
     config.model.ffn = "geglu"
-    config.model.positions = "t5"
+    config.model.attention = ConfigDict({"positions": {"kind": "t5"}})
     config.model.tie_embeddings = True
     if experts:
         config.model.moe_layers = (0, 2)
@@ -109,8 +109,8 @@ def set_width(config: ConfigDict, width: int, head_dim: int) -> None:
     router's; with X = (3 * F - E) / 4 both are the same number of weights and of operations.
     """
     model = config.model
-    model.model_dim, model.num_heads, model.ffn_dim = width, width // head_dim, 4 * width
-    model.relative_bias_std = width**-0.5
+    model.model_dim, model.attention.heads, model.ffn_dim = width, width // head_dim, 4 * width
+    model.attention.positions.init_std = width**-0.5
     if "moe" in model:
         model.moe.expert_dim = (3 * model.ffn_dim - model.moe.num_experts) // 4
         model.moe.router_options.init_std = ROUTER_SPREAD / width**0.5

@@ -86,7 +86,7 @@ class Shape(NamedTuple):
 
     def wider(self, numerator: int, denominator: int) -> Fields:
         """A larger model dimension, with heads as much wider."""
-        fields = {"model_dim": self.model_dim, "head_dim": self.head_dim}
+        fields = {"model_dim": self.model_dim, "attention.head_dim": self.head_dim}
         return {f"model.{name}": size * numerator // denominator for name, size in fields.items()}
 
     def longer(self, times: int = 1) -> Fields:
@@ -247,11 +247,9 @@ def dense(shape: Shape, name: str) -> ConfigDict:
     config.model.vocab_size = 1032
     config.model.num_layers = shape.num_layers
     config.model.model_dim = shape.model_dim
-    config.model.num_heads = shape.num_heads
-    config.model.head_dim = shape.head_dim
     config.model.ffn_dim = shape.ffn_dim
-    config.model.positions = "t5"
-    config.model.relative_bias_std = shape.model_dim**-0.5
+    config.model.attention = ConfigDict({"heads": shape.num_heads, "head_dim": shape.head_dim})
+    config.model.attention.positions = ConfigDict({"kind": "t5", "init_std": shape.model_dim**-0.5})
     config.model.tie_embeddings = True
     config.model.init_scale = 1.0
     return config

@@ -41,7 +41,7 @@ from moe_jax.routing.statistics import METRICS
 from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.runtime.mesh import BY_TOKEN
 from moe_jax.training.config import MeshConfig
-from moe_jax.training.mesh import make_mesh, state_shardings
+from moe_jax.training.mesh import make_mesh, shardings
 
 DEVICES = 8
 
@@ -95,7 +95,7 @@ def forward_collectives(strategy: str, shape: Shape) -> list[Collective]:
     layer, mesh = make_layer(strategy, shape), make_mesh(MeshConfig(expert=DEVICES))
     x = jax.ShapeDtypeStruct((DEVICES, shape.tokens, shape.model_dim), jnp.float32)
     params = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
-    placed = state_shardings(params, mesh), NamedSharding(mesh, BY_TOKEN)
+    placed = shardings(params, layer.config.parameters(shape.model_dim), mesh), NamedSharding(mesh, BY_TOKEN)
     with jax.set_mesh(mesh):
         forward = jax.jit(lambda params, x: layer.apply({"params": params}, x), in_shardings=placed)
         return collectives(forward.lower(params, x).compile().as_text())
@@ -136,7 +136,7 @@ def layer_step(strategy: str, shape: Shape, devices: int) -> Callable[[], Any]:
     layer, mesh = make_layer(strategy, shape), make_mesh(MeshConfig(expert=devices))
     x, cotangent = jax.random.normal(jax.random.key(0), (2, devices, shape.tokens, shape.model_dim))
     params = draw_params(shape)
-    placed = state_shardings(params, mesh), NamedSharding(mesh, BY_TOKEN), NamedSharding(mesh, BY_TOKEN)
+    placed = shardings(params, layer.config.parameters(shape.model_dim), mesh), NamedSharding(mesh, BY_TOKEN), NamedSharding(mesh, BY_TOKEN)
 
     def total(
         params: Any, x: Float[Array, "P S D"], cotangent: Float[Array, "P S D"]

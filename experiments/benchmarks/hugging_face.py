@@ -127,10 +127,10 @@ def make_model(config: ModelConfig, batch: Batch) -> TorchModel:
         MixtralConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.model_dim,
-            intermediate_size=config.expert_dim,
+            intermediate_size=config.mixtures[0].expert_dim,
             num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.kv_heads,
+            num_attention_heads=config.attention.heads,
+            num_key_value_heads=config.attention.key_value_heads,
             num_local_experts=config.moe.num_experts,
             num_experts_per_tok=config.moe.k,
             max_position_embeddings=tokens.shape[1],

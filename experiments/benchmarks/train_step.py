@@ -88,7 +88,7 @@ def make_config(name: str, shape: ModelShape) -> TrainConfig:
         "vocab_size": shape.vocabulary,
         "num_layers": shape.layers,
         "model_dim": shape.model_dim,
-        "num_heads": shape.heads,
+        "attention": {"heads": shape.heads},
         "ffn_dim": shape.k * shape.expert_dim,
         "ffn": "swiglu",
     }

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float32, Int
 
 from moe_jax.configuration import ConfigError, require
 from moe_jax.data.few_shot import Span
+from moe_jax.layers.moe import MoEConfig
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.parameters import Params
@@ -55,23 +56,26 @@ def scoring_config(config: ModelConfig) -> ModelConfig:
     """
     require(config.causal, "model.causal", config.causal, "True, to be scored by what comes next")
     config = dataclasses.replace(config, loss_chunk=None)
-    if not config.moe_layers:
-        return config
-    name, router = config.moe.router, config.moe.checked_router()
+    return config.with_mixtures(_without_capacity) if config.moe_layers else config
+
+
+def _without_capacity(moe: MoEConfig) -> MoEConfig:
+    """Returns the mixture without a capacity; raises ConfigError where its router cannot do without."""
+    name, router = moe.router, moe.checked_router()
     if router.mixes or router.chooses_by_capacity:
         raise ConfigError(
             f"model.moe.router is {name!r}, whose decisions depend on its capacity, so on what else is in its group; "
             "accepted: a router whose capacity only drops"
         )
-    moe = dataclasses.replace(
-        config.moe, capacity_factor=None, eval_capacity_factor=None, capacity_rule="ceil", group_size=None
+    unlimited = dataclasses.replace(
+        moe, capacity_factor=None, eval_capacity_factor=None, capacity_rule="ceil", group_size=None
     )
-    if not moe.checked_router().causal:
+    if not unlimited.checked_router().causal:
         raise ConfigError(
             f"model.moe.router is {name!r}, with which a token's experts depend on later tokens, so a model could see "
             "the answer; accepted: a causal router"
         )
-    return dataclasses.replace(config, moe=moe)
+    return unlimited
 
 
 def make_scorer(

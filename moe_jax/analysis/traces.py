@@ -8,8 +8,8 @@ from jaxtyping import Array, Int
 
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.language_model import make_model
-from moe_jax.models.parameters import Params, init_router_state, unstack_layers
-from moe_jax.models.routing_metrics import mixtures
+from moe_jax.models.parameters import Params, init_router_state
+from moe_jax.models.paths import mixtures_of, unstack_layers
 from moe_jax.routing import Router
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.router import RNG, STATE
@@ -23,7 +23,7 @@ def trace_assignments(
     *texts: Int[Array, "B _"] | None,
     router_state: Params | None = None,
 ) -> dict[str, Assignment | Slots]:
-    """What the router of each mixture decides on a batch, by its name, `layer_i`; see `mixtures`.
+    """What the router of each mixture decides on a batch, by its name, `layer_i`; see `MixturePath`.
 
     The evaluation capacity holds, groups are those of `config.moe.group_size`, and a router that draws draws the same
     each time.
@@ -46,5 +46,5 @@ def trace_assignments(
         rngs={RNG: jax.random.key(0)},
     )
     _, collections = jax.jit(run)({"params": params, STATE: state}, *texts)
-    traced = mixtures(collections["intermediates"], plain)
-    return {name: mixture["router"]["__call__"][0] for name, mixture in traced}
+    traced = mixtures_of(collections["intermediates"], plain)
+    return {path.name: mixture["router"]["__call__"][0] for path, mixture in traced}

@@ -166,16 +166,14 @@ class TrainConfig:
             f"fewer than steps ({self.steps})",
         )
         self._check_task()
-        moe = self.model.moe
-        if self.model.moe_layers and moe.group_size is not None:
-            for length in self.lengths:
-                tokens = self.data.batch_size * length
-                accepted = f"a divisor of {tokens}, the tokens of a step"
-                require(tokens % moe.group_size == 0, "model.moe.group_size", moe.group_size, accepted)
-        every = moe.parallel.rebalance_every if moe else None
         accepted = f"None with optimizer.name={self.optimizer.name!r}: its factored moments cannot move with an expert"
-        movable = every is None or self.optimizer.name == "adamw"
-        require(movable, "model.moe.parallel.rebalance_every", every, accepted)
+        for moe in self.model.mixtures:
+            for tokens in (self.data.batch_size * length for length in self.lengths):
+                divides = moe.group_size is None or tokens % moe.group_size == 0
+                require(divides, "model.moe.group_size", moe.group_size, f"a divisor of {tokens}, the tokens of a step")
+            every = moe.parallel.rebalance_every
+            movable = every is None or self.optimizer.name == "adamw"
+            require(movable, "model.moe.parallel.rebalance_every", every, accepted)
         self._check_mesh()
 
     def _check_task(self) -> None:
@@ -200,26 +198,23 @@ class TrainConfig:
         accepted = f"a multiple of {shards}, so that {share} gets equally many sequences"
         require(batch % shards == 0, "data.batch_size", batch, accepted)
         if unit > 1:
-            group = self.model.moe.group_size
             accepted = f"a divisor of {tokens // shards}, the tokens of {share}"
-            require(batch % (unit * shards) == 0, "model.moe.group_size", group, accepted)
+            require(batch % (unit * shards) == 0, "model.moe.group_size", self.model.mixtures[0].group_size, accepted)
         accepted = f"a divisor of {batch // (unit * shards)}, the sequences (or whole routing groups) of {share}"
         require(batch % (unit * shards * self.accumulation) == 0, "accumulation", self.accumulation, accepted)
-        if self.model.moe_layers:
-            drawn = self.model.expert_dropout if "feed_forward" in self.model.moe.places else 0.0
+        for moe in self.model.mixtures:
+            one = self.mesh.size == 1 or moe.dropout == 0 or moe.ffn == "linear"
             accepted = "0 on more than one device, where the draws would differ from those on one device"
-            require(self.mesh.size == 1 or drawn == 0, "model.moe.dropout", drawn, accepted)
-            experts, width = self.model.moe.num_experts, self.model.expert_dim
-            accepted = f"a divisor of model.moe.num_experts ({experts})"
-            require(experts % self.mesh.expert == 0, "mesh.expert", self.mesh.expert, accepted)
-            accepted = f"a divisor of the experts' width ({width})"
-            require(width % self.mesh.tensor == 0, "mesh.tensor", self.mesh.tensor, accepted)
+            require(one, "model.moe.dropout", moe.dropout, accepted)
+            accepted = f"a divisor of model.moe.num_experts ({moe.num_experts})"
+            require(moe.num_experts % self.mesh.expert == 0, "mesh.expert", self.mesh.expert, accepted)
+            accepted = f"a divisor of the experts' width ({moe.expert_dim})"
+            require(moe.expert_dim % self.mesh.tensor == 0, "mesh.tensor", self.mesh.tensor, accepted)
 
     @property
     def sequences_per_group(self) -> int:
-        """Smallest number of sequences whose tokens make whole routing groups in each stack."""
-        group = self.model.moe.group_size if self.model.moe_layers else None
-        return sequences_of_whole_groups(group, self.lengths)
+        """Smallest number of sequences whose tokens make whole routing groups, for every mixture and stack."""
+        return math.lcm(*(sequences_of_whole_groups(moe.group_size, self.lengths) for moe in self.model.mixtures))
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -264,7 +264,7 @@ def compile_steps(
     The new state is sharded like the old one, and metrics are replicated.
     """
     whole = NamedSharding(mesh, PartitionSpec())
-    out_shardings = (state_shardings(state, mesh), whole)
+    out_shardings = (state_shardings(state, config.model, mesh), whole)
     step = make_train_step(config, optimizer, schedule, teacher and teacher.config)
     train_step = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
     eval_step = jax.jit(make_eval_step(config), out_shardings=whole)

@@ -9,8 +9,8 @@ from jaxtyping import Array
 
 from moe_jax.configuration import require
 from moe_jax.models.config import ModelConfig
-from moe_jax.models.parameters import Params, init_params, stack_layers, unstack_layers
-from moe_jax.models.routing_metrics import MIXTURES
+from moe_jax.models.parameters import Params, init_params
+from moe_jax.models.paths import MIXTURES, stack_layers, unstack_layers
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.trained import load_run
 

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from moe_jax.experts.parallel.balance import balanced_placement
-from moe_jax.models.parameters import STACKS
-from moe_jax.models.routing_metrics import MIXTURES, mixture_names
+from moe_jax.models.config import ModelConfig
+from moe_jax.models.paths import DECODER, ENCODER, MIXTURES, MixturePath, layers_at
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.mesh import state_shardings
 from moe_jax.training.state import TrainState
@@ -39,7 +39,7 @@ def rebalance(
     now = {path: np.asarray(jax.device_get(x)) for path, x in _placements(state.router_state).items()}
     new = {}
     for path, placement in now.items():
-        names = mixture_names(path, model)
+        names = [mixture.name for mixture in mixtures_at(path, model)]
         loads = [np.asarray(jax.device_get(load_by_layer[name]), np.float64) for name in names]
         rows = placement.reshape(len(names), -1)
         placed = [balanced_placement(load, mesh.shape["expert"], row) for load, row in zip(loads, rows, strict=True)]
@@ -48,8 +48,13 @@ def rebalance(
         return state
     # For each new place, the old place of its expert.
     source = {path: np.take_along_axis(now[path], np.argsort(new[path], axis=-1), axis=-1) for path in now}
-    leaves, tree = jax.tree.flatten(state_shardings(state, mesh))
+    leaves, tree = jax.tree.flatten(state_shardings(state, model, mesh))
     return _mover(tuple(leaves), tree)(state, new, source)
+
+
+def mixtures_at(names: tuple[str, ...], config: ModelConfig) -> list[MixturePath]:
+    """Returns the mixtures whose values lie at a path that ends in a mixture, one for each repeat of scanned layers."""
+    return [MixturePath(layer, names[-1]) for layer in layers_at(names, config)]
 
 
 @functools.cache
@@ -87,5 +92,5 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 def _mixture(names: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the path of the mixture that an array belongs to, without the optimizer's own prefix of moments."""
     place = next(i for i, name in enumerate(names) if name in MIXTURES)
-    first = next(i for i, name in enumerate(names) if name in (*STACKS, "layers") or name.startswith("layer_"))
+    first = next(i for i, name in enumerate(names) if name in (ENCODER, DECODER) or name.startswith(("segment_", "layer_")))
     return names[first : place + 1]

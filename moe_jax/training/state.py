@@ -39,7 +39,7 @@ class TrainState:
 
 def place_state(config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Makes the initial state on a mesh; each device draws only its own part."""
-    shardings = state_shardings(abstract_state(config, optimizer), mesh)
+    shardings = state_shardings(abstract_state(config, optimizer), config.model, mesh)
     # The program runs once, so compiling fast matters more than running fast.
     options = {"xla_backend_optimization_level": 1}
     return jax.jit(lambda: init_state(config, optimizer), out_shardings=shardings, compiler_options=options)()
@@ -56,7 +56,7 @@ def abstract_state(
     def placed(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return jax.tree.map(placed, state, state_shardings(state, mesh))
+    return jax.tree.map(placed, state, state_shardings(state, config.model, mesh))
 
 
 def init_state(config: TrainConfig, optimizer: optax.GradientTransformation) -> TrainState:

@@ -54,7 +54,7 @@ def make_train_step(
             losses = {name: statistic.value for name, statistic in sums.items() if name != "routing"}
             metrics = losses | routing_metrics(routing, config.model)
             total = (1.0 - share) * losses["loss"] + share * losses.get("distillation_loss", 0.0)
-            return total + auxiliary_loss(metrics, config.model), (metrics, routing)
+            return total + auxiliary_loss(routing, config.model), (metrics, routing)
 
         gradient_function = value_and_grad_of_sums(objective, sums, config.accumulation)
         parts = batch_parts(batch, config)
@@ -84,9 +84,8 @@ def make_eval_step(config: TrainConfig) -> Callable[[TrainState, Batch], Metrics
     def eval_step(state: TrainState, batch: Batch) -> Metrics:
         targets, mask = batch["targets"], batch["loss_mask"]
         variables = state.params, state.router_state
-        result, routing = apply_model(
-            config.model, *variables, batch, jax.random.key(0), False, targets=None if answers else targets
-        )
+        scored = None if answers else targets
+        result, routing = apply_model(config.model, *variables, batch, jax.random.key(0), False, targets=scored)
         nats = optax.softmax_cross_entropy_with_integer_labels(result, targets) if answers else result
         loss_sum, count = mean_where(nats, mask).sums
         metrics = {"loss_sum": loss_sum, "targets": count} | routing_metrics(routing, config.model)
@@ -117,12 +116,13 @@ def apply_model(
     targets: Int[Array, "B S"] | None = None,
 ) -> tuple[Float[Array, "B S V"] | Float[Array, "B S"], Any]:
     """Runs the model; returns logits, or the nats of `targets` if given, and the routers' entries in `collection`."""
+    scoring = {} if targets is None else {"targets": targets, "method": "nats"}
     result, collections = make_model(config, training).apply(
         {"params": params, STATE: router_state},
         *model_inputs(config, batch),
-        targets=targets,
         rngs={RNG: rng, DROPOUT: jax.random.fold_in(rng, 1)},
         mutable=[collection],
+        **scoring,
     )
     return result, collections.get(collection, {})
 

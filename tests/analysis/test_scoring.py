@@ -44,7 +44,7 @@ def scorer(config, batch_size=4):
 
 MODELS = {
     "dense": small.config(),
-    "t5": small.config(positions="t5"),
+    "t5": small.config(attention={"positions": "t5"}),
     "scanned": small.config({"router": "switch"} | TIGHT, scan_layers=True, moe_layers=(0, 1)),
     "chunked": small.config(loss_chunk=5),
     "switch": small.config({"router": "switch"} | TIGHT),

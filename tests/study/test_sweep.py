@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from moe_jax.configuration import to_dict
+from moe_jax.layers.attention import GroupedQuery
 from moe_jax.models.config import ModelConfig, MoEConfig
 from moe_jax.study.measures import diverged
 from moe_jax.study.results import append_row, read_rows
@@ -13,7 +14,7 @@ from moe_jax.study.tables import format_table
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.result import DivergenceError
 
-DENSE = ModelConfig(vocab_size=257, num_layers=2, model_dim=32, num_heads=2, ffn_dim=64)
+DENSE = ModelConfig(vocab_size=257, num_layers=2, model_dim=32, ffn_dim=64, attention=GroupedQuery(2))
 
 
 @dataclasses.dataclass(frozen=True)
