@@ -9,7 +9,7 @@ from moe_jax.accounting.parameters import count_parameters
 from moe_jax.analysis.scaling_laws import LAWS, Columns
 from moe_jax.configuration import ConfigError, build, require, require_name
 from moe_jax.models.config import ModelConfig
-from moe_jax.study.results import Row, final_loss, read_rows, require_comparable
+from moe_jax.results.rows import Row, final_loss, read_rows, require_comparable
 
 VARIABLES = {
     "N": "parameters without embeddings",

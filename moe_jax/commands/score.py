@@ -64,9 +64,9 @@ def _integers(text: str) -> list[int]:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from moe_jax.analysis.few_shot import score_rows, scorer_of
     from moe_jax.data.corpora import load_corpus
     from moe_jax.data.examples import spread
+    from moe_jax.evaluation.few_shot import score_rows, scorer_of
     from moe_jax.training.trained import load_run
 
     require(options.batch_size >= 1, "--batch-size", options.batch_size, "an integer of at least 1")
@@ -100,8 +100,8 @@ def _score(options: argparse.Namespace) -> int:
 
 def _questions(options: argparse.Namespace, corpus: Any) -> tuple[list[Any], list[Any]]:
     """The questions of a task, and what their demonstrations are drawn from."""
-    from moe_jax.data.corpus_tasks import corpus_task
     from moe_jax.data.examples import Fields, read_examples
+    from moe_jax.evaluation.questions import corpus_task
 
     others = options.demonstrations
     if options.task.startswith("corpus:"):

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import to_dict
+from moe_jax.results.rows import Row, append_row, read_rows
 from moe_jax.study import provenance
-from moe_jax.study.results import Row, append_row, read_rows
 from moe_jax.study.workers import side_by_side
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.result import DivergenceError, RunResult

@@ -6,11 +6,11 @@ import pytest
 from moe_jax.configuration import to_dict
 from moe_jax.layers.attention import GroupedQuery
 from moe_jax.models.config import ModelConfig, MoEConfig
-from moe_jax.study.measures import diverged
-from moe_jax.study.results import append_row, read_rows
-from moe_jax.study.summary import summarize
+from moe_jax.reports.tables import format_table
+from moe_jax.results.measures import diverged
+from moe_jax.results.rows import append_row, read_rows
+from moe_jax.results.summary import summarize
 from moe_jax.study.sweep import run_directory, run_sweep
-from moe_jax.study.tables import format_table
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.result import DivergenceError
 

@@ -11,7 +11,7 @@ import pytest
 
 from moe_jax.configuration import ConfigError
 from moe_jax.models.decoder import Decoder
-from moe_jax.study.results import final_loss
+from moe_jax.results.rows import final_loss
 from moe_jax.study.sweep import run_directory, run_sweep
 from moe_jax.training.loop import train
 from moe_jax.training.optimizer import make_optimizer, make_schedule
