@@ -62,11 +62,11 @@ def test_help_explains_the_argument(capsys):
 @pytest.mark.parametrize(
     ("config", "sets", "says"),
     [
-        ("missing.py", [], ["missing.py", "not a file", "get_config()"]),
+        ("missing.py", [], ["missing.py", "not a file", "get_config"]),
         (".", [], ["not a file"]),
-        ("nothing.py", [], ["nothing.py", "without get_config"]),
-        ("dictionary.py", [], ["gives a dict", "accepted: a ConfigDict"]),
-        ("prose.md", [], ["accepted: a Python file", "line 1"]),
+        ("nothing.py", [], ["nothing.py", "defines no get_config"]),
+        ("dictionary.py", [], ["returns a dict", "accepted: a ConfigDict"]),
+        ("prose.md", [], ["not valid Python", "line 1"]),
         ("no_argument.py:dense", [], ["no_argument.py:dense", "get_config()", "PATH:ARGUMENT"]),
         ("needs_argument.py", [], ["get_config(model)", "PATH:ARGUMENT"]),
         ("config.py:mixtral", [], ["config.py:mixtral", "model is 'mixtral'; accepted: switch, dense"]),
