@@ -136,7 +136,8 @@ def layer_step(strategy: str, shape: Shape, devices: int) -> Callable[[], Any]:
     layer, mesh = make_layer(strategy, shape), make_mesh(MeshConfig(expert=devices))
     x, cotangent = jax.random.normal(jax.random.key(0), (2, devices, shape.tokens, shape.model_dim))
     params = draw_params(shape)
-    placed = shardings(params, layer.config.parameters(shape.model_dim), mesh), NamedSharding(mesh, BY_TOKEN), NamedSharding(mesh, BY_TOKEN)
+    by_token = NamedSharding(mesh, BY_TOKEN)
+    placed = shardings(params, layer.config.parameters(shape.model_dim), mesh), by_token, by_token
 
     def total(
         params: Any, x: Float[Array, "P S D"], cotangent: Float[Array, "P S D"]

@@ -29,9 +29,9 @@ class FlopCount:
       router: logits of routers.
       ffn: feed-forward networks; in sparse layers the K experts of a token, and the network that all tokens share.
       output: logits over the vocabulary.
-      mixtures_executed: what the execution of experts adds to `ffn` and `attention_projections`: empty seats, and matrix
-        products that move tokens to their seats and back. Dropped tokens are subtracted, so it is negative where seats
-        are fewer than choices.
+      mixtures_executed: operations that the execution of experts adds to `ffn` and `attention_projections`: for empty
+        seats, and for matrix products that move tokens to their seats and back. Dropped tokens are subtracted, so it is
+        negative where seats are fewer than choices.
     """
 
     attention_projections: float

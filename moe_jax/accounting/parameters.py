@@ -61,6 +61,11 @@ class ParameterCount:
         """Parameters that one token uses: all but the experts it does not ask for. The whole embedding counts."""
         return self.total - self.idle_experts
 
+    @property
+    def network(self) -> int:
+        """Active parameters without embedding, output projection and routers: a sparse model has its dense twin's."""
+        return self.active - self.embedding - self.output - self.router
+
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
     """Counts the parameters of a model of `config`; optimizer state and router state are not parameters."""
@@ -80,7 +85,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
 
 
 def count_layer(spec: LayerSpec, model_dim: int, cross: bool) -> Counter[str]:
-    """Counts the parameters of one layer by component, names of `ParameterCount`; `cross` also attends to an encoder."""
+    """Counts the parameters of one layer by component of `ParameterCount`; with `cross` it attends to an encoder."""
     total: Counter[str] = Counter()
     for part, parameters in spec.parameters(model_dim, cross).items():
         if part in spec.mixtures:

@@ -1,14 +1,14 @@
 """Tables of losses for fits of scaling laws: from a CSV file, or from the results of a study."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from moe_jax.accounting.parameters import count_parameters
 from moe_jax.analysis.scaling_laws import LAWS, Columns
-from moe_jax.configuration import ConfigError, build, require, require_name
-from moe_jax.models.config import ModelConfig
+from moe_jax.configuration import ConfigError, require, require_name
 from moe_jax.results.rows import Row, final_loss, read_rows, require_comparable
 
 VARIABLES = {
@@ -119,16 +119,22 @@ def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
 
 def _run(row: Row) -> dict[str, float]:
     """Makes a row of the table from a run of a study."""
-    config = build(ModelConfig, row["config"]["model"], "model")
-    count = count_parameters(config)
-    network = count.active - count.embedding - count.output - count.router
-    sparse = bool(config.moe_layers)
+    model, count = row["config"]["model"], row["parameters"]
+    moe = model["moe"] if model["moe_layers"] else None
+    network = count["network"] if "network" in count else _network_parameters(model, count["active"])
     return {
         "N": float(network),
-        "N_all": float(network + count.idle_experts),
-        "E": float(config.moe.num_experts) if sparse else 1.0,
-        "G": config.ffn_dim / config.expert_dim if sparse else 1.0,
+        "N_all": float(network + count["total"] - count["active"]),
+        "E": float(moe["num_experts"]) if moe else 1.0,
+        "G": model["ffn_dim"] / (moe["expert_dim"] or model["ffn_dim"]) if moe else 1.0,
         "D": float(row["curve"][-1]["tokens"]),
         "loss": final_loss(row),
         "seed": row["seed"],
     }
+
+
+def _network_parameters(model: Mapping[str, Any], active: int) -> int:
+    """Computes N of a decoder with routers that are matrices [D, E], for a row whose `parameters` do not count it."""
+    vocabulary = model["vocab_size"] * model["model_dim"] * (1 if model["tie_embeddings"] else 2)
+    routers = len(model["moe_layers"]) * model["model_dim"] * model["moe"]["num_experts"] if model["moe_layers"] else 0
+    return active - vocabulary - routers

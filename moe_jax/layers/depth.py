@@ -23,8 +23,8 @@ class DepthConfig:
 
     r is the router's score, a product with x. In training each sequence's best tokens run, as in expert choice with one
     expert, so who runs depends on later tokens. The score learns, by a loss, to be positive for those alone, and in
-    evaluation the tokens with a positive score run: a causal decision (section 3.5). Tokens that run see only those that
-    do. Metrics: depth_loss; depth_accuracy, the share of tokens that the sign of the score decides as in training;
+    evaluation the tokens with a positive score run: a causal decision (section 3.5). Tokens that run see only each
+    other. Metrics: depth_loss; depth_accuracy, the share of tokens that the sign of the score decides as in training;
     depth_share, of the tokens that run.
 
     Attributes:

@@ -1,6 +1,7 @@
 """Layer specification: everything that a block needs to know of its place in a model."""
 
 import dataclasses
+
 from moe_jax.configuration import require
 from moe_jax.layers.attention import AnyAttention
 from moe_jax.layers.depth import DepthConfig

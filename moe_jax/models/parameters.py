@@ -83,7 +83,9 @@ def declare_layer(spec: LayerSpec, config: ModelConfig, cross: bool) -> dict[str
     declared = {}
     for part, parameters in spec.parameters(config.model_dim, cross).items():
         # The router of a layer that only some tokens run stands in the layer itself.
-        declared |= {f"depth_{name}": p for name, p in parameters.items()} if part == DEPTH else within(part, parameters)
+        declared |= (
+            {f"depth_{name}": p for name, p in parameters.items()} if part == DEPTH else within(part, parameters)
+        )
     return declared
 
 

@@ -1,8 +1,8 @@
 """Paths: the identity of a layer or a mixture, and where a tree of the model has what belongs to it.
 
 A tree (parameters, router state, metrics) has the layers of a stack as `layer_I`; where layers are scanned, as
-`segment_S` and in it `block_B`, whose arrays have a leading axis over the segment's repeats. A model with two stacks has
-these in `encoder` and `decoder`.
+`segment_S` and in it `block_B`, whose arrays have a leading axis over the segment's repeats. A model with two stacks
+has these in `encoder` and `decoder`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +79,7 @@ def layer_of(tree: Tree, path: LayerPath, config: ModelConfig) -> Tree:
         repeat, block = divmod(path.index - segment.first, len(segment.pattern))
         if 0 <= repeat < segment.repeats:
             scanned = stack.get(f"segment_{number}", {}).get(f"block_{block}", {})
-            return jax.tree.map(lambda x: x[repeat], scanned)
+            return jax.tree.map(lambda x, r=repeat: x[r], scanned)
     raise IndexError(f"layer {path.index} is not one of the model's {config.num_layers}")
 
 

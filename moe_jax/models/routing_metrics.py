@@ -1,4 +1,4 @@
-"""Routing metrics: what the routers of a model sow in a step, as metrics by layer, as losses, and as their next state."""
+"""Routing metrics: numbers that the routers of a model sow, as metrics by layer, as losses and as their next state."""
 
 from typing import Any
 

@@ -26,7 +26,7 @@ class Segment(NamedTuple):
 
 
 def find_segments(layers: Sequence[LayerSpec]) -> tuple[Segment, ...]:
-    """Cuts layers into segments, greedily: at each place the pattern whose repeats cover most, and of these the shortest.
+    """Cuts layers into segments: at each place the pattern whose repeats cover most layers, the shortest of these.
 
     Layers that repeat nothing make a segment together: 3 dense and 58 sparse layers are two segments of one layer, and
     layers that alternate are one segment of two.

@@ -149,9 +149,7 @@ def relative_biases(
 ) -> dict[tuple[T5Bias, int], Float[Array, "1 H S S"]]:
     """Computes the relative biases of a stack, one for each table that its layers share."""
     tables = relative_tables(kinds)
-    return {
-        table: RelativeBias(*table, config.causal, name=name)(length) for name, table in tables.items()
-    }
+    return {table: RelativeBias(*table, config.causal, name=name)(length) for name, table in tables.items()}
 
 
 def relative_tables(kinds: tuple[GroupedQuery, ...]) -> dict[str, tuple[T5Bias, int]]:

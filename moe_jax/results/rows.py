@@ -5,7 +5,7 @@ A row has the fields
   corpus                {"name", "digest"} of the text it was trained and validated on
   git_revision, host, versions, finished    see `moe_jax.study.provenance`; `finished` is an ISO time
   seconds, compile_seconds                  of training without compilation, and of compilation
-  parameters            {"total", "active"}
+  parameters            {"total", "active", "network"}, see `moe_jax.accounting.parameters.ParameterCount`
   flops_per_token       training FLOPs per token, forward and backward
   curve                 one entry per evaluation, in order of steps: {"step", "tokens", "seconds", "validation_loss",
                         "bits_per_byte", "routing": {metric: number}, "training": {metric: number},

@@ -145,7 +145,7 @@ def _run(task: _Task) -> Row:
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": result.seconds,
         "compile_seconds": result.compile_seconds,
-        "parameters": {"total": parameters.total, "active": parameters.active},
+        "parameters": {"total": parameters.total, "active": parameters.active, "network": parameters.network},
         "flops_per_token": round(flops_per_token(config.model, *config.lengths).training),
         "curve": list(result.curve),
         **more,

@@ -19,9 +19,10 @@ from moe_jax.experts.parallel.strategy import choose_strategy
 from moe_jax.experts.run import choose_execution
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.parameters import declare_parameters
-from moe_jax.runtime.parameters import Parameter, Parameters
 from moe_jax.runtime.mesh import AXES, BY_TOKEN
+from moe_jax.runtime.parameters import Parameter, Parameters
 from moe_jax.training.config import MeshConfig, TrainConfig
+
 
 def make_mesh(config: MeshConfig) -> Mesh:
     """The configured mesh over the first devices that jax sees.
@@ -69,7 +70,10 @@ def spec_of(parameter: Parameter | None, shape: tuple[int, ...], mesh: Mesh) -> 
     if parameter is None or parameter.shape != shape:
         return PartitionSpec()
     return PartitionSpec(
-        *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(parameter.axes, shape, strict=True))
+        *(
+            axis if axis and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(parameter.axes, shape, strict=True)
+        )
     )
 
 

@@ -92,5 +92,7 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 def _mixture(names: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the path of the mixture that an array belongs to, without the optimizer's own prefix of moments."""
     place = next(i for i, name in enumerate(names) if name in MIXTURES)
-    first = next(i for i, name in enumerate(names) if name in (ENCODER, DECODER) or name.startswith(("segment_", "layer_")))
+    first = next(
+        i for i, name in enumerate(names) if name in (ENCODER, DECODER) or name.startswith(("segment_", "layer_"))
+    )
     return names[first : place + 1]

@@ -42,7 +42,9 @@ T5_BASE = ModelConfig(
 )
 T5_LARGE = dataclasses.replace(T5_BASE, num_layers=24, model_dim=1024, ffn_dim=4096, attention=t5_attention(heads=16))
 T5_11B = dataclasses.replace(T5_LARGE, ffn_dim=65536, attention=t5_attention(heads=128, head_dim=128))
-T5_XXL = dataclasses.replace(T5_LARGE, model_dim=4096, ffn_dim=10240, ffn="geglu", tie_embeddings=False, attention=t5_attention(heads=64))
+T5_XXL = dataclasses.replace(
+    T5_LARGE, model_dim=4096, ffn_dim=10240, ffn="geglu", tie_embeddings=False, attention=t5_attention(heads=64)
+)
 
 
 def switch(base: ModelConfig, num_experts: int, every: int = 2) -> ModelConfig:
@@ -52,11 +54,19 @@ def switch(base: ModelConfig, num_experts: int, every: int = 2) -> ModelConfig:
 
 SWITCH_C = switch(
     dataclasses.replace(
-        T5_LARGE, num_layers=15, model_dim=2080, ffn_dim=6144, tie_embeddings=False, attention=t5_attention(heads=32, head_dim=64)
+        T5_LARGE,
+        num_layers=15,
+        model_dim=2080,
+        ffn_dim=6144,
+        tie_embeddings=False,
+        attention=t5_attention(heads=32, head_dim=64),
     ),
     2048,
     every=1,
 )
+
+
+GROUPED = GroupedQuery(4, 2, 24)
 
 
 def with_moe(**fields) -> ModelConfig:
@@ -76,7 +86,7 @@ def with_moe(**fields) -> ModelConfig:
         with_moe(router="uniform_random"),
         dataclasses.replace(SPARSE, moe_layers=(0, 1, 2, 3)),
         dataclasses.replace(SPARSE, architecture="encoder_decoder", attention=t5_attention(heads=4)),
-        dataclasses.replace(SPARSE, architecture="encoder_decoder", attention=GroupedQuery(4, 2, 24), tie_embeddings=True),
+        dataclasses.replace(SPARSE, architecture="encoder_decoder", attention=GROUPED, tie_embeddings=True),
         with_moe(places=("attention",), shared_dim=32),
         dataclasses.replace(
             with_moe(places=("feed_forward", "attention"), router="gshard", k=2, shared_dim=32),

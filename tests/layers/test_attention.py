@@ -8,7 +8,7 @@ import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from moe_jax.layers.attention.attend import attend
-from moe_jax.layers.attention.masks import BLOCKS, SHORTEST_BLOCK, attention_mask, key_ranges
+from moe_jax.layers.attention.masks import BLOCKS, SHORTEST_BLOCK, attention_mask, computed_keys, key_ranges
 from moe_jax.layers.norms import RMS, Layer
 from moe_jax.layers.positions import RelativeBias, T5Bias, relative_bucket, rotary_angles, rotate
 from tests.comparison import assert_close
@@ -104,9 +104,41 @@ def test_norms_equal_torch(kind, theirs):
     """Also far from zero, where a layer norm of uncentred values would cancel."""
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(2, 3, 8)) + np.asarray([[[0.0]], [[30.0]]])).astype(np.float32)
-    params = {name: rng.normal(size=parameter.shape).astype(np.float32) for name, parameter in kind.parameters(8).items()}
-    theirs.load_state_dict({"weight": torch.tensor(params["scale"])} | {n: torch.tensor(p) for n, p in params.items() if n == "bias"})
+    params = {
+        name: rng.normal(size=parameter.shape).astype(np.float32) for name, parameter in kind.parameters(8).items()
+    }
+    theirs.load_state_dict(
+        {"weight": torch.tensor(params["scale"])} | {n: torch.tensor(p) for n, p in params.items() if n == "bias"}
+    )
     for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)):
         y = kind.make(jnp.dtype(dtype), "norm").apply({"params": params}, jnp.asarray(x, dtype))
         assert y.dtype == dtype
         assert_close(y, theirs(torch.tensor(np.asarray(jnp.asarray(x, dtype), np.float32))).detach(), tolerance)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1, 3, 100, 1000])
+@pytest.mark.parametrize("length", [9, BLOCKS * SHORTEST_BLOCK], ids=["one_block", "blocks"])
+def test_a_window_is_attention_under_its_mask(window, causal, length):
+    """Keys that no query of a block sees are left out, and no number changes; gradients, too."""
+    rng = np.random.default_rng(window)
+    query, key, value = (jnp.asarray(rng.normal(size=(1, length, 2, 4)), jnp.float32) for _ in range(3))
+    mask = attention_mask(jnp.ones((1, length), jnp.int32), causal, window)
+    place = np.arange(length)
+    distance = place[:, None] - place[None]
+    np.testing.assert_array_equal(mask[0, 0], (np.abs(distance) < window) & ((distance >= 0) | (not causal)))
+
+    def run(ranges):
+        return jax.vjp(lambda *heads: attend(*heads, mask, None, ranges), query, key, value)
+
+    (y, vjp), (whole, whole_vjp) = run(key_ranges(length, length, causal, window)), run([(slice(None), slice(None))])
+    assert_close(y, whole)
+    for gradient, expected in zip(vjp(y), whole_vjp(y), strict=True):
+        assert_close(gradient, expected)
+
+
+def test_computed_keys_are_those_of_the_ranges():
+    """Four blocks of 64: all 256 keys, those up to a block's end, or the window's before and the block's own."""
+    assert computed_keys(256, causal=False) == 256
+    assert computed_keys(256, causal=True) == (64 + 128 + 192 + 256) / 4
+    assert computed_keys(256, causal=True, window=33) == (64 + 3 * 96) / 4

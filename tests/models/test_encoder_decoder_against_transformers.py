@@ -144,5 +144,10 @@ def test_sparse_encoder_decoder_is_switch_transformers(execution):
     sizes = {"num_experts": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "expert_capacity": 6}
     theirs = SwitchTransformersForConditionalGeneration(SwitchTransformersConfig(**SIZES, **sizes))
     moe = {"router": "switch", "capacity_factor": 1.0, "execution": execution}
-    fields = {"architecture": "encoder_decoder", "attention": {"positions": "t5"}, "ffn": "relu", "tie_embeddings": True}
+    fields = {
+        "architecture": "encoder_decoder",
+        "attention": {"positions": "t5"},
+        "ffn": "relu",
+        "tie_embeddings": True,
+    }
     assert_same_model(theirs, small.config(moe, **fields))

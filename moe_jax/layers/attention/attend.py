@@ -1,7 +1,7 @@
 """Scaled dot-product attention over blocks of queries.
 
-B batch, S sequence, R sequence of the keys, H query heads, K key-value heads, M = H / K, N width of a head, Q queries of
-a block.
+B batch, S sequence, R sequence of the keys, H query heads, K key-value heads, M = H / K, N width of a head, Q queries
+of a block.
 """
 
 from collections.abc import Callable, Sequence
