@@ -1,4 +1,4 @@
-"""Tasks made of a corpus's own documents, so that a model trained on it can be asked without a download."""
+"""Questions made of a corpus's own documents, so that a model trained on it can be tested without a download."""
 
 import keyword
 import re
@@ -11,37 +11,37 @@ from moe_jax.data.corpora import Corpus
 from moe_jax.data.examples import Example
 
 CHOICES = 4
-"""Choices of `continuation`, the right one among them."""
+"""Number of choices of `continuation`, with the right one."""
 
 SHORTEST_LINE = 12
-"""Characters without the indentation that a line must have to be a choice: fewer say nothing of where they belong."""
+"""Least length of a line that can be a choice, in characters without indentation; shorter lines fit anywhere."""
 
 LIKE_LENGTH = 0.2
-"""How much longer or shorter than the right line the wrong ones may be, relative to it."""
+"""Largest relative difference in length between a wrong line and the right one."""
 
 DEMONSTRATION_DOCUMENTS = 300
-"""Training documents, at equal distances, that demonstrations are made of."""
+"""Number of training documents, at equal distances, from which demonstrations are made."""
 
 # A name of at least four characters at the end of a line, and not the end of a longer name.
 LAST_WORD = re.compile(r"(?<!\w)[^\W\d]\w{3,}$")
 
 
 def continuation(documents: Sequence[str], count: int, lines: int = 4, seed: int = 0) -> list[Example]:
-    """Multiple choice: which line comes next?
+    """Makes multiple-choice questions: which line comes next?
 
-    The context is `lines` lines of a document, to the end of the last. The choices are the line that follows there and
-    three that follow elsewhere: lines of other documents with the same indentation and, within `LIKE_LENGTH`, as many
-    characters, so that neither tells which is right; all four are different. The right one may be in any place, so
-    chance is a quarter. Line ends are left out of the choices: what follows them is not known.
+    The context is `lines` whole lines of a document. The choices are the line that follows and three lines of other
+    documents. These have the same indentation and, within `LIKE_LENGTH`, the same length, so that neither gives the
+    answer away. All four choices are different, in random order, so chance is a quarter. Choices do not include the
+    line end, because the text after it is unknown.
 
     Args:
-      documents: of the validation split.
-      count: of examples, drawn without replacement from all lines of which they can be made.
-      lines: of a context.
-      seed: of the draws.
+      documents: texts of one split.
+      count: number of examples, drawn without replacement from all lines that can make one.
+      lines: lines of a context.
+      seed: seed of the draws.
 
     Raises:
-      ConfigError: so many examples cannot be made of the documents.
+      ConfigError: the documents do not give `count` examples.
     """
     follow = [(number, i) for number, text in enumerate(documents) for i in _lines_to_choose(text, lines)]
     texts = [text.split("\n") for text in documents]
@@ -64,11 +64,11 @@ def continuation(documents: Sequence[str], count: int, lines: int = 4, seed: int
 
 
 def last_word(documents: Sequence[str], count: int, lines: int = 4, seed: int = 0) -> list[Example]:
-    """Cloze: which word ends this line? After LAMBADA (Paperno et al. 2016), on whatever the corpus is.
+    """Makes cloze questions: which word ends this line? After LAMBADA (Paperno et al. 2016).
 
-    The context is the `lines` lines of a document that end in a word of at least four letters, digits and underscores
-    which also stands earlier in them, without its last occurrence; Python's keywords do not count. So the context has
-    the answer, but hardly ever one candidate for it only. What follows the word, the line's end, is not asked.
+    The context is `lines` lines of a document without the last word. That word has at least four letters, digits or
+    underscores, is no keyword of Python, and also stands earlier in the context. So the context holds the answer, but
+    hardly ever a single candidate. The answer does not include the line end.
 
     Args, raises: see `continuation`.
     """
@@ -97,19 +97,19 @@ CORPUS_TASKS: dict[str, Callable[..., list[Example]]] = {"continuation": continu
 
 
 def corpus_task(name: str, corpus: Corpus, count: int, lines: int = 4) -> tuple[list[Example], list[Example]]:
-    """The task `name`, one of CORPUS_TASKS, and demonstrations of it.
+    """Makes the examples of a task and as many demonstrations.
 
-    Examples are made of the validation documents, demonstrations of training documents: two passages of one document
+    Examples come from validation documents and demonstrations from training documents. Two passages of one document
     may overlap, and then one would hold the other's answer.
 
     Args:
       name: a name in CORPUS_TASKS.
-      corpus: where the documents come from.
-      count: how many examples.
-      lines: of a context.
+      corpus: the source of the documents.
+      count: number of examples.
+      lines: lines of a context.
 
     Raises:
-      ConfigError: there is no such task, or so many examples cannot be made of the documents.
+      ConfigError: no such task, or the documents do not give `count` examples.
     """
     require_name(name, CORPUS_TASKS, "corpus task")
     require(lines >= 1, "lines", lines, "an integer of at least 1")
@@ -120,7 +120,7 @@ def corpus_task(name: str, corpus: Corpus, count: int, lines: int = 4) -> tuple[
 
 
 def _lines_to_choose(text: str, lines: int) -> Iterator[int]:
-    """The numbers of the lines that say something and have `lines` before them, the first of which is not blank."""
+    """Yields the numbers of lines that can be a choice: long enough, after `lines` others that begin with text."""
     pieces = text.split("\n")
     for i in range(lines, len(pieces) - 1):
         if len(pieces[i].strip()) >= SHORTEST_LINE and pieces[i - lines].strip():
@@ -134,7 +134,7 @@ def _indentation(line: str) -> str:
 def _draw_like(
     right: str, number: int, candidates: Sequence[tuple[int, str]], rng: np.random.Generator
 ) -> list[str] | None:
-    """Different lines of other documents than `number`, nearly as long as `right`, or None if there are too few."""
+    """Draws lines of other documents than `number`, nearly as long as `right`; None if there are too few."""
     drawn: dict[str, None] = {}
     for i in rng.permutation(len(candidates)):
         other, line = candidates[i]
@@ -153,7 +153,7 @@ def _draw_examples(
     count: int,
     seed: int,
 ) -> list[Example]:
-    """What `make` gives for the first `count` of the places, in a drawn order, that give anything."""
+    """Makes `count` examples from places in random order, passing over places from which `make` makes none."""
     rng = np.random.default_rng(seed)
     examples: list[Example] = []
     for i in rng.permutation(len(places)):
@@ -163,6 +163,6 @@ def _draw_examples(
         if example is not None:
             examples.append(example)
     possible = len(examples)
-    accepted = f"at least 1 and at most {possible}, which the documents give for {name}"
+    accepted = f"at least 1 and at most {possible}, all that the documents give for {name}"
     require(1 <= count <= possible, "examples", count, accepted)
     return examples

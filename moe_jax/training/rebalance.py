@@ -1,4 +1,4 @@
-"""Experts moved between devices in the course of a run, their weights and moments with them. E experts, R repeats."""
+"""Rebalancing: experts move between devices during a run, with their parameters and moments. E experts, R repeats."""
 
 import functools
 from collections.abc import Mapping
@@ -24,13 +24,16 @@ def rebalance(
     config: TrainConfig,
     mesh: Mesh,
 ) -> TrainState:
-    """The state with each sparse layer's experts placed by `balanced_placement`; it computes what it did before.
+    """Places the experts of each sparse layer by `balanced_placement`; the model's results do not change.
 
     Args:
-      state: consumed, unless nothing moves.
+      state: the training state; donated, unless no expert moves.
       load_by_layer: the metric `load` of a step, [E] by the name of each mixture.
-      config: of the run, with `model.moe.parallel.rebalance_every`.
-      mesh: that the state lies on.
+      config: the run, with `model.moe.parallel.rebalance_every`.
+      mesh: the mesh of the state.
+
+    Returns:
+      The state with the new placement.
     """
     model = config.model
     now = {path: np.asarray(jax.device_get(x)) for path, x in _placements(state.router_state).items()}
@@ -43,7 +46,7 @@ def rebalance(
         new[path] = np.stack(placed).reshape(placement.shape)
     if all(np.array_equal(new[path], now[path]) for path in now):
         return state
-    # What lies in each place afterwards, by where it lies now.
+    # For each new place, the old place of its expert.
     source = {path: np.take_along_axis(now[path], np.argsort(new[path], axis=-1), axis=-1) for path in now}
     leaves, tree = jax.tree.flatten(state_shardings(state, model, mesh))
     return _mover(tuple(leaves), tree)(state, new, source)
@@ -56,7 +59,7 @@ def mixtures_at(names: tuple[str, ...], config: ModelConfig) -> list[MixturePath
 
 @functools.cache
 def _mover(shardings: tuple[Any, ...], tree: Any) -> Any:
-    """The compiled move of states that lie as `shardings` says."""
+    """Compiles the move of experts for states with these shardings."""
 
     def move(state: TrainState, placement: Any, source: Any) -> TrainState:
         def moved(path: tuple[Any, ...], leaf: Array) -> Array:
@@ -87,7 +90,7 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def _mixture(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The mixture's part of the path of something in it, as parameters have it; moments are in trees of their own."""
+    """Returns the path of the mixture that an array belongs to, without the optimizer's own prefix of moments."""
     place = next(i for i, name in enumerate(names) if name in MIXTURES)
     first = next(
         i for i, name in enumerate(names) if name in (ENCODER, DECODER) or name.startswith(("segment_", "layer_"))

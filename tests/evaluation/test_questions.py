@@ -75,7 +75,7 @@ class TestContinuation:
 
     def test_one_document_has_no_lines_from_elsewhere(self):
         with pytest.raises(
-            ConfigError, match=r"examples is 1; accepted: at least 1 and at most 0, which .* continuation"
+            ConfigError, match=r"examples is 1; accepted: at least 1 and at most 0, all .* continuation"
         ):
             continuation(DOCUMENTS[:1], 1)
 
@@ -108,7 +108,7 @@ class TestLastWord:
         if examples:
             assert last_word([text], 1, lines=2) == examples
         else:
-            with pytest.raises(ConfigError, match="at most 0, which the documents give for last_word"):
+            with pytest.raises(ConfigError, match="at most 0, all that the documents give for last_word"):
                 last_word([text], 1, lines=2)
 
     def test_places_are_drawn(self):

@@ -137,4 +137,4 @@ def test_a_corpus_that_changed_is_refused(folder, capsys):
         assert main(["score", str(folder / "run"), "corpus:last_word"]) == 2
     finally:
         path.unlink()
-    assert "accepted: what the model and its tokenizer were trained on" in capsys.readouterr().err
+    assert "accepted: the corpus that the model was trained on" in capsys.readouterr().err
