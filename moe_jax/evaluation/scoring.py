@@ -56,7 +56,13 @@ def scoring_config(config: ModelConfig) -> ModelConfig:
     """
     require(config.causal, "model.causal", config.causal, "True, to be scored by what comes next")
     config = dataclasses.replace(config, loss_chunk=None)
-    return config.with_mixtures(_without_capacity) if config.moe_layers else config
+    if not config.moe_layers:
+        return config
+    variants = tuple(
+        variant if variant.moe is None else dataclasses.replace(variant, moe=_without_capacity(variant.moe))
+        for variant in config.variants
+    )
+    return dataclasses.replace(config, moe=_without_capacity(config.moe), variants=variants)
 
 
 def _without_capacity(moe: MoEConfig) -> MoEConfig:
