@@ -19,9 +19,10 @@ from moe_jax.accounting.parameters import (
 )
 from moe_jax.experts.run import choose_execution
 from moe_jax.layers.attention import computed_keys
-from moe_jax.models.config import ModelConfig, MoEConfig
-from moe_jax.routing import ROUTERS
+from moe_jax.layers.moe import MoEConfig
+from moe_jax.models.config import ModelConfig
 from moe_jax.routing.capacity import capacity_per_expert
+from moe_jax.runtime.parameters import count_multiplied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +114,11 @@ def _stack_flops(config: ModelConfig, length: int) -> FlopCount:
     attention = layers * 2 * attention_parameters(config)
     if networks or attentions:
         group = moe.group_size or length
-        router = 2 * moe.checked_router().parameter_counts(group, config.model_dim)[0]
+        router = 2 * count_multiplied(moe.router_parameters(config.model_dim))
     if networks:
         expert = 2 * count_expert(config).matrices
         ffn += networks * (moe.k * expert + 2 * count_shared(config).matrices)
-        run = _executed_slots if ROUTERS[moe.router].mixes else _executed
+        run = _executed if moe.router.slots(group, moe.setting()) is None else _executed_slots
         executed += networks * (run(moe, config.model_dim, config.model_dim, expert, group) - moe.k * expert)
     if attentions:
         attention += attentions * (moe.k - 1) * projections
@@ -153,7 +154,7 @@ def _executed(moe: MoEConfig, model_dim: int, width: int, expert: int, group: in
 
 def _executed_slots(moe: MoEConfig, model_dim: int, width: int, expert: int, group: int) -> float:
     """The same where experts run slots that mix the tokens of a group: mixing, and each slot as if a token."""
-    slots = moe.num_experts * capacity_per_expert(1.0, group, moe.k, moe.num_experts)
+    slots = moe.router.slots(group, moe.setting())
     executed = {
         "padded": expert,
         "one_hot": expert + 2 * slots * (model_dim + width),

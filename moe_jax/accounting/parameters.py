@@ -8,6 +8,7 @@ import math
 
 from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.models.config import ModelConfig
+from moe_jax.runtime.parameters import count
 
 RELATIVE_BUCKETS = 32
 """Rows of the relative position table with `positions="t5"`."""
@@ -145,7 +146,7 @@ class MixtureCount:
 
 def router_parameters(config: ModelConfig) -> int:
     """Of one router."""
-    return sum(config.moe.checked_router().parameter_counts(config.moe.group_size or 0, config.model_dim))
+    return count(config.moe.router_parameters(config.model_dim))
 
 
 def _feed_forward(config: ModelConfig) -> MixtureCount:

@@ -57,8 +57,8 @@ def scoring_config(config: ModelConfig) -> ModelConfig:
     config = dataclasses.replace(config, loss_chunk=None)
     if not config.moe_layers:
         return config
-    name, router = config.moe.router, config.moe.checked_router()
-    if router.mixes or router.chooses_by_capacity:
+    name = config.moe.router_name
+    if config.moe.router.chooses_by_capacity(config.moe.setting()):
         raise ConfigError(
             f"model.moe.router is {name!r}, whose decisions depend on its capacity, so on what else is in its group; "
             "accepted: a router whose capacity only drops"
@@ -66,7 +66,7 @@ def scoring_config(config: ModelConfig) -> ModelConfig:
     moe = dataclasses.replace(
         config.moe, capacity_factor=None, eval_capacity_factor=None, capacity_rule="ceil", group_size=None
     )
-    if not moe.checked_router().causal:
+    if not moe.causal:
         raise ConfigError(
             f"model.moe.router is {name!r}, with which a token's experts depend on later tokens, so a model could see "
             "the answer; accepted: a causal router"

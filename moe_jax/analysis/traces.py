@@ -10,10 +10,8 @@ from moe_jax.models.config import ModelConfig
 from moe_jax.models.language_model import make_model
 from moe_jax.models.parameters import Params, init_router_state, unstack_layers
 from moe_jax.models.routing_metrics import mixtures
-from moe_jax.routing import Router
-from moe_jax.routing.assignment import Assignment
-from moe_jax.routing.router import RNG, STATE
-from moe_jax.routing.soft_moe import Slots
+from moe_jax.routing import Decision
+from moe_jax.routing.router import RNG, STATE, RouterModule
 from moe_jax.routing.statistics import METRICS
 
 
@@ -22,7 +20,7 @@ def trace_assignments(
     params: Params,
     *texts: Int[Array, "B _"] | None,
     router_state: Params | None = None,
-) -> dict[str, Assignment | Slots]:
+) -> dict[str, Decision]:
     """What the router of each mixture decides on a batch, by its name, `layer_i`; see `mixtures`.
 
     The evaluation capacity holds, groups are those of `config.moe.group_size`, and a router that draws draws the same
@@ -41,7 +39,7 @@ def trace_assignments(
     plain = dataclasses.replace(config, scan_layers=False, remat=False, remat_saves=())
     run = functools.partial(
         make_model(plain).apply,
-        capture_intermediates=lambda module, method: isinstance(module, Router) and method == "__call__",
+        capture_intermediates=lambda module, method: isinstance(module, RouterModule) and method == "__call__",
         mutable=["intermediates", METRICS],
         rngs={RNG: jax.random.key(0)},
     )

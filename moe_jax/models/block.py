@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.layers.attention import Attention
 from moe_jax.layers.feed_forward import FeedForward
-from moe_jax.layers.moe import MoE
+from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.layers.norms import RMSNorm
 from moe_jax.layers.positions import RotaryAngles
 from moe_jax.models.config import ModelConfig
@@ -50,7 +50,7 @@ class Block(nn.Module):
         dropout = nn.Dropout(config.dropout, deterministic=not self.training)
 
         def mixture(width: int, name: str) -> Callable[[Float[Array, "B S D"]], Float[Array, "B S M"]]:
-            return lambda x: self._moe(name, expert_dim=width, kind="linear")(x, *routed)
+            return lambda x: self._moe(name, config.moe.projection(width))(x, *routed)
 
         sparse = config.sparse(self.layer, "attention")
         attention = self._attention("attention", config.causal, mixture=mixture if sparse else None)
@@ -60,7 +60,7 @@ class Block(nn.Module):
             x = x + dropout(self._attention("cross_attention", False)(normed, None, memory_mask, None, memory))
         normed = RMSNorm(dtype, name="feed_forward_norm")(x)
         if config.sparse(self.layer, "feed_forward"):
-            return x + dropout(self._moe("moe", expert_dim=config.expert_dim, kind=config.expert_ffn)(normed, *routed))
+            return x + dropout(self._moe("moe", config.experts)(normed, *routed))
         feed_forward = FeedForward(
             config.ffn,
             config.ffn_dim,
@@ -86,30 +86,5 @@ class Block(nn.Module):
             **fields,
         )
 
-    def _moe(self, name: str, expert_dim: int, kind: str) -> MoE:
-        config, moe = self.config, self.config.moe
-        evaluation = moe.capacity_factor if moe.eval_capacity_factor is None else moe.eval_capacity_factor
-        return MoE(
-            num_experts=moe.num_experts,
-            router=moe.router,
-            k=moe.k,
-            capacity_factor=moe.capacity_factor if self.training else evaluation,
-            group_size=moe.group_size,
-            kind=kind,
-            expert_dim=expert_dim,
-            execution=moe.execution,
-            kernel=moe.kernel,
-            router_options=moe.router_options,
-            router_dtype=jnp.dtype(moe.router_dtype),
-            capacity_rule=moe.capacity_rule,
-            loss_level=moe.loss_level,
-            combine=moe.combine,
-            shared_dim=None if kind == "linear" else moe.shared_dim,
-            shared_gate=moe.shared_gate,
-            training=self.training,
-            init_scale=config.init_scale,
-            dtype=jnp.dtype(config.dtype),
-            dropout=config.expert_dropout if self.training else 0.0,
-            parallel=moe.parallel,
-            name=name,
-        )
+    def _moe(self, name: str, moe: MoEConfig) -> MoE:
+        return MoE(moe, self.training, self.config.init_scale, jnp.dtype(self.config.dtype), name=name)

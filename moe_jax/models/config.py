@@ -1,150 +1,14 @@
 """The shape of a model. A dense model is the sparse model with `moe_layers=()`."""
 
 import dataclasses
-import math
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from moe_jax.configuration import ConfigError, require, require_name
-from moe_jax.experts.apply import Combine
 from moe_jax.experts.ffn import FFN_KINDS
-from moe_jax.experts.kernels.choice import KernelChoice
-from moe_jax.experts.parallel.strategy import ParallelConfig
-from moe_jax.experts.run import EXECUTIONS
-from moe_jax.routing import ROUTERS, Router, check_router
-from moe_jax.routing.capacity import CapacityRule
-from moe_jax.routing.losses import LossLevel
+from moe_jax.layers.moe import Dtype, MoEConfig, Place
 from moe_jax.runtime.remat import SAVEABLE
 
-Place = Literal["feed_forward", "attention"]
 Architecture = Literal["decoder", "encoder_decoder"]
-Dtype = Literal["float32", "bfloat16"]
-
-
-@dataclasses.dataclass(frozen=True)
-class MoEConfig:
-    """A mixture-of-experts layer: who is asked, how many, and how they are run.
-
-    Attributes:
-      num_experts: E.
-      router: a name in `moe_jax.routing.ROUTERS`.
-      k: experts per token (on average, for expert choice).
-      capacity_factor: C = ceil(capacity_factor * S * k / E) seats per expert in a group; None drops nothing.
-      eval_capacity_factor: the same in evaluation; None takes `capacity_factor`.
-      group_size: S, tokens that share one capacity; None makes each sequence a group. Independent of the devices.
-      expert_dim: F of one expert; None takes the model's `ffn_dim`.
-      ffn: what an expert computes, a name in `moe_jax.experts.ffn.FFN_KINDS`; None takes the model's `ffn`.
-      execution: how experts are run, a name in `moe_jax.experts.run.EXECUTIONS`; `auto` takes the fastest.
-      kernel: of grouped matrix products (execution `dropless`), a name in `moe_jax.experts.kernels.choice.KERNELS`;
-        `auto` takes the fastest.
-      losses: coefficients of the router's losses by name, each a mean over layers; what is left out has the
-        coefficient of the router's paper (`Router.losses`), as have all with None.
-      loss_level: what a loss is a mean over, `group`, `sequence` or `batch`; None takes the router's own.
-      capacity_rule: how a capacity factor becomes seats; see `moe_jax.routing.capacity.capacity_per_expert`.
-      combine: weights on the experts' `output`, on their `input` (Llama 4), or as a `mix` with the token (BASE).
-      shared_dim: width of a network that every token runs besides its experts (DeepSeekMoE); None has none.
-      shared_gate: whether a token weighs that network by a learned gate (Qwen2-MoE).
-      router_options: further fields of the router's module, by name.
-      parallel: how tokens reach experts on other devices.
-      allow_noncausal_router: run a router that lets a token see later ones (expert choice) in a causal model.
-      places: what of a sparse layer is a mixture: its `feed_forward`, or the `attention`'s projections to queries, keys
-        and values (Switch Transformer, appendix A), or both.
-      dropout: share of the experts' hidden values that training sets to 0 (expert dropout: Switch Transformer, section
-        4.2); None takes the model's `dropout`.
-      router_dtype: what the router's logits and weights are rounded to, float32 but to see what bfloat16 does (Switch
-        Transformer, table 2).
-    """
-
-    num_experts: int
-    router: str = "switch"
-    k: int = 1
-    capacity_factor: float | None = 1.25
-    eval_capacity_factor: float | None = None
-    group_size: int | None = None
-    expert_dim: int | None = None
-    ffn: str | None = None
-    execution: str = "auto"
-    kernel: KernelChoice = "auto"
-    losses: dict[str, Any] | None = None
-    loss_level: LossLevel | None = None
-    capacity_rule: CapacityRule = "ceil"
-    combine: Combine = "output"
-    shared_dim: int | None = None
-    shared_gate: bool = False
-    router_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
-    allow_noncausal_router: bool = False
-    places: tuple[Place, ...] = ("feed_forward",)
-    dropout: float | None = None
-    router_dtype: Dtype = "float32"
-
-    def __post_init__(self) -> None:
-        accepted = f"one or both of {', '.join(get_args(Place))}"
-        require(len(set(self.places)) == len(self.places) >= 1, "places", self.places, accepted)
-        require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "0 to below 1, or None")
-        require(self.num_experts >= 1, "num_experts", self.num_experts, "an integer of at least 1")
-        require_name(self.router, ROUTERS, "router")
-        require_name(self.execution, ["auto", *EXECUTIONS], "execution")
-        if self.ffn is not None:
-            require_name(self.ffn, FFN_KINDS, "ffn")
-        require(1 <= self.k <= self.num_experts, "k", self.k, f"1 to num_experts ({self.num_experts})")
-        for name in ("capacity_factor", "eval_capacity_factor"):
-            value = getattr(self, name)
-            require(value is None or 0 < value < math.inf, name, value, "a positive number, finite, or None")
-        for name in ("group_size", "expert_dim", "shared_dim"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "an integer of at least 1, or None")
-        require(
-            self.shared_dim is not None or not self.shared_gate,
-            "shared_gate",
-            True,
-            "False, without shared_dim",
-        )
-        self._check_combinations()
-        # Raises where the router does not have what it is asked for.
-        self.checked_router()
-
-    def _check_combinations(self) -> None:
-        rule = self.capacity_rule
-        require(
-            self.capacity_factor is not None or rule == "ceil",
-            "capacity_rule",
-            rule,
-            "ceil, with capacity_factor=None",
-        )
-        if ROUTERS[self.router].mixes:
-            accepted = f"an integer, with router {self.router!r}: the number of its parameters depends on it"
-            require(self.group_size is not None, "group_size", None, accepted)
-            accepted = f"output, with router {self.router!r}, which assigns no token to an expert"
-            require(self.combine == "output", "combine", self.combine, accepted)
-        if "attention" in self.places:
-            accepted = "output, with a mixture in the attention, whose experts' results are no tokens"
-            require(self.combine == "output", "combine", self.combine, accepted)
-
-    def checked_router(self) -> Router:
-        """The router as configured, with its training capacity."""
-        fields = {} if self.loss_level is None else {"loss_level": self.loss_level}
-        return check_router(
-            self.router,
-            self.num_experts,
-            self.k,
-            self.capacity_factor,
-            self.router_options,
-            self.losses or {},
-            "",
-            "router_options",
-            capacity_rule=self.capacity_rule,
-            **fields,
-        )
-
-    @property
-    def rows_per_token(self) -> float:
-        """How often a token is sent to an expert in training, with the seats that stay empty."""
-        return self.k * (1.0 if self.capacity_factor is None else self.capacity_factor)
-
-    @property
-    def coefficients(self) -> dict[str, float]:
-        """The coefficient of each of the router's losses."""
-        return dict(ROUTERS[self.router].losses) | (self.losses or {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +97,8 @@ class ModelConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "an integer of at least 1, or None")
         require_name(self.ffn, FFN_KINDS, "ffn")
+        if self.moe is not None and self.moe.ffn is not None:
+            require_name(self.moe.ffn, FFN_KINDS, "moe.ffn")
         if self.head_dim is None:
             require(
                 self.model_dim % self.num_heads == 0,
@@ -280,9 +146,9 @@ class ModelConfig:
 
     def _check_causal(self) -> None:
         allowed = self.moe.allow_noncausal_router or not self.causal
-        if not self.moe.checked_router().causal and not allowed:
+        if not self.moe.causal and not allowed:
             raise ConfigError(
-                f"moe.router is {self.moe.router!r}, with which a token's experts depend on later tokens, so a "
+                f"moe.router is {self.moe.router_name!r}, with which a token's experts depend on later tokens, so a "
                 "causal model would see the future it is to predict; accepted: another router, or "
                 "allow_noncausal_router=True to run it knowingly"
             )
@@ -322,6 +188,12 @@ class ModelConfig:
     def expert_dim(self) -> int:
         """F of one expert."""
         return self.moe.expert_dim or self.ffn_dim
+
+    @property
+    def experts(self) -> MoEConfig:
+        """The mixture with what it leaves to the model filled in."""
+        fields = {"expert_dim": self.expert_dim, "ffn": self.expert_ffn, "dropout": self.expert_dropout}
+        return dataclasses.replace(self.moe, **fields)
 
     @property
     def expert_ffn(self) -> str:

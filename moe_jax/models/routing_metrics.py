@@ -95,8 +95,12 @@ def next_router_state(config: ModelConfig, router_state: Any, routing: Any) -> A
     """The routers' state after a step in which they sowed `routing`, whether or not layers are scanned."""
     if not router_state:
         return router_state
-    router = config.moe.checked_router()
-    update = jax.vmap(router.next_state) if config.scan_layers else router.next_state
+    router, setting = config.moe.router, config.moe.setting()
+
+    def next_state(state: Any, sown: Any) -> Any:
+        return router.next_state(state, sown, setting)
+
+    update = jax.vmap(next_state) if config.scan_layers else next_state
 
     def below(state: Any, sown: Any) -> Any:
         # What is beside the router's, the placement of experts, does not move in a step.

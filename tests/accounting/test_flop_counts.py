@@ -9,7 +9,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from moe_jax.accounting.flops import flops_per_token
-from moe_jax.models.config import ModelConfig, MoEConfig
+from moe_jax.layers.moe import MoEConfig
+from moe_jax.models.config import ModelConfig
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.encoder_decoder import EncoderDecoder
 from moe_jax.models.parameters import init_params

@@ -5,7 +5,8 @@ import jax
 import pytest
 
 from moe_jax.accounting.parameters import count_parameters
-from moe_jax.models.config import ModelConfig, MoEConfig
+from moe_jax.layers.moe import MoEConfig
+from moe_jax.models.config import ModelConfig
 from moe_jax.models.parameters import init_params
 
 DENSE = ModelConfig(vocab_size=300, num_layers=4, model_dim=64, num_heads=4, ffn_dim=96)

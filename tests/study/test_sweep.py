@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from moe_jax.configuration import to_dict
-from moe_jax.models.config import ModelConfig, MoEConfig
+from moe_jax.layers.moe import MoEConfig
+from moe_jax.models.config import ModelConfig
 from moe_jax.study.measures import diverged
 from moe_jax.study.results import append_row, read_rows
 from moe_jax.study.summary import summarize
