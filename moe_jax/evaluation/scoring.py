@@ -67,8 +67,8 @@ def scoring_config(config: ModelConfig) -> ModelConfig:
 
 def _without_capacity(moe: MoEConfig) -> MoEConfig:
     """Returns the mixture without a capacity; raises ConfigError where its router cannot do without."""
-    name, router = moe.router, moe.checked_router()
-    if router.mixes or router.chooses_by_capacity:
+    name = moe.router_name
+    if moe.router.chooses_by_capacity(moe.setting()):
         raise ConfigError(
             f"model.moe.router is {name!r}, whose decisions depend on its capacity, so on what else is in its group; "
             "accepted: a router whose capacity only drops"
@@ -76,7 +76,7 @@ def _without_capacity(moe: MoEConfig) -> MoEConfig:
     unlimited = dataclasses.replace(
         moe, capacity_factor=None, eval_capacity_factor=None, capacity_rule="ceil", group_size=None
     )
-    if not unlimited.checked_router().causal:
+    if not unlimited.causal:
         raise ConfigError(
             f"model.moe.router is {name!r}, with which a token's experts depend on later tokens, so a model could see "
             "the answer; accepted: a causal router"

@@ -6,7 +6,8 @@ import pytest
 
 from moe_jax.configuration import to_dict
 from moe_jax.layers.attention import GroupedQuery
-from moe_jax.models.config import ModelConfig, MoEConfig
+from moe_jax.layers.moe import MoEConfig
+from moe_jax.models.config import ModelConfig
 from moe_jax.reports.tables import format_table
 from moe_jax.results.measures import diverged
 from moe_jax.results.rows import append_row, read_rows
