@@ -3,7 +3,7 @@
     python -m experiments.claims           # writes it, and prints how many claims have which verdict
     python -m experiments.claims --check   # writes nothing; exit status 1 if it would change
 
-A claim is a file in `experiments/claims/` with the fields of `moe_jax.study.claims.Claim`; its `[rule]` decides it.
+A claim is a file in `experiments/claims/` with the fields of `moe_jax.claims.claims.Claim`; its `[rule]` decides it.
 """
 
 import argparse
@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_jax.claims.claims import judge, read_claims
 from moe_jax.configuration import ConfigError
+from moe_jax.reports.claims import claims_report, summary_line
 from moe_jax.runtime.files import write_whole
-from moe_jax.study.claims import judge, read_claims
-from moe_jax.study.claims_report import claims_report, summary_line
 
 HERE = Path(__file__).parent
 

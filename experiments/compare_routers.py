@@ -22,13 +22,13 @@ from ml_collections import ConfigDict
 from configs.gpu import compare_routers as gpu
 from configs.laptop import compare_routers as laptop
 from moe_jax.configuration import ConfigError, require_name
+from moe_jax.reports.routers import write_router_report
+from moe_jax.reports.tables import format_table
+from moe_jax.results.rows import Row
 from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.study.command_line import output_folder, study_parser
-from moe_jax.study.results import Row
-from moe_jax.study.router_report import write_router_report
 from moe_jax.study.router_times import time_routers
 from moe_jax.study.sweep import run_sweep, seeded
-from moe_jax.study.tables import format_table
 from moe_jax.study.workers import train_here
 from moe_jax.training.result import DivergenceError
 

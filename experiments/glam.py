@@ -24,15 +24,15 @@ from ml_collections import ConfigDict
 from configs.gpu import glam as gpu
 from configs.laptop import glam as laptop
 from moe_jax.configuration import ConfigError, override, require
+from moe_jax.reports.sizes import write_size_report
+from moe_jax.reports.tables import format_table
+from moe_jax.results.rows import Row, read_study
+from moe_jax.results.sizes import by_size, with_dense
 from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.study.command_line import add_run_options, given, output_folder, study_parser
 from moe_jax.study.few_shot_scores import Questions, require_questions, score_runs
-from moe_jax.study.results import Row, read_study
-from moe_jax.study.size_report import write_size_report
-from moe_jax.study.sizes import by_size, with_dense
 from moe_jax.study.step_costs import measure_step_costs
 from moe_jax.study.sweep import run_sweep, seeded
-from moe_jax.study.tables import format_table
 from moe_jax.study.workers import default_jobs, train_here
 from moe_jax.training.result import DivergenceError
 

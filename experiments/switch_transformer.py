@@ -24,11 +24,11 @@ from ml_collections import ConfigDict
 from configs.gpu import switch_transformer as gpu
 from configs.laptop import switch_transformer as laptop
 from moe_jax.configuration import ConfigError, override, require, require_name, to_dict
+from moe_jax.reports.paper import PaperTable, paper_markdown, write_paper_report
+from moe_jax.results.rows import Row, append_row, read_rows, read_study
 from moe_jax.runtime.files import write_whole
 from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.study.command_line import add_run_options, given, output_folder, study_parser
-from moe_jax.study.paper_report import PaperTable, paper_markdown, write_paper_report
-from moe_jax.study.results import Row, append_row, read_rows, read_study
 from moe_jax.study.step_costs import measure_step_costs
 from moe_jax.study.sweep import run_directory, run_sweep
 from moe_jax.study.workers import default_jobs, train_here

@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 from configs.gpu import switch_vs_dense as gpu
 from configs.laptop import switch_vs_dense as laptop
 from moe_jax.configuration import ConfigError
+from moe_jax.reports.comparison import headline, write_report
+from moe_jax.reports.tables import format_table
+from moe_jax.results.rows import Row
 from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.study.command_line import output_folder, study_parser
-from moe_jax.study.report import headline, write_report
-from moe_jax.study.results import Row
 from moe_jax.study.sweep import run_sweep, seeded
-from moe_jax.study.tables import format_table
 from moe_jax.study.workers import train_here
 from moe_jax.training.result import DivergenceError
 

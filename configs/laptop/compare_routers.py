@@ -1,13 +1,13 @@
-"""Every router in one model: same data, same seeds, same active FLOPs per token, for two CPU cores.
+"""Configurations of all routers in one model, with equal data, seeds and active FLOPs per token, for two CPU cores.
 
 Command:   python -m moe_jax train configs/laptop/compare_routers.py:switch --workdir runs/switch
-           (or :VARIANT for any in VARIANTS, :masked/VARIANT for the encoder); all of them:
-           python -m experiments.compare_routers
+           for one model (:VARIANT for any of VARIANTS, :masked/VARIANT for the encoder);
+           python -m experiments.compare_routers for all
 Hardware:  two cores of a laptop or a small server, 4 GB of memory.
 Time:      25 seconds for one model on average; 42 minutes for 29 of the 30 with three seeds, 3.7 GB.
-Expected:  experiments/results/compare_routers. Validation loss 3.94 nats per token dense in the decoder, 5.17 in the
-           encoder; in the decoder hash routing is 0.06 below it, most others within 0.02. Without balancing the busiest
-           expert of top_k and of deepseek has 8.0 times its share, with it 1.8 and 1.7.
+Expected:  experiments/results/compare_routers. The dense decoder ends with a validation loss of 3.94 nats per token and
+           the dense encoder with 5.17. In the decoder hash routing is 0.06 below dense, most others within 0.02.
+           Without balancing the busiest expert of top_k and deepseek has 8.0 times the mean load; with it 1.8 and 1.7.
 """
 
 from typing import Any
@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 EXPERTS_PER_CHOICE = 8
 
-# What differs from a mixture of 8 * k experts of width ffn_dim / k, top-k by `router`, with a capacity factor of 1.25.
+# Differences from a mixture of 8 * k experts of width ffn_dim / k with k = 2, a capacity factor of 1.25 and the router
+# of the variant's name.
 VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {},
     "dense_mixture": {"k": 8, "num_experts": 8, "capacity_factor": None},
@@ -32,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vmoe-batch": {"router": {"kind": "vmoe", "priority": "batch"}},
     "top_k": {},
     "top_k-unbalanced": {"router": "top_k", "losses": {"balance_loss": 0.0}},
-    # At the rate of the paper, which has many thousand steps, a bias moves by 0.3 in 300, less than scores may differ.
+    # At the paper's rate a bias moves by at most 0.3 in 300 steps, less than the differences between scores.
     "deepseek": {"router": {"kind": "deepseek", "bias_rate": 0.01}},
     "deepseek-0.001": {"router": "deepseek"},
     "deepseek-unbalanced": {
@@ -51,13 +52,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "base": {"k": 1, "capacity_factor": None, "combine": "mix"},
     "sinkhorn": {},
-    # In groups of a sequence, as the paper's of an image, with as many slots as tokens.
+    # A group is a sequence, as in the paper an image, with as many slots as tokens.
     "soft_moe": {"k": 1, "capacity_factor": None, "group_size": 128},
 }
 
 
 def get_config(model: str = "switch") -> ConfigDict:
-    """A VARIANT in a causal decoder, or as `masked/VARIANT` in an encoder that says what was hidden."""
+    """Returns a variant in a causal decoder, or with `masked/VARIANT` in an encoder that predicts masked tokens."""
     task, _, variant = model.rpartition("/")
     config = ConfigDict()
     config.name = variant
@@ -82,10 +83,9 @@ def get_config(model: str = "switch") -> ConfigDict:
     config.model.vocab_size = 512 + (config.data.task == "masked")
     config.model.num_layers = 2
     config.model.model_dim = 128
-    config.model.num_heads = 2
     config.model.ffn_dim = 512
     config.model.ffn = "relu"
-    config.model.positions = "t5"
+    config.model.attention = ConfigDict({"heads": 2, "positions": "t5"})
     config.model.causal = config.data.task == "causal"
     if variant != "dense":
         config.model.moe_layers = (1,)
@@ -94,7 +94,7 @@ def get_config(model: str = "switch") -> ConfigDict:
 
 
 def get_quick_config(model: str = "switch") -> ConfigDict:
-    """The same for a few steps, for a look at how things work; its losses mean nothing."""
+    """Returns the model of `get_config` with few steps, for a trial run; its losses mean nothing."""
     config = get_config(model)
     config.steps, config.eval_every, config.checkpoint_every = 20, 10, 20
     config.eval_batches = 2
@@ -103,7 +103,7 @@ def get_quick_config(model: str = "switch") -> ConfigDict:
 
 
 def _mixture(variant: str, ffn_dim: int, tokens: int) -> dict[str, Any]:
-    """Of a variant, in groups of `tokens`: k experts cost what the dense layer of width `ffn_dim` does."""
+    """Returns a variant's mixture in groups of `tokens`; k experts cost as much as a dense layer of width `ffn_dim`."""
     own = VARIANTS[variant]
     k = own.get("k", 2)
     fields = {

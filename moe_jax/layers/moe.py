@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.configuration import require, require_name
+from moe_jax.configuration import ConfigError, require, require_name
 from moe_jax.experts.apply import Combine, apply_experts
 from moe_jax.experts.ffn import EXPERT_KINDS, FFNKind, Weights
 from moe_jax.experts.kernels.choice import KernelChoice
@@ -23,8 +23,9 @@ from moe_jax.experts.parallel.run import apply_on_mesh
 from moe_jax.experts.parallel.strategy import ParallelConfig
 from moe_jax.experts.run import EXECUTIONS, choose_execution
 from moe_jax.layers.dropout import with_dropout
-from moe_jax.layers.feed_forward import FeedForward
+from moe_jax.layers.feed_forward import Network
 from moe_jax.layers.initialization import kernel_init, network_weights
+from moe_jax.layers.mode import Mode
 from moe_jax.routing import KINDS, AnyRouter, Assignment, Setting, check_router
 from moe_jax.routing.capacity import CapacityRule
 from moe_jax.routing.losses import LossLevel
@@ -170,6 +171,24 @@ class MoEConfig:
         """Returns the mixture of matrices from D to `width` that takes the place of one of the attention's."""
         return dataclasses.replace(self, ffn="linear", expert_dim=width, shared_dim=None, shared_gate=False)
 
+    def resolve(self, ffn_dim: int, ffn: str, dropout: float) -> "MoEConfig":
+        """Returns the mixture with the model's values for the fields that are None and take these."""
+        return dataclasses.replace(
+            self,
+            expert_dim=self.expert_dim or ffn_dim,
+            ffn=self.ffn or ffn,
+            dropout=dropout if self.dropout is None else self.dropout,
+        )
+
+    def require_causal(self) -> None:
+        """Raises ConfigError where a token would see later ones, unless `allow_noncausal_router` says that it may."""
+        if not self.causal and not self.allow_noncausal_router:
+            raise ConfigError(
+                f"router is {self.router_name!r}, with which a token's experts depend on later tokens, so a causal "
+                "model would see the future it is to predict; accepted: another router, or allow_noncausal_router=True "
+                "to run it knowingly"
+            )
+
     def router_parameters(self, model_dim: int) -> dict[str, Parameter]:
         """Returns the router's parameters by path within it."""
         # Only routers that need a group's size have parameters that depend on it.
@@ -289,7 +308,8 @@ class MoE(nn.Module):
 
     def _shared(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         config = self.config
-        y = FeedForward(config.ffn, config.shared_dim, self.init_scale, self.dtype, name="shared")(x)
+        mode = Mode(init_scale=self.init_scale, dtype=self.dtype)
+        y = Network(config.shared_dim, config.ffn).make(mode, "shared")(x)
         if not config.shared_gate:
             return y
         gate = nn.Dense(1, use_bias=False, dtype=self.dtype, kernel_init=kernel_init(1.0), name="shared_gate")(x)

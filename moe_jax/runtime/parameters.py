@@ -1,4 +1,4 @@
-"""A parameter of a layer as its configuration declares it: the module makes it, accounting counts it, a mesh divides it."""
+"""Declared parameters: shape and division of each, for the module that makes it, for accounting and for the mesh."""
 
 import math
 from collections.abc import Mapping

@@ -9,14 +9,16 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from moe_jax.accounting.flops import flops_per_token
+from moe_jax.layers.attention import GroupedQuery
 from moe_jax.layers.moe import MoEConfig
+from moe_jax.layers.positions import T5Bias
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.encoder_decoder import EncoderDecoder
 from moe_jax.models.parameters import init_params
 
 BATCH, LENGTH = 2, 128
-DENSE = ModelConfig(vocab_size=512, num_layers=2, model_dim=256, num_heads=4, ffn_dim=1024)
+DENSE = ModelConfig(vocab_size=512, num_layers=2, model_dim=256, ffn_dim=1024, attention=GroupedQuery(4))
 SPARSE = dataclasses.replace(DENSE, moe_layers=(1,), moe=MoEConfig(num_experts=8, execution="padded"))
 
 
@@ -26,8 +28,8 @@ def with_moe(**fields) -> ModelConfig:
 
 CONFIGS = [
     DENSE,
-    dataclasses.replace(DENSE, ffn="swiglu", num_kv_heads=2, head_dim=32, tie_embeddings=True),
-    dataclasses.replace(DENSE, positions="t5"),
+    dataclasses.replace(DENSE, ffn="swiglu", attention=GroupedQuery(4, 2, 32), tie_embeddings=True),
+    dataclasses.replace(DENSE, attention=GroupedQuery(4, positions=T5Bias())),
     SPARSE,
     dataclasses.replace(SPARSE, ffn="geglu", num_layers=4, moe_layers=(1, 3), scan_layers=True, remat=True),
     with_moe(router="gshard", k=2, expert_dim=512, capacity_factor=1.0),
@@ -42,7 +44,7 @@ PAIRS = [
     dataclasses.replace(config, architecture="encoder_decoder")
     for config in (
         DENSE,
-        dataclasses.replace(DENSE, num_kv_heads=2, head_dim=32, tie_embeddings=True, positions="t5"),
+        dataclasses.replace(DENSE, attention=GroupedQuery(4, 2, 32, T5Bias()), tie_embeddings=True),
         dataclasses.replace(SPARSE, num_layers=4, moe_layers=(1, 3), scan_layers=True),
         with_moe(router="gshard", k=2, capacity_factor=1.0, group_size=32),
         with_moe(places=("feed_forward", "attention"), capacity_factor=1.0),

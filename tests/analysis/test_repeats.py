@@ -92,7 +92,10 @@ def test_the_table_has_a_line_for_each_run(folder, capsys):
 
 
 def test_what_cannot_copy_or_is_no_run_is_one_line(folder, capsys):
-    for name, says in (("spans", "data.task is 'span_corruption'; accepted: causal"), ("text", "has no run.json")):
+    for name, says in (
+        ("spans", "data.task is 'span_corruption'; accepted: a run with task 'causal'"),
+        ("text", "has no run.json"),
+    ):
         assert main(["repeats", str(folder / name)]) == 2
         output = capsys.readouterr()
         assert output.out == ""

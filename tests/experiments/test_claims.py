@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from experiments.claims import HERE, main
-from moe_jax.study.claims import Claim, read_claims
-from moe_jax.study.results import append_row
-from tests.study.fake_results import fake_rows
+from moe_jax.claims.claims import Claim, read_claims
+from moe_jax.results.rows import append_row
+from tests.results.fake_rows import fake_rows
 
 CLAIM = """\
 statement = "Sixteen experts are better than none."

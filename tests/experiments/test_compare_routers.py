@@ -11,8 +11,8 @@ from experiments.compare_routers import MODELS, NONCAUSAL, PRESETS, Preset, chos
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import ConfigError
+from moe_jax.results.rows import read_rows
 from moe_jax.routing import ROUTERS
-from moe_jax.study.results import read_rows
 from moe_jax.study.sweep import seeded
 
 

@@ -14,15 +14,15 @@ from experiments import glam
 from experiments.glam import PRESETS, Preset, main
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
+from moe_jax.claims.claims import read_claims
 from moe_jax.configuration import ConfigError, to_dict
+from moe_jax.results.rows import read_rows
 from moe_jax.study import step_costs
-from moe_jax.study.claims import read_claims
 from moe_jax.study.few_shot_scores import Questions
-from moe_jax.study.results import read_rows
 from moe_jax.study.sweep import seeded
 from moe_jax.training.config import TrainConfig
 from tests.active_flops import xla_flops_per_token, xla_products_per_token
-from tests.study.fake_results import fake_size_rows
+from tests.results.fake_rows import fake_size_rows
 
 SPARSE = [model for model in laptop.MODELS if model.startswith("glam")]
 CONFIGS = {"laptop": laptop.get_config, "gpu": gpu.get_config}

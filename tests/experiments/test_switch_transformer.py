@@ -16,9 +16,9 @@ from experiments import switch_transformer
 from experiments.switch_transformer import PRESETS, TABLES, TIMED, Preset, main, make_plan
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
+from moe_jax.claims.claims import read_claims
 from moe_jax.configuration import to_dict
-from moe_jax.study.claims import read_claims
-from moe_jax.study.results import read_rows
+from moe_jax.results.rows import read_rows
 from moe_jax.study.sweep import run_directory
 from moe_jax.training.config import TrainConfig
 from tests.active_flops import with_seats_for_all, xla_flops_per_token, xla_products_per_token

@@ -10,7 +10,7 @@ from experiments.switch_vs_dense import PRESETS, Preset, main
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import to_dict
-from moe_jax.study.results import final_loss, read_rows
+from moe_jax.results.rows import final_loss, read_rows
 from moe_jax.study.sweep import seeded
 from moe_jax.training import loop
 from moe_jax.training.config import TrainConfig

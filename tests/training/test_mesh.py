@@ -27,7 +27,7 @@ ROWS, STEPS = 32, 5
 COMMON = {
     "data.batch_size": ROWS,
     "model.num_layers": 1,
-    "model.num_heads": 2,
+    "model.attention.heads": 2,
     "model.moe_layers": (0,),
     "model.moe.num_experts": 8,
     "model.moe.router": "gshard",

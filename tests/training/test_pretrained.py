@@ -11,7 +11,7 @@ import pytest
 
 from moe_jax.configuration import ConfigError
 from moe_jax.models.decoder import Decoder
-from moe_jax.study.results import final_loss
+from moe_jax.results.rows import final_loss
 from moe_jax.study.sweep import run_directory, run_sweep
 from moe_jax.training.loop import train
 from moe_jax.training.optimizer import make_optimizer, make_schedule
@@ -76,12 +76,15 @@ def test_a_dense_student_takes_what_is_outside_mixtures(trained, tmp_path):
         ({"distillation": {"run": "nothing"}}, "workdir is .*nothing.* which has no run.json"),
         (
             {"start": {"run": "teacher"}, "model": {"ffn_dim": 24}},
-            r"start.run is 'teacher'; accepted: a run with parameters \['layer_0'\]\['feed_forward'\]\['down'\] of",
+            r"start.run is 'teacher'; accepted: a run with a parameter \['layer_0'\]\['feed_forward'\]\['down'\] of",
         ),
-        ({"distillation": {"run": "teacher", "share": 0.0}}, "distillation.share is 0.0; accepted: above 0, to 1"),
+        (
+            {"distillation": {"run": "teacher", "share": 0.0}},
+            "distillation.share is 0.0; accepted: a number above 0 and",
+        ),
         (
             {"distillation": {"run": "teacher"}, "model": {"loss_chunk": 4}},
-            "model.loss_chunk is 4; accepted: None, with distillation",
+            "model.loss_chunk is 4; accepted: None with distillation",
         ),
         (
             {"distillation": {"run": "teacher"}, "data": {"tokenizer": "bpe:300"}, "model": {"vocab_size": 300}},

@@ -25,7 +25,7 @@ from tests.training.tiny_runs import lines_of, random_batch, tiny_config, tiny_v
 SETS = {
     "data.batch_size": 8,
     "model.num_layers": 2,
-    "model.num_heads": 2,
+    "model.attention.heads": 2,
     "model.moe_layers": (0, 1),
     "model.ffn": "swiglu",
     "model.moe.num_experts": 16,

@@ -19,7 +19,7 @@ from moe_jax.training.state import init_state
 from moe_jax.training.step import make_eval_step, make_train_step
 from tests.training.tiny_runs import B, S, random_batch, tiny_config
 
-DENSE = {"model.moe_layers": (), "model.moe": None, "model.positions": "t5", "optimizer.clip_norm": None}
+DENSE = {"model.moe_layers": (), "model.moe": None, "model.attention.positions": "t5", "optimizer.clip_norm": None}
 SPARSE = {"model.moe.router": "switch", "model.moe.k": 1, "model.num_layers": 2}
 SPARSE |= {"model.moe_layers": (0, 1), "optimizer.clip_norm": None}
 STEERED = SPARSE | {"model.moe.losses": {"balance_loss": 0.5, "z_loss": 0.25}}

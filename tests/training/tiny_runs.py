@@ -54,7 +54,7 @@ def tiny_values(corpus: Path | None = None, sets: Mapping[str, Any] | None = Non
             "vocab_size": V,
             "num_layers": 1,
             "model_dim": 8,
-            "num_heads": 1,
+            "attention": {"heads": 1},
             "ffn_dim": 16,
             "moe_layers": (0,),
             "moe": {
@@ -99,7 +99,7 @@ PAIRED = {
     "data.target_length": 8,
     "data.sentinels": 3,
     "model.architecture": "encoder_decoder",
-    "model.positions": "t5",
+    "model.attention.positions": "t5",
     "model.vocab_size": V + 3,
     "model.moe.places": ("feed_forward", "attention"),
 }
