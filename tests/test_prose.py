@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,10 +31,10 @@ def test_the_example_of_the_readme_runs(capsys):
 
 
 def test_the_router_of_contributing_routes():
-    router = run_example("CONTRIBUTING.md")["SecondBest"](num_experts=4, k=1, capacity_factor=None)
+    router = run_example("CONTRIBUTING.md")["SecondBest"]()
     logits = np.random.default_rng(0).normal(size=(2, 6, 4)).astype(np.float32)
     tokens = Tokens(x=jnp.ones((2, 6, 3)), valid=jnp.ones((2, 6), bool))
-    assignment, losses = router.decide(jnp.asarray(logits), tokens, 6)
+    assignment, losses = router.decide(jnp.asarray(logits), tokens, SimpleNamespace(capacity=6))
     np.testing.assert_array_equal(assignment.expert, np.argsort(logits)[..., -2])
     assert assignment.kept.all()
     assert losses == {}
