@@ -1,7 +1,7 @@
 """Every router in one model: same data, same seeds, same active FLOPs per token, for two CPU cores.
 
 Command:   python -m moe_jax train configs/laptop/compare_routers.py:switch --workdir runs/switch
-           (or :VARIANT for any in VARIANTS, :masked/VARIANT for the encoder); all of them:
+           (or another of MODELS); all of them:
            python -m experiments.compare_routers
 Hardware:  two cores of a laptop or a small server, 4 GB of memory.
 Time:      25 seconds for one model on average; 42 minutes for 29 of the 30 with three seeds, 3.7 GB.
@@ -10,9 +10,11 @@ Expected:  experiments/results/compare_routers. Validation loss 3.94 nats per to
            expert of top_k and of deepseek has 8.0 times its share, with it 1.8 and 1.7.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
+
+from moe_jax.configuration import require_name
 
 EXPERTS_PER_CHOICE = 8
 
@@ -57,10 +59,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "soft_moe": {"k": 1, "capacity_factor": None, "group_size": 128},
 }
 
+# Variants that see later tokens while they train, or always.
+NONCAUSAL = ("expert_choice", "expert_choice-capped", "vmoe-batch", "base", "sinkhorn", "soft_moe")
+
+
+class Kind(NamedTuple):
+    """A model's task, and its variant, a key of VARIANTS."""
+
+    task: str
+    variant: str
+
+
+MODELS = {variant: Kind("causal", variant) for variant in VARIANTS if variant not in NONCAUSAL} | {
+    f"masked/{variant}": Kind("masked", variant) for variant in ("dense", "switch", "top_k", "vmoe", *NONCAUSAL)
+}
+"""Causal decoders, and encoders that say what was hidden: all variants that are not causal, and some of the others."""
+
 
 def get_config(model: str = "switch") -> ConfigDict:
-    """A VARIANT in a causal decoder, or as `masked/VARIANT` in an encoder that says what was hidden."""
-    task, _, variant = model.rpartition("/")
+    """Returns one of MODELS."""
+    require_name(model, MODELS, "model")
+    task, variant = MODELS[model]
     config = ConfigDict()
     config.name = variant
     config.steps = 300
@@ -73,7 +92,7 @@ def get_config(model: str = "switch") -> ConfigDict:
     config.data.tokenizer = "bpe:512"
     config.data.sequence_length = 128
     config.data.batch_size = 8
-    config.data.task = task or "causal"
+    config.data.task = task
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"
@@ -81,14 +100,14 @@ def get_config(model: str = "switch") -> ConfigDict:
     config.optimizer.warmup_steps = 30
 
     config.model = ConfigDict()
-    config.model.vocab_size = 512 + (config.data.task == "masked")
+    config.model.vocab_size = 512 + (task == "masked")
     config.model.num_layers = 2
     config.model.model_dim = 128
     config.model.num_heads = 2
     config.model.ffn_dim = 512
     config.model.ffn = "relu"
     config.model.positions = "t5"
-    config.model.causal = config.data.task == "causal"
+    config.model.causal = task == "causal"
     if variant != "dense":
         config.model.moe_layers = (1,)
         config.model.moe = ConfigDict(_mixture(variant, config.model.ffn_dim, 8 * 128))

@@ -1,8 +1,7 @@
 """Dense against GLaM's mixtures at equal active FLOPs and parameters, in three sizes, for two CPU cores.
 
 Command:   python -m moe_jax train configs/laptop/glam.py:glam-small-16 --workdir runs/glam-small-16
-           (or :dense-SIZE or :glam-SIZE-E for any in SIZES and any number of experts E that 4 divides); all of them:
-           python -m experiments.glam
+           (or another of MODELS); all of them: python -m experiments.glam
 Hardware:  two cores of a laptop or a small server, 4 GB of memory.
 Time:      the study 1 h 55 min on two cores with AVX-512, of which training took 102 minutes, two runs at a time, the
            questions 11 and timing 2; the machine had other work at times.
@@ -10,9 +9,11 @@ Expected:  nats per token, three seeds: tiny 3.456 dense, 3.451, 3.365, 3.349 wi
            dense, 2.775 with 16; six seeds: small 3.194 dense, 3.185, 3.066, 2.984.
 """
 
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
-from moe_jax.configuration import require
+from moe_jax.configuration import require_name
 
 SIZES = {"tiny": 32, "small": 48, "medium": 64}
 """Model widths."""
@@ -20,22 +21,33 @@ SIZES = {"tiny": 32, "small": 48, "medium": 64}
 EXPERTS = {"tiny": (4, 16, 64), "small": (4, 16, 64), "medium": (16,)}
 """What the study has of each size beside the dense model; in the largest, which takes longest, one."""
 
-MODELS = tuple(
-    model for size in SIZES for model in (f"dense-{size}", *(f"glam-{size}-{experts}" for experts in EXPERTS[size]))
-)
+
+class Kind(NamedTuple):
+    """A model's size, a key of SIZES, and its number of experts, 0 for a dense one."""
+
+    size: str
+    experts: int
+
+
+MODELS = {
+    f"glam-{size}-{experts}" if experts else f"dense-{size}": Kind(size, experts)
+    for size in SIZES
+    for experts in (0, *EXPERTS[size])
+}
 
 ROUTER_SPREAD = 0.55
 """Standard deviation of the router's first logits: what 0.02 for its weights gives at GLaM's smallest width, 768."""
 
 
 def get_config(model: str = "glam-small-16") -> ConfigDict:
-    """`dense-SIZE`, or `glam-SIZE-E`, in which the first feed-forward layer of each two has E experts.
+    """Returns one of MODELS; in a sparse one the first feed-forward layer of each two has experts.
 
     As in the authors' code (praxis): decoder only, GELU-gated dense layers, experts without a gate, no biases, relative
     positions, an output tied to the embedding, the two best experts always, with seats for twice an even share of the
     tokens.
     """
-    size, experts = parse_model(model)
+    require_name(model, MODELS, "model")
+    size, experts = MODELS[model]
     config = ConfigDict()
     config.name = model
     config.steps = 3000
@@ -85,21 +97,6 @@ def get_quick_config(model: str = "glam-small-16") -> ConfigDict:
     config.eval_batches = 4
     config.optimizer.warmup_steps = 20
     return config
-
-
-def parse_model(model: str) -> tuple[str, int]:
-    """Size and number of experts of a model's name, 0 if it is dense.
-
-    Raises:
-      ConfigError: there is no such model.
-    """
-    kind, _, rest = model.partition("-")
-    size, _, number = rest.partition("-")
-    experts = int(number) if kind == "glam" and number.isdecimal() else 0
-    known = model == f"dense-{size}" or (model == f"glam-{size}-{experts}" and experts >= 4 and experts % 4 == 0)
-    accepted = f"dense-SIZE or glam-SIZE-E, with SIZE one of {', '.join(SIZES)} and E a multiple of 4"
-    require(size in SIZES and known, "model", model, accepted)
-    return size, experts
 
 
 def set_width(config: ConfigDict, width: int, head_dim: int) -> None:
