@@ -22,9 +22,9 @@ RESULTS = ROOT / "experiments/results"
 FRAGMENT = re.compile(r"(What|Of|How|Whether|Where|From|The same|Those|That|By|In which|Who)\b")
 # A verb in the third person, and no noun in the plural.
 VERB = re.compile(
-    r"(?!(Arrays|Bytes|Choices|Columns|Experts|Files|Gradients|Groups|Layers|Logits|Losses|Metrics|Models|Names|Numbers"
-    r"|Parameters|Results|Rows|Runs of|Seats|Seconds|Shapes|Sizes|Statistics|Steps|Sums of|This|Tokens|Values|Weights)\b)"
-    r"[A-Z][a-z]+s\b"
+    r"(?!(Arrays|Bytes|Choices|Columns|Experts|Files|Gradients|Groups|Layers|Logits|Losses|Metrics|Models|Names)\b)"
+    r"(?!(Numbers|Parameters|Results|Rows|Runs of|Seats|Seconds|Shapes|Sizes|Statistics|Steps|Sums of|This)\b)"
+    r"(?!(Tokens|Values|Weights)\b)[A-Z][a-z]+s\b"
 )
 
 

@@ -65,14 +65,13 @@ def get_config(model: str = "glam-small-16") -> ConfigDict:
         config.model.moe_layers = (0, 2)
         config.model.moe = ConfigDict()
         config.model.moe.num_experts = experts
-        config.model.moe.router = "gshard"
         config.model.moe.k = 2
         config.model.moe.ffn = "gelu"
         # The authors' factor of 2 is relative to tokens, ours to choices, of which each token has two.
         config.model.moe.capacity_factor = 1.0
         config.model.moe.group_size = 2048
         config.model.moe.losses = {"balance_loss": 0.01}
-        config.model.moe.router_options = {"second_policy": "all"}
+        config.model.moe.router = {"kind": "gshard", "second_policy": "all"}
     set_width(config, SIZES[size], head_dim=16)
     return config
 
@@ -112,4 +111,4 @@ def set_width(config: ConfigDict, width: int, head_dim: int) -> None:
     model.attention.positions.init_std = width**-0.5
     if "moe" in model:
         model.moe.expert_dim = (3 * model.ffn_dim - model.moe.num_experts) // 4
-        model.moe.router_options.init_std = ROUTER_SPREAD / width**0.5
+        model.moe.router.init_std = ROUTER_SPREAD / width**0.5

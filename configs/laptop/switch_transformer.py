@@ -64,29 +64,29 @@ class Shape(NamedTuple):
 
     def switch(self, experts: int = EXPERTS, factor: float = 1.25, routers: int = 1, **fields: Any) -> Fields:
         """Returns a Switch mixture; its experts are narrower than a dense network by the FLOPs of `routers` routers."""
-        moe = {"num_experts": experts, "router": "switch", "capacity_factor": factor, "eval_capacity_factor": 2.0}
+        moe = {"num_experts": experts, "capacity_factor": factor, "eval_capacity_factor": 2.0}
         moe |= {"expert_dim": self.ffn_dim - routers * experts // 2}
-        return self.sparse(moe | fields)
+        return self.sparse("switch", moe | fields)
 
     def top_2(self, factor: float, width: float = 2.0) -> Fields:
         """Returns a top-2 mixture; both experts together are `width` times as wide as Switch's.
 
         `factor` is the capacity factor relative to tokens, with the seats of both choices.
         """
-        moe = {"num_experts": EXPERTS, "router": "gshard", "k": 2, "capacity_factor": factor / 2}
+        moe = {"num_experts": EXPERTS, "k": 2, "capacity_factor": factor / 2}
         width *= self.ffn_dim - EXPERTS // 2
-        return self.sparse(moe | {"eval_capacity_factor": 1.0, "expert_dim": round(width / 2)})
+        return self.sparse("gshard", moe | {"eval_capacity_factor": 1.0, "expert_dim": round(width / 2)})
 
-    def sparse(self, moe: Fields) -> Fields:
-        """Returns a model with this mixture in every second layer."""
-        options = {"init_std": self.model_dim**-0.5} | moe.pop("router_options", {})
-        moe |= {"group_size": self.group_size, "router_options": options}
+    def sparse(self, router: str, moe: Fields) -> Fields:
+        """Returns a model with this mixture in every second layer; its field `router` has the options alone."""
+        options = {"init_std": self.model_dim**-0.5} | moe.get("router", {})
+        moe |= {"group_size": self.group_size, "router": {"kind": router} | options}
         return {"model.moe_layers": tuple(range(1, self.num_layers, 2)), "model.moe": moe}
 
     def started(self, scale: float) -> Fields:
         """Returns Switch with all matrices, the router's too, initialised at this scale."""
         options = {"init_std": math.sqrt(scale / self.model_dim)}
-        return self.switch(router_options=options) | {"model.init_scale": scale}
+        return self.switch(router=options) | {"model.init_scale": scale}
 
     def wider(self, numerator: int, denominator: int) -> Fields:
         """Returns a model wider by the fraction numerator / denominator, with heads wider by as much."""
@@ -188,12 +188,12 @@ def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
         | attention
         | {f"{name}-bfloat16": fields | bfloat16 for name, fields in attention.items()},
         "exploration": {
-            name: switch(router_options={"exploration": name}) for name in ("argmax", "sample", "dropout", "jitter")
+            name: switch(router={"exploration": name}) for name in ("argmax", "sample", "dropout", "jitter")
         },
         "no_token_left_behind": {
             "switch-1.0": switch(factor=1.0),
             # Choices of later rounds are seated after all first choices, so a token may depend on later ones.
-            "rerouted-1.0": switch(factor=1.0, router_options={"rounds": 4}, allow_noncausal_router=True),
+            "rerouted-1.0": switch(factor=1.0, router={"rounds": 4}, allow_noncausal_router=True),
         },
     }
 

@@ -36,7 +36,7 @@ from experiments.benchmarks.timing import (
 )
 from moe_jax.accounting.communication import Collective, collectives, least_bytes_per_token
 from moe_jax.experts.parallel.strategy import ParallelConfig
-from moe_jax.layers.moe import MoE
+from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.routing.statistics import METRICS
 from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.runtime.mesh import BY_TOKEN
@@ -78,16 +78,17 @@ LOADS = {(): "any", (0,): "near even", (1,): "uneven"}
 
 def make_layer(strategy: str, shape: Shape) -> MoE:
     """Makes a layer of `shape` with top-k routing, run by `strategy` on a mesh."""
-    return MoE(
+    config = MoEConfig(
         num_experts=shape.num_experts,
         expert_dim=shape.expert_dim,
         router="top_k",
         k=shape.k,
         capacity_factor=WAYS[strategy].capacity_factor,
-        kind="swiglu",
+        ffn="swiglu",
         execution=WAYS[strategy].execution,
         parallel=ParallelConfig(strategy),
     )
+    return MoE(config)
 
 
 def forward_collectives(strategy: str, shape: Shape) -> list[Collective]:

@@ -10,10 +10,8 @@ from moe_jax.models.config import ModelConfig
 from moe_jax.models.language_model import make_model
 from moe_jax.models.parameters import Params, init_router_state
 from moe_jax.models.paths import mixtures_of, unstack_layers
-from moe_jax.routing import Router
-from moe_jax.routing.assignment import Assignment
-from moe_jax.routing.router import RNG, STATE
-from moe_jax.routing.soft_moe import Slots
+from moe_jax.routing import Decision
+from moe_jax.routing.router import RNG, STATE, RouterModule
 from moe_jax.routing.statistics import METRICS
 
 
@@ -22,7 +20,7 @@ def trace_assignments(
     params: Params,
     *texts: Int[Array, "B _"] | None,
     router_state: Params | None = None,
-) -> dict[str, Assignment | Slots]:
+) -> dict[str, Decision]:
     """Returns the decision of each mixture's router on a batch, by the mixture's name, `layer_i`; see `MixturePath`.
 
     Capacity is that of evaluation, groups are those of `config.moe.group_size`, and random draws are the same each
@@ -41,7 +39,7 @@ def trace_assignments(
     plain = dataclasses.replace(config, scan_layers=False, remat=False, remat_saves=())
     run = functools.partial(
         make_model(plain).apply,
-        capture_intermediates=lambda module, method: isinstance(module, Router) and method == "__call__",
+        capture_intermediates=lambda module, method: isinstance(module, RouterModule) and method == "__call__",
         mutable=["intermediates", METRICS],
         rngs={RNG: jax.random.key(0)},
     )

@@ -56,13 +56,19 @@ def scoring_config(config: ModelConfig) -> ModelConfig:
     """
     require(config.causal, "model.causal", config.causal, "True, to be scored by what comes next")
     config = dataclasses.replace(config, loss_chunk=None)
-    return config.with_mixtures(_without_capacity) if config.moe_layers else config
+    if not config.moe_layers:
+        return config
+    variants = tuple(
+        variant if variant.moe is None else dataclasses.replace(variant, moe=_without_capacity(variant.moe))
+        for variant in config.variants
+    )
+    return dataclasses.replace(config, moe=_without_capacity(config.moe), variants=variants)
 
 
 def _without_capacity(moe: MoEConfig) -> MoEConfig:
     """Returns the mixture without a capacity; raises ConfigError where its router cannot do without."""
-    name, router = moe.router, moe.checked_router()
-    if router.mixes or router.chooses_by_capacity:
+    name = moe.router_name
+    if moe.router.chooses_by_capacity(moe.setting()):
         raise ConfigError(
             f"model.moe.router is {name!r}, whose decisions depend on its capacity, so on what else is in its group; "
             "accepted: a router whose capacity only drops"
@@ -70,7 +76,7 @@ def _without_capacity(moe: MoEConfig) -> MoEConfig:
     unlimited = dataclasses.replace(
         moe, capacity_factor=None, eval_capacity_factor=None, capacity_rule="ceil", group_size=None
     )
-    if not unlimited.checked_router().causal:
+    if not unlimited.causal:
         raise ConfigError(
             f"model.moe.router is {name!r}, with which a token's experts depend on later tokens, so a model could see "
             "the answer; accepted: a causal router"

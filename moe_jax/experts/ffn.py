@@ -11,11 +11,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from moe_jax.runtime.parameters import Parameter
 from moe_jax.runtime.remat import saveable
 
 # "up" and, if gated, "gate" [..., D, F]; "down" [..., F, D]; of a linear network "map" [..., D, F]; vectors of a
 # network as matrices of one row.
 Weights = Mapping[str, Float[Array, "..."]]
+
+
+# What stands before the name of a weight that has an axis for experts.
+EXPERTS = "experts_"
+
+# The mesh axes that divide the dimensions of a network's matrices, and the last one of experts' vectors.
+MATRIX_AXES: dict[str, tuple[str | None, str | None]] = {
+    "gate": ("fsdp", "tensor"),
+    "up": ("fsdp", "tensor"),
+    "down": ("tensor", "fsdp"),
+    "map": ("fsdp", None),
+}
+EXPERT_VECTOR_AXES = {"gate_bias": "tensor", "up_bias": "tensor", "down_bias": "fsdp", "hidden_scale": "tensor"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +60,25 @@ class FFNKind:
             shapes |= {f"{name}_bias": (1, width) for name, (_, width) in shapes.items()}
         return shapes | ({"hidden_scale": (1, expert_dim)} if self.scaled else {})
 
+    def parameters(self, model_dim: int, hidden_dim: int, num_experts: int | None = None) -> dict[str, Parameter]:
+        """Returns the weights of one network, or of `num_experts` as `experts_NAME` with an axis for them in front.
+
+        Args:
+          model_dim: D.
+          hidden_dim: F, the width of hidden values; of a linear network the width of its results.
+          num_experts: E; None is one network.
+        """
+        parameters = {}
+        for name, shape in self.shapes(model_dim, hidden_dim).items():
+            matrix = name in MATRIX_AXES
+            if num_experts is None:
+                axes = MATRIX_AXES[name] if matrix else (None, None)
+                parameters[name] = Parameter(shape, axes, matrix)
+            else:
+                axes = MATRIX_AXES[name] if matrix else (None, EXPERT_VECTOR_AXES[name])
+                parameters[EXPERTS + name] = Parameter((num_experts, *shape), ("expert", *axes), matrix)
+        return parameters
+
 
 def _gelu_exact(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.gelu(x, approximate=False)
@@ -69,7 +102,10 @@ FFN_KINDS: dict[str, FFNKind] = {
 }
 
 LINEAR = FFNKind(lambda x: x, gated=False, linear=True)
-"""What takes the place of a projection, and is no feed-forward network."""
+"""The network of experts that take the place of a projection; it is no feed-forward network."""
+
+EXPERT_KINDS: dict[str, FFNKind] = FFN_KINDS | {"linear": LINEAR}
+"""The networks that experts may be, by name."""
 
 
 class Products(NamedTuple):

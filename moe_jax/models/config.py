@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Literal
 
-from moe_jax.configuration import ConfigError, require, require_name
+from moe_jax.configuration import errors_within, require, require_name
 from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.layers.attention import AnyAttention
 from moe_jax.layers.depth import DepthConfig
@@ -23,7 +22,7 @@ Architecture = Literal["decoder", "encoder_decoder"]
 class ModelConfig:
     """A pre-norm decoder, or with `causal=False` an encoder, or an encoder and a decoder that sees it (T5).
 
-    Code reads one resolved `layer(i)` for each layer and the `segments` that these make, and no field about a place.
+    Code reads the resolved `layer(i)` of each place, and the `segments` that these make.
 
     Attributes:
       vocab_size: V.
@@ -100,21 +99,20 @@ class ModelConfig:
         for name, layers in places.items():
             increasing = list(layers) == sorted(set(layers)) and all(0 <= i < self.num_layers for i in layers)
             require(increasing, name, layers, f"increasing layer indices below num_layers ({self.num_layers})")
-        both = set(places["depth.layers"]) & set(self.moe_layers)
+        dense = set(places["depth.layers"]).isdisjoint(self.moe_layers)
         accepted = f"layers that are not in moe_layers {self.moe_layers}"
-        require(not both, "depth.layers", places["depth.layers"], accepted)
+        require(dense, "depth.layers", places["depth.layers"], accepted)
+        for i, variant in enumerate(self.variants):
+            sparse = variant.moe is None or set(variant.layers) <= set(self.moe_layers)
+            accepted = f"layers in moe_layers {self.moe_layers}, because the variant has a mixture"
+            require(sparse, f"variants[{i}].layers", variant.layers, accepted)
         accepted = "a mixture's fields, because moe_layers is not empty"
         require(self.moe is not None or not self.moe_layers, "moe", None, accepted)
-        every = self.moe.parallel.rebalance_every if self.moe else None
-        rebalances = every is None or bool(self.moe_layers)
-        require(rebalances, "moe.parallel.rebalance_every", every, "None, without moe_layers")
-        for mixture in self.mixtures:
-            if self.causal and not mixture.causal and not mixture.allow_noncausal_router:
-                raise ConfigError(
-                    f"moe.router is {mixture.router_name!r}, with which a token's experts depend on later tokens, so a "
-                    "causal model would see the future it is to predict; accepted: another router, or "
-                    "allow_noncausal_router=True to run it knowingly"
-                )
+        every = self.moe.parallel.rebalance_every if self.moe and not self.moe_layers else None
+        require(every is None, "moe.parallel.rebalance_every", every, "None, without moe_layers")
+        with errors_within("moe"):
+            for mixture in self.mixtures if self.causal else ():
+                mixture.require_causal()
 
     def layer(self, index: int) -> LayerSpec:
         """Returns the layer at `index` of each stack."""
@@ -122,11 +120,7 @@ class ModelConfig:
 
     @functools.cached_property
     def layers(self) -> tuple[LayerSpec, ...]:
-        """The layers of each stack.
-
-        Raises:
-          ConfigError: an attention does not go with `model_dim`.
-        """
+        """The layers of each stack."""
         return tuple(self._resolve(index) for index in range(self.num_layers))
 
     def _resolve(self, index: int) -> LayerSpec:
@@ -135,18 +129,16 @@ class ModelConfig:
             if index in variant.layers:
                 attention, moe = variant.attention or attention, variant.moe or moe
                 ffn_dim = variant.ffn_dim or ffn_dim
-        sparse = index in self.moe_layers
-        if sparse:
-            dropout = self.dropout if moe.dropout is None else moe.dropout
-            moe = dataclasses.replace(
-                moe, expert_dim=moe.expert_dim or ffn_dim, ffn=moe.ffn or self.ffn, dropout=dropout
-            )
+        with errors_within("attention"):
+            attention = attention.resolve(self.model_dim)
+        mixture = moe.resolve(ffn_dim, self.ffn, self.dropout) if index in self.moe_layers else None
+        places = mixture.places if mixture else ()
         return LayerSpec(
-            attention=attention.resolve(self.model_dim),
-            feed_forward=moe if sparse and "feed_forward" in moe.places else Network(ffn_dim, self.ffn),
+            attention=attention,
+            feed_forward=mixture if "feed_forward" in places else Network(ffn_dim, self.ffn),
             norm=self.norm,
             depth=self.depth if self.depth and index in self.depth.layers else None,
-            projections=moe if sparse and "attention" in moe.places else None,
+            projections=mixture if "attention" in places else None,
         )
 
     @functools.cached_property
@@ -158,14 +150,6 @@ class ModelConfig:
     def mixtures(self) -> tuple[MoEConfig, ...]:
         """The different mixtures of the model's layers, in their order."""
         return tuple(dict.fromkeys(moe for layer in self.layers for moe in layer.mixtures.values()))
-
-    def with_mixtures(self, function: Callable[[MoEConfig], MoEConfig]) -> "ModelConfig":
-        """Returns the model with `function` applied to its mixture and to those of its variants."""
-        variants = tuple(
-            variant if variant.moe is None else dataclasses.replace(variant, moe=function(variant.moe))
-            for variant in self.variants
-        )
-        return dataclasses.replace(self, moe=self.moe and function(self.moe), variants=variants)
 
     @property
     def stacks(self) -> tuple["ModelConfig", ...]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from moe_jax.claims.claims import Claim, Judged, Opposed
 from moe_jax.claims.verdicts import Outcome
-from moe_jax.reports.tables import NOTHING
+from moe_jax.reports.document import Document
+from moe_jax.reports.tables import NOTHING, markdown_rows
 
 HEADER = ("claim", "paper", "its figure", "ours", "seeds", "test", "verdict")
 UNMEASURED = (Outcome.NOT_RUN, Outcome.NEEDS_ACCELERATOR)
@@ -27,16 +28,17 @@ def claims_report(judged: Sequence[Judged], results: Path, claims: str) -> str:
       results: the folder of all results; what lies in it is linked.
       claims: the folder of the claims' files, as a link from there.
     """
-    sections = ["# Claims", summary_line(judged), INTRODUCTION]
+    document = Document("Claims")
+    document.add(summary_line(judged), INTRODUCTION)
     studies = [list(group) for _, group in itertools.groupby(judged, key=lambda item: item.claim.study)]
     # Those that have something to show first.
     for items in sorted(studies, key=lambda items: all(item.verdict.outcome in UNMEASURED for item in items)):
         study = items[0].claim.study
-        sections += [f"## {study}", _sources(study, items, results), _table(items, claims)]
+        document.add(f"## {study}", _sources(study, items, results), _table(items, claims))
     discussions = [_discussion(item, claims) for item in judged]
     if any(discussions):
-        sections += ["## Discussion", "\n".join(filter(None, discussions))]
-    return "\n\n".join(sections) + "\n"
+        document.add("## Discussion", "\n".join(filter(None, discussions)))
+    return document.text()
 
 
 def summary_line(judged: Sequence[Judged]) -> str:
@@ -57,9 +59,8 @@ def _sources(study: str, judged: Sequence[Judged], results: Path) -> str:
 
 
 def _table(judged: Sequence[Judged], claims: str) -> str:
-    rule = ("---", "---", "---", "---", "---:", "---", "---")
-    lines = [HEADER, rule, *(_cells(item, claims) for item in judged)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [HEADER, *(_cells(item, claims) for item in judged)]
+    return markdown_rows(cells, right=[HEADER.index("seeds")])
 
 
 def _cells(judged: Judged, claims: str) -> tuple[str, ...]:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_jax.reports.document import provenance, write_figure
+from moe_jax.reports.document import Document, provenance
 from moe_jax.reports.plots import plot_expert_load, plot_losses
 from moe_jax.reports.tables import COST, QUALITY, markdown_table
 from moe_jax.results.rows import Row
 from moe_jax.results.summary import ModelSummary, require_baseline, summarize
-from moe_jax.runtime.files import write_whole
 
 PAPER = (
     "For comparison, Switch Transformer (Fedus et al. 2021) with 64 experts reached the quality of T5-Base with 13% of "
@@ -50,11 +49,12 @@ def write_report(
     """
     require_baseline(rows, baseline)
     summaries = summarize(rows, baseline)
-    write_figure(plot_losses(rows, baseline), directory / "loss.png")
-    sections = [
-        f"# {title}",
-        headline(rows, baseline),
-        "![Validation loss over steps, training FLOPs and seconds](loss.png)",
+    document = Document(title)
+    document.add(headline(rows, baseline))
+    document.add_figure(
+        plot_losses(rows, baseline), "loss.png", "Validation loss over steps, training FLOPs and seconds"
+    )
+    document.add(
         "Lines are means over seeds, bands their range. A dot marks where a mean first reaches the final loss of "
         f"{baseline}.",
         "## Quality",
@@ -66,20 +66,17 @@ def write_report(
         f"The speed-up is what {baseline} spent to its final loss over what the model spent to that loss, paired by "
         f"seed, with its 95% interval; the step time is relative to {baseline}'s. Every run follows its learning-rate "
         "schedule to the end, so a model that gets there early does so before its learning rate has come down.",
-    ]
+    )
     load = plot_expert_load(rows)
     if load is not None:
-        write_figure(load, directory / "load.png")
-        sections += [
-            "## Load",
-            "![Load of each expert over training](load.png)",
+        document.add("## Load")
+        document.add_figure(load, "load.png", "Load of each expert over training")
+        document.add(
             "The last sparse layer of each sparse model, in the run of the lowest seed. White is an even share of the "
-            "tokens, dark blue none, dark red twice the even share or more.",
-        ]
-    sections += ["## Provenance", provenance(rows, command)]
-    path = directory / "README.md"
-    write_whole(path, "\n\n".join(sections) + "\n")
-    return path
+            "tokens, dark blue none, dark red twice the even share or more."
+        )
+    document.add("## Provenance", provenance(rows, command))
+    return document.write(directory)
 
 
 def _verdict(summary: ModelSummary) -> str:

@@ -1,4 +1,4 @@
-"""Parts that all reports have: figures on disk, and the provenance of their numbers."""
+"""One report in Markdown with its figures, and the paragraph on the origin of its numbers."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,43 @@ from moe_jax.results.rows import Row
 from moe_jax.runtime.files import write_whole
 
 
+class Document:
+    """A report that is written when all of it is there.
+
+    Args:
+      title: its heading.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._blocks = [f"# {title}"]
+        self._figures: dict[str, Figure] = {}
+
+    def add(self, *blocks: str) -> None:
+        """Adds paragraphs, lists, tables or headings; empty ones are left out."""
+        self._blocks += filter(None, blocks)
+
+    def add_figure(self, figure: Figure, name: str, description: str) -> None:
+        """Adds a figure, to be written as PNG to `name` beside the report."""
+        self._figures[name] = figure
+        self.add(f"![{description}]({name})")
+
+    def text(self) -> str:
+        """Returns the report in Markdown."""
+        return "\n\n".join(self._blocks) + "\n"
+
+    def write(self, directory: Path) -> Path:
+        """Writes the figures and `README.md` into `directory`, which is made if missing; returns the report's path."""
+        for name, figure in self._figures.items():
+            content = io.BytesIO()
+            figure.savefig(content, format="png", dpi=130)
+            write_whole(directory / name, content.getvalue())
+        path = directory / "README.md"
+        write_whole(path, self.text())
+        return path
+
+
 def provenance(rows: Sequence[Row], command: str) -> str:
-    """Where the numbers come from; what differs between rows is listed in full."""
+    """Returns a list of the corpus, seeds, code, machine and command that gave the rows; all that differ are named."""
     corpus = rows[0]["corpus"]
     facts = {
         "corpus": f"{corpus['name']}, digest `{corpus['digest']}`",
@@ -32,10 +67,3 @@ def _host(host: dict[str, Any]) -> str:
 
 def _distinct(values: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(values))
-
-
-def write_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, whole or not at all."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130)
-    write_whole(path, content.getvalue())

@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moe_jax.configuration import require_name
-from moe_jax.reports.document import provenance, write_figure
+from moe_jax.reports.document import Document, provenance
 from moe_jax.reports.paper_measures import MEASURES, Compared
 from moe_jax.reports.plots import plot_expert_load, plot_losses
 from moe_jax.reports.tables import NOTHING, markdown_rows, with_error, with_interval
 from moe_jax.results.measures import diverged, value_of
 from moe_jax.results.rows import Row, require_comparable
 from moe_jax.results.summary import COSTS
-from moe_jax.runtime.files import write_whole
 from moe_jax.statistics.estimates import Estimate, estimate, paired_difference
 
 
@@ -82,28 +81,28 @@ def write_paper_report(rows: Sequence[Row], directory: Path, table: PaperTable, 
     # Seconds of runs side by side say little; those of steps timed by turns do.
     timed = all("step_seconds" in row for row in finished)
     costs = [cost for cost in COSTS if timed or cost != "seconds"]
-    write_figure(plot_losses(finished, table.baseline, costs), directory / "loss.png")
-    sections = [
-        f"# {table.title}",
+    document = Document(table.title)
+    document.add(
         f"{table.place}: {table.figures}. Ours: {table.name} on validation text after the last step, "
         f"{'nats per token, ' if table.metric == 'loss' else ''}higher is better; ± is one standard error over seeds, "
         f"Δ what it is above {table.baseline}, paired by seed, with its 95% interval (Student's t). FLOPs are active "
         "ones per token.",
         paper_markdown(rows, table),
-        f"![Validation loss over {', '.join(COSTS[cost] for cost in costs)}](loss.png)",
+    )
+    over = ", ".join(COSTS[cost] for cost in costs)
+    document.add_figure(plot_losses(finished, table.baseline, costs), "loss.png", f"Validation loss over {over}")
+    document.add(
         "Lines are means over seeds, bands their range. A dot marks where a mean first reaches the final loss of "
         f"{table.baseline}.",
-    ]
+    )
     if table.notes:
-        sections += ["## Where they differ", "\n".join(f"- {name}: {note}" for name, note in table.notes.items())]
+        document.add("## Where they differ", "\n".join(f"- {name}: {note}" for name, note in table.notes.items()))
     load = plot_expert_load(finished)
     if load is not None:
-        write_figure(load, directory / "load.png")
-        sections += ["## Load", "![Load of each expert over training](load.png)"]
-    sections += ["## Provenance", provenance(rows, command)]
-    path = directory / "README.md"
-    write_whole(path, "\n\n".join(sections) + "\n")
-    return path
+        document.add("## Load")
+        document.add_figure(load, "load.png", "Load of each expert over training")
+    document.add("## Provenance", provenance(rows, command))
+    return document.write(directory)
 
 
 def paper_markdown(rows: Sequence[Row], table: PaperTable) -> str:

@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from moe_jax.reports.document import provenance, write_figure
+from moe_jax.reports.document import Document, provenance
 from moe_jax.reports.plots import plot_models
 from moe_jax.reports.tables import LOAD, QUALITY, Column, markdown_table, with_interval
 from moe_jax.results.rows import Row
 from moe_jax.results.summary import ModelSummary, require_baseline, summarize
-from moe_jax.runtime.files import write_whole
 
 TASKS = {
     "causal": "Causal decoder",
@@ -37,15 +36,16 @@ def write_router_report(
     Raises:
       ConfigError: a task has no row named `baseline`, or its rows do not belong in one table.
     """
-    sections = ["# Routers under equal conditions", _conditions(rows_by_task)]
+    document = Document("Routers under equal conditions")
+    document.add(_conditions(rows_by_task))
     for task, rows in rows_by_task.items():
         require_baseline(rows, baseline)
         summaries = sorted(summarize(rows, baseline), key=lambda summary: summary.loss.mean)
         alone = {summary.name: times[f"{task}/{summary.name}"] for summary in summaries if summary.experts}
-        write_figure(plot_models(summaries, baseline, alone), directory / f"{task}.png")
-        sections += [
-            f"## {TASKS[task]}",
-            f"![Loss, balance and cost of each router]({task}.png)",
+        document.add(f"## {TASKS[task]}")
+        figure = plot_models(summaries, baseline, alone)
+        document.add_figure(figure, f"{task}.png", "Loss, balance and cost of each router")
+        document.add(
             markdown_table(summaries, QUALITY),
             f"Best first. ± is one standard error over seeds; Δ is the difference to {baseline}, paired by seed, with "
             "its 95% interval (Student's t) and its size in standard errors.",
@@ -59,12 +59,10 @@ def write_router_report(
             markdown_table([s for s in summaries if s.experts], _cost(alone)),
             "The router alone, forward and backward, for one layer and one batch, routers by turns; the step time is "
             f"relative to {baseline}'s, paired by seed.",
-        ]
+        )
     all_rows = [row for rows in rows_by_task.values() for row in rows]
-    sections += ["## Provenance", provenance(all_rows, command)]
-    path = directory / "README.md"
-    write_whole(path, "\n\n".join(section for section in sections if section) + "\n")
-    return path
+    document.add("## Provenance", provenance(all_rows, command))
+    return document.write(directory)
 
 
 def _conditions(rows_by_task: Mapping[str, Sequence[Row]]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_jax.reports.document import provenance, write_figure
+from moe_jax.reports.document import Document, provenance
 from moe_jax.reports.size_plots import plot_final_losses, plot_size_losses
 from moe_jax.reports.tables import (
     NOTHING,
@@ -22,7 +22,6 @@ from moe_jax.reports.tables import (
 from moe_jax.results.rows import Row, Score, final_loss, step_seconds
 from moe_jax.results.sizes import Meter, Size, by_size, energy_of_training, energy_speed_up, meters
 from moe_jax.results.summary import ModelSummary
-from moe_jax.runtime.files import write_whole
 from moe_jax.statistics.estimates import Estimate, estimate, paired_difference
 
 SHOTS = {0: "zero-shot", 1: "one-shot"}
@@ -56,17 +55,24 @@ def write_size_report(
       ConfigError: see `by_size` and `meters`.
     """
     sizes, energy = by_size(rows), meters(rows, watts, counter)
-    write_figure(plot_size_losses(sizes, energy[-1]), directory / "cost.png")
     models = [summary for size in sizes for summary in size.summaries]
-    sections = [
-        f"# {title}",
-        paper,
-        "Ours, on text and at a scale of our own:",
-        findings(sizes, scores, energy[-1]),
-        "![Validation loss over training FLOPs, tokens, seconds and energy](cost.png)",
+    document = Document(title)
+    document.add(paper, "Ours, on text and at a scale of our own:", findings(sizes, scores, energy[-1]))
+    figure = plot_size_losses(sizes, energy[-1])
+    document.add_figure(figure, "cost.png", "Validation loss over training FLOPs, tokens, seconds and energy")
+    document.add(
         "Validation loss over what training had cost by then. Lines are means over seeds, bands their range; a colour "
         "is a number of experts, a style a size. Runs begin to the left of the panels and above them.",
-        *_figure_of_sizes(sizes, directory),
+    )
+    if len(sizes) > 1:
+        caption = "Final loss over the FLOPs of a token, and differences to the dense models"
+        document.add_figure(plot_final_losses(sizes), "size.png", caption)
+        document.add(
+            "Final loss over the active training FLOPs of a token, with 95% intervals (Student's t over seeds): on the "
+            "left of each mean, on the right of the difference to the dense model of the size, paired by seed. Models "
+            "of one size have the same FLOPs and are drawn a little apart."
+        )
+    document.add(
         "## Quality",
         markdown_table(models, QUALITY),
         "± is one standard error over seeds. Δ is the difference to the dense model of the size, paired by seed, with "
@@ -84,23 +90,8 @@ def write_size_report(
         *_few_shot_sections(sizes, scores),
         "## Provenance",
         provenance(rows, command),
-    ]
-    path = directory / "README.md"
-    write_whole(path, "\n\n".join(sections) + "\n")
-    return path
-
-
-def _figure_of_sizes(sizes: Sequence[Size], directory: Path) -> list[str]:
-    """Writes the figure that compares sizes, where there are several."""
-    if len(sizes) == 1:
-        return []
-    write_figure(plot_final_losses(sizes), directory / "size.png")
-    return [
-        "![Final loss over the FLOPs of a token, and differences to the dense models](size.png)",
-        "Final loss over the active training FLOPs of a token, with 95% intervals (Student's t over seeds): on the "
-        "left of each mean, on the right of the difference to the dense model of the size, paired by seed. Models of "
-        "one size have the same FLOPs and are drawn a little apart.",
-    ]
+    )
+    return document.write(directory)
 
 
 def findings(sizes: Sequence[Size], scores: Sequence[Score], meter: Meter) -> str:

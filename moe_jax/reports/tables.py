@@ -1,6 +1,6 @@
 """Tables of models, for terminals and for Markdown."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from matplotlib.ticker import EngFormatter
 
@@ -34,10 +34,16 @@ def markdown_table(summaries: Sequence[ModelSummary], columns: Sequence[Column])
     return markdown_rows(_cells(summaries, columns))
 
 
-def markdown_rows(cells: Sequence[Sequence[str]]) -> str:
-    """The same of rows of cells, the first of them the header."""
+def markdown_rows(cells: Sequence[Sequence[str]], right: Collection[int] | None = None) -> str:
+    """Writes rows of cells as a table in Markdown.
+
+    Args:
+      cells: the header, then the lines.
+      right: columns to align to the right; None is all but the first.
+    """
     header, *lines = cells
-    rule = ["---", *["---:"] * (len(header) - 1)]
+    right = range(1, len(header)) if right is None else right
+    rule = ["---:" if place in right else "---" for place in range(len(header))]
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
 
 

@@ -19,7 +19,7 @@ from moe_jax.data.corpora import load_corpus
 from moe_jax.evaluation.few_shot import score_rows, scorer_of
 from moe_jax.evaluation.questions import CORPUS_TASKS, corpus_task
 from moe_jax.results.rows import Score, append_row, read_rows
-from moe_jax.study.sweep import run_directory
+from moe_jax.study.sweep import run_directory, run_name
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.trained import load_run
 
@@ -107,4 +107,4 @@ def _entries(
 
 
 def _key(config: TrainConfig, workdir: Path, task: str, shots: int, questions: Questions) -> tuple[Any, ...]:
-    return run_directory(config, workdir).name, task, shots, questions.tasks[task], questions.examples
+    return run_name(config), task, shots, questions.tasks[task], questions.examples

@@ -9,8 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from moe_jax.configuration import ConfigError
+from moe_jax.configuration import ConfigError, to_dict
 from moe_jax.runtime.files import read_json_lines, write_whole
+from moe_jax.training.config import TrainConfig
 
 
 def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
@@ -25,6 +26,7 @@ def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
         raise ConfigError(f"workdir is {str(workdir)!r}, a file; accepted: a directory, which is made if need be")
     if path.exists():
         other = json.loads(path.read_text())
+        other["config"] = _with_new_fields(other["config"], identity["config"])
         for key, ours, theirs in _differences(identity, other):
             raise ConfigError(
                 f"workdir is {str(workdir)!r}, which holds a run with {key}={theirs!r}, but this run has {ours!r}; "
@@ -82,6 +84,15 @@ class NoLog:
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def _with_new_fields(stored: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Returns a stored configuration with the fields that it predates, at their defaults."""
+    try:
+        complete = to_dict(TrainConfig.from_dict(stored))
+    except ConfigError:
+        return stored
+    return {name: value for name, value in complete.items() if name in ours}
 
 
 def _differences(ours: Any, theirs: Any, path: str = "") -> list[tuple[str, Any, Any]]:

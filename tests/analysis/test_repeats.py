@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
         patch.setenv("MOE_JAX_CACHE", str(folder / "cache"))
         corpus, few = write_corpus(folder / "text"), {"steps": 8, "eval_every": 8, "checkpoint_every": 8}
         train(tiny_config(corpus, few), folder / "run", progress=False)
-        spans = {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.router_options": {}}
+        spans = {"model.moe.router": "switch", "model.moe.k": 1}
         train(tiny_config(corpus, few | PAIRED | spans), folder / "spans", progress=False)
         yield folder
 

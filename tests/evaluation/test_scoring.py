@@ -50,10 +50,8 @@ MODELS = {
     "switch": small.config({"router": "switch"} | TIGHT),
     "rule": small.config({"router": "switch", "capacity_rule": "mesh_tensorflow"} | TIGHT),
     "eval_capacity": small.config({"router": "switch", "eval_capacity_factor": 0.25}),
-    "gshard": small.config({"router": "gshard", "k": 2, "router_options": {"second_policy": "all"}} | TIGHT),
-    "priority": small.config(
-        {"router": "vmoe", "k": 2, "router_options": {"priority": "batch"}, "capacity_factor": None}
-    ),
+    "gshard": small.config({"router": {"kind": "gshard", "second_policy": "all"}, "k": 2} | TIGHT),
+    "priority": small.config({"router": {"kind": "vmoe", "priority": "batch"}, "k": 2, "capacity_factor": None}),
     "deepseek": small.config({"router": "deepseek", "k": 2} | TIGHT),
     "depth": small.config(depth={"layers": (0,), "capacity": 0.5}),
 }
@@ -158,16 +156,15 @@ def test_a_span_that_is_too_long_is_an_error():
             "model.moe.router is 'expert_choice', whose decisions depend on its capacity",
         ),
         (
-            small.config({"router": "expert_choice", "k": 2, "router_options": {"among": "seen"}}),
+            small.config({"router": {"kind": "expert_choice", "among": "seen"}, "k": 2}),
             "accepted: a router whose capacity only drops",
         ),
         (
             small.config(
                 {
-                    "router": "hierarchical",
+                    "router": {"kind": "hierarchical", "inner": {"kind": "expert_choice", "among": "seen"}},
                     "k": 2,
                     "capacity_factor": None,
-                    "router_options": {"inner": "expert_choice", "inner_options": {"among": "seen"}},
                 }
             ),
             "model.moe.router is 'hierarchical', whose decisions depend on its capacity",

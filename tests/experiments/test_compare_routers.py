@@ -21,7 +21,7 @@ def configs(preset):
 
 
 def test_every_router_is_compared():
-    compared = {config.model.moe.router for config in configs("laptop").values() if config.model.moe_layers}
+    compared = {config.model.moe.router_name for config in configs("laptop").values() if config.model.moe_layers}
     assert compared == set(ROUTERS)
     assert {model.rpartition("/")[2] for model in MODELS} == set(laptop.VARIANTS)
 

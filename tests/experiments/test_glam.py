@@ -88,7 +88,7 @@ def test_models_of_a_size_differ_only_in_their_mixture(preset):
 def test_first_logits_spread_as_a_released_router_s(preset, model):
     """A router of 0.02 at a width of 768: the standard deviation of the logits of a normalised token."""
     run = config(preset, model).model
-    spread = run.moe.router_options["init_std"] * math.sqrt(run.model_dim)
+    spread = run.moe.router.init_std * math.sqrt(run.model_dim)
     assert spread == pytest.approx(0.02 * math.sqrt(768), rel=0.01)
 
 

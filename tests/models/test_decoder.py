@@ -17,7 +17,7 @@ MODELS = {
     "dense t5": (None, {"attention": {"positions": "t5"}}),
     "switch": (FREE, {}),
     "switch dropless": (FREE | {"execution": "dropless"}, {}),
-    "gshard": ({"router": "gshard", "k": 2, "capacity_factor": None, "router_options": {"second_policy": "all"}}, {}),
+    "gshard": ({"router": {"kind": "gshard", "second_policy": "all"}, "k": 2, "capacity_factor": None}, {}),
 }
 
 

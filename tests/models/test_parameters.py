@@ -19,7 +19,7 @@ from tests.routing.equations import equations
 RANDOM = {"router": "gshard", "k": 2}
 SWITCH = {"router": "switch", "capacity_factor": 1.0}
 CHOICE = {"router": "expert_choice", "k": 2, "allow_noncausal_router": True}
-GSHARD = {"router": "gshard", "k": 2, "router_options": {"second_policy": "all"}}
+GSHARD = {"router": {"kind": "gshard", "second_policy": "all"}, "k": 2}
 KEY = jax.random.key(0)
 
 

@@ -28,7 +28,7 @@ SHORT = {
     "model.num_layers": 2,
     "model.moe_layers": (1,),
     # No draws, which scanned layers have others of.
-    "model.moe.router_options": {"second_policy": "all"},
+    "model.moe.router": {"kind": "gshard", "second_policy": "all"},
 }
 
 
@@ -164,7 +164,7 @@ def test_scores_of_answers():
 def test_a_model_is_tuned_to_answer(tmp_path):
     """Pre-trained on spans, then on pairs, whose answers it learns by heart."""
     corpus = write_corpus(tmp_path / "text")
-    sets = SHORT | PAIRED | {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.router_options": {}}
+    sets = SHORT | PAIRED | {"model.moe.router": "switch", "model.moe.k": 1}
     pretrained = tiny_config(corpus, sets)
     train(pretrained, tmp_path / "pretrained", progress=False)
     pairs = [{"inputs": f"{word}{i}", "targets": f"{i % 3}"} for word in "abcdefghijkl" for i in range(6)]

@@ -59,9 +59,8 @@ def tiny_values(corpus: Path | None = None, sets: Mapping[str, Any] | None = Non
             "moe_layers": (0,),
             "moe": {
                 "num_experts": 4,
-                "router": "gshard",
+                "router": {"kind": "gshard", "second_policy": "random", "second_threshold": 0.5},
                 "k": 2,
-                "router_options": {"second_policy": "random", "second_threshold": 0.5},
             },
         },
     }
