@@ -5,13 +5,14 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moe_jax.cli import cli_parser, load_config
 from moe_jax.configuration import override
-from moe_jax.routing.router import Tokens
+from moe_jax.routing.router import Call, Tokens
 from moe_jax.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -42,10 +43,11 @@ def test_the_example_of_the_readme_runs(capsys):
 
 
 def test_the_router_of_contributing_routes():
-    router = run_example("CONTRIBUTING.md")["SecondBest"](num_experts=4, k=1, capacity_factor=None)
+    router = run_example("CONTRIBUTING.md")["SecondBest"]()
     logits = np.random.default_rng(0).normal(size=(2, 6, 4)).astype(np.float32)
     tokens = Tokens(x=jnp.ones((2, 6, 3)), valid=jnp.ones((2, 6), bool))
-    assignment, losses = router.decide(jnp.asarray(logits), tokens, 6)
+    setting = {"num_experts": 4, "loss_level": "group", "capacity": 6, "training": False, "params": {}, "state": {}}
+    assignment, losses = router.decide(jnp.asarray(logits), tokens, Call(**setting, rng=lambda: jax.random.key(0)))
     np.testing.assert_array_equal(assignment.expert, np.argsort(logits)[..., -2])
     assert assignment.kept.all()
     assert losses == {}
