@@ -1,6 +1,7 @@
 """Prose keeps its rules: examples run, links lead somewhere, figures are in the reports, docstrings begin well."""
 
 import ast
+import hashlib
 import re
 import shlex
 from pathlib import Path
@@ -113,6 +114,13 @@ def test_figures_of_the_readme_are_in_its_reports(study):
     for figure in figures:
         rounding = 0.5001 * 10 ** -len(figure[1])
         assert any(abs(float(figure[0]) - number) <= rounding for number in found), figure[0]
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("notes.md")), ids=lambda path: path.parent.name)
+def test_notes_name_the_table_that_they_are_about(path):
+    """Where this fails the table has changed: read the notes again, correct them, and name the new digest."""
+    digest = hashlib.sha256((path.parent / "results.jsonl").read_bytes()).hexdigest()
+    assert f"digest `{digest[:12]}`" in path.read_text().splitlines()[0]
 
 
 def test_the_glossary_has_one_line_for_each_term():
