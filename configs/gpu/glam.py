@@ -17,8 +17,8 @@ SIZES = {"tiny": 320, "small": 512, "medium": 640}
 
 def get_config(model: str = "glam-small-16") -> ConfigDict:
     """Returns a model of the laptop's comparison with 22, 55 or 84 million active parameters, at most 634 in total."""
-    size, experts = laptop.parse_model(model)
     config = laptop.get_config(model)
+    size, experts = laptop.MODELS[model]
     config.steps = 10_000
     config.eval_every = 250
     config.eval_batches = 32

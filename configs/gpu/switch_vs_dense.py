@@ -32,7 +32,7 @@ def get_config(model: str = "switch-16") -> ConfigDict:
     config.model.attention.heads = 8
     config.model.ffn_dim = 2048
     config.model.dtype = "bfloat16"
-    if model != "dense":
+    if "moe" in config.model:
         config.model.moe_layers = tuple(range(1, 12, 2))
         config.model.moe.group_size = 4096
     return config

@@ -1,8 +1,7 @@
 """Configurations of all routers in one model, with equal data, seeds and active FLOPs per token, for two CPU cores.
 
 Command:   python -m moe_jax train configs/laptop/compare_routers.py:switch --workdir runs/switch
-           for one model (:VARIANT for any of VARIANTS, :masked/VARIANT for the encoder);
-           python -m experiments.compare_routers for all
+           for one model (or another of MODELS); python -m experiments.compare_routers for all
 Hardware:  two cores of a laptop or a small server, 4 GB of memory.
 Time:      25 seconds for one model on average; 42 minutes for 29 of the 30 with three seeds, 3.7 GB.
 Expected:  experiments/results/compare_routers. The dense decoder ends with a validation loss of 3.94 nats per token and
@@ -10,9 +9,11 @@ Expected:  experiments/results/compare_routers. The dense decoder ends with a va
            Without balancing the busiest expert of top_k and deepseek has 8.0 times the mean load; with it 1.8 and 1.7.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
+
+from moe_jax.configuration import require_name
 
 EXPERTS_PER_CHOICE = 8
 
@@ -56,10 +57,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "soft_moe": {"k": 1, "capacity_factor": None, "group_size": 128},
 }
 
+# Variants that see later tokens while they train, or always.
+NONCAUSAL = ("expert_choice", "expert_choice-capped", "vmoe-batch", "base", "sinkhorn", "soft_moe")
+
+
+class Kind(NamedTuple):
+    """A model's task, and its variant, a key of VARIANTS."""
+
+    task: str
+    variant: str
+
+
+MODELS = {variant: Kind("causal", variant) for variant in VARIANTS if variant not in NONCAUSAL} | {
+    f"masked/{variant}": Kind("masked", variant) for variant in ("dense", "switch", "top_k", "vmoe", *NONCAUSAL)
+}
+"""Causal decoders, and encoders that say what was hidden: all variants that are not causal, and some of the others."""
+
 
 def get_config(model: str = "switch") -> ConfigDict:
-    """Returns a variant in a causal decoder, or with `masked/VARIANT` in an encoder that predicts masked tokens."""
-    task, _, variant = model.rpartition("/")
+    """Returns one of MODELS: a variant in a causal decoder, or in an encoder that predicts masked tokens."""
+    require_name(model, MODELS, "model")
+    task, variant = MODELS[model]
     config = ConfigDict()
     config.name = variant
     config.steps = 300
@@ -72,7 +90,7 @@ def get_config(model: str = "switch") -> ConfigDict:
     config.data.tokenizer = "bpe:512"
     config.data.sequence_length = 128
     config.data.batch_size = 8
-    config.data.task = task or "causal"
+    config.data.task = task
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"
@@ -80,13 +98,13 @@ def get_config(model: str = "switch") -> ConfigDict:
     config.optimizer.warmup_steps = 30
 
     config.model = ConfigDict()
-    config.model.vocab_size = 512 + (config.data.task == "masked")
+    config.model.vocab_size = 512 + (task == "masked")
     config.model.num_layers = 2
     config.model.model_dim = 128
     config.model.ffn_dim = 512
     config.model.ffn = "relu"
     config.model.attention = ConfigDict({"heads": 2, "positions": "t5"})
-    config.model.causal = config.data.task == "causal"
+    config.model.causal = task == "causal"
     if variant != "dense":
         config.model.moe_layers = (1,)
         config.model.moe = ConfigDict(_mixture(variant, config.model.ffn_dim, 8 * 128))

@@ -1,8 +1,7 @@
 """Configurations of dense models and GLaM's mixtures at equal active FLOPs and parameters, for two CPU cores.
 
 Command:   python -m moe_jax train configs/laptop/glam.py:glam-small-16 --workdir runs/glam-small-16
-           for one model (:dense-SIZE, or :glam-SIZE-E with E a multiple of 4, for any of SIZES);
-           python -m experiments.glam for all
+           for one model (or another of MODELS); python -m experiments.glam for all
 Hardware:  two cores of a laptop or a small server, 4 GB of memory.
 Time:      1 h 55 min for the study on two cores with AVX-512: training 102 minutes, two runs at a time, questions 11,
            timing 2; the machine had other work at times.
@@ -10,9 +9,11 @@ Expected:  nats per token, three seeds: tiny 3.456 dense, 3.451, 3.365, 3.349 wi
            dense, 2.775 with 16; six seeds: small 3.194 dense, 3.185, 3.066, 2.984.
 """
 
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
-from moe_jax.configuration import require
+from moe_jax.configuration import require_name
 
 SIZES = {"tiny": 32, "small": 48, "medium": 64}
 """Model widths."""
@@ -20,21 +21,32 @@ SIZES = {"tiny": 32, "small": 48, "medium": 64}
 EXPERTS = {"tiny": (4, 16, 64), "small": (4, 16, 64), "medium": (16,)}
 """Numbers of experts of each size's sparse models; one for the largest size, which takes longest."""
 
-MODELS = tuple(
-    model for size in SIZES for model in (f"dense-{size}", *(f"glam-{size}-{experts}" for experts in EXPERTS[size]))
-)
+
+class Kind(NamedTuple):
+    """A model's size, a key of SIZES, and its number of experts, 0 for a dense one."""
+
+    size: str
+    experts: int
+
+
+MODELS = {
+    f"glam-{size}-{experts}" if experts else f"dense-{size}": Kind(size, experts)
+    for size in SIZES
+    for experts in (0, *EXPERTS[size])
+}
 
 ROUTER_SPREAD = 0.55
 """Standard deviation of the router's initial logits: 0.02 * sqrt(768), that of weights of 0.02 at GLaM's width 768."""
 
 
 def get_config(model: str = "glam-small-16") -> ConfigDict:
-    """Returns `dense-SIZE`, or `glam-SIZE-E`, in which every second feed-forward layer, from the first, has E experts.
+    """Returns one of MODELS; a sparse one has experts in every second feed-forward layer, from the first.
 
     As in the authors' code (praxis): decoder only, GELU-gated dense layers, experts without a gate, no biases, relative
     positions, tied embeddings, and always two experts per token, with seats for twice an even share of the tokens.
     """
-    size, experts = parse_model(model)
+    require_name(model, MODELS, "model")
+    size, experts = MODELS[model]
     config = ConfigDict()
     config.name = model
     config.steps = 3000
@@ -83,21 +95,6 @@ def get_quick_config(model: str = "glam-small-16") -> ConfigDict:
     config.eval_batches = 4
     config.optimizer.warmup_steps = 20
     return config
-
-
-def parse_model(model: str) -> tuple[str, int]:
-    """Returns the size and the number of experts of a model's name, 0 if it is dense.
-
-    Raises:
-      ConfigError: no such model.
-    """
-    kind, _, rest = model.partition("-")
-    size, _, number = rest.partition("-")
-    experts = int(number) if kind == "glam" and number.isdecimal() else 0
-    known = model == f"dense-{size}" or (model == f"glam-{size}-{experts}" and experts >= 4 and experts % 4 == 0)
-    accepted = f"dense-SIZE or glam-SIZE-E, with SIZE one of {', '.join(SIZES)} and E a multiple of 4"
-    require(size in SIZES and known, "model", model, accepted)
-    return size, experts
 
 
 def set_width(config: ConfigDict, width: int, head_dim: int) -> None:

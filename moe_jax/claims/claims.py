@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_jax.claims.figures import refer
 from moe_jax.claims.rules import RULES, Rule
 from moe_jax.claims.verdicts import Outcome, Verdict
 from moe_jax.configuration import ConfigError, build, require, require_name
@@ -81,22 +82,31 @@ class Judged:
     agrees: tuple[str, ...] = ()
 
 
-def read_claims(folder: Path) -> list[Claim]:
-    """The claims of all TOML files in `folder`, by study and then name.
+def read_claims(folder: Path, figures: Mapping[str, str] | None = None) -> list[Claim]:
+    """Reads the claims of all TOML files in `folder`, sorted by study and then name.
+
+    Args:
+      folder: with a file for each claim.
+      figures: of papers' tables, which a claim's `figure` may refer to; see `moe_jax.claims.figures`.
 
     Raises:
       ConfigError: there is none, or one is not a claim; it names the file and the field.
     """
     paths = sorted(folder.glob("*.toml"))
     require(bool(paths), "claims", str(folder), "a folder with claims in TOML files")
-    return sorted((read_claim(path) for path in paths), key=lambda claim: (claim.study, claim.id))
+    return sorted((read_claim(path, figures) for path in paths), key=lambda claim: (claim.study, claim.id))
 
 
-def read_claim(path: Path) -> Claim:
-    """The claim in one TOML file.
+def read_claim(path: Path, figures: Mapping[str, str] | None = None) -> Claim:
+    """Reads the claim in one TOML file.
+
+    Args:
+      path: the file; its name is the claim's.
+      figures: see `read_claims`. A reference may leave out the claim's study.
 
     Raises:
-      ConfigError: it is not TOML, or has a field that is unknown, missing or wrong; it names the file and the field.
+      ConfigError: it is not TOML, has a field that is unknown, missing or wrong, or refers to a figure that no table
+        has; it names the file and the field.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -104,7 +114,8 @@ def read_claim(path: Path) -> Claim:
         values = _with_rule(values, "rule")
         if isinstance(values.get("opposed"), dict):
             values["opposed"] = _with_rule(values["opposed"], "opposed.rule")
-        return build(Claim, values | {"id": path.stem})
+        claim = build(Claim, values | {"id": path.stem})
+        return dataclasses.replace(claim, figure=refer(claim.figure, figures or {}, claim.study))
     except (ConfigError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path.name}: {error}") from error
 

@@ -1,1 +1,1 @@
-"""What the CPU runs that XLA does not compile: built when moe_jax is installed, called by XLA."""
+"""C++ code for CPUs, called by XLA: grouped products and counting sort. Installation builds it."""

@@ -1,7 +1,7 @@
 // Grouped matrix products for XLA:CPU, as handlers of its foreign function interface.
 //
-// A assignments sorted by expert, T tokens, E experts, M and N widths. `sizes` [E] says how many of the sorted rows each
-// expert has; rows past the last are nobody's. An index of no elements stands for the order of the rows themselves.
+// A assignments sorted by expert, T tokens, E experts, M and N widths. `sizes` [E] is the number of sorted rows of each
+// expert; rows past the last belong to none. An empty index stands for the order of the rows.
 
 #include <pthread.h>
 #include <stdlib.h>

@@ -10,6 +10,7 @@ from moe_jax.reports.paper_measures import MEASURES, Compared
 from moe_jax.reports.plots import plot_expert_load, plot_losses
 from moe_jax.reports.tables import NOTHING, markdown_rows, with_error, with_interval
 from moe_jax.results.measures import diverged, value_of
+from moe_jax.results.notes import read_notes
 from moe_jax.results.rows import Row, require_comparable
 from moe_jax.results.summary import COSTS
 from moe_jax.statistics.estimates import Estimate, estimate, paired_difference
@@ -29,7 +30,6 @@ class PaperTable:
       others: the paper's figures of further measures by model, named as in `moe_jax.reports.paper_measures.MEASURES`;
         each stands beside ours.
       teachers: whose gain over the baseline a model keeps a share of (measure `share_of_gain`).
-      notes: by model, a sentence on why ours says another thing than the paper's.
     """
 
     title: str
@@ -40,7 +40,6 @@ class PaperTable:
     metric: str = "loss"
     others: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     teachers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_name(self.baseline, self.values, "baseline")
@@ -65,7 +64,8 @@ def write_paper_report(rows: Sequence[Row], directory: Path, table: PaperTable, 
 
     Args:
       rows: of one corpus, of models that the paper's table has; those of runs that diverged among them.
-      directory: made if it is not there; an earlier report in it is replaced.
+      directory: made if it is not there; an earlier report in it is replaced. Notes in it on the same rows
+        (`moe_jax.results.notes`) go into the report.
       table: the paper's.
       command: what reproduces the results.
 
@@ -95,8 +95,9 @@ def write_paper_report(rows: Sequence[Row], directory: Path, table: PaperTable, 
         "Lines are means over seeds, bands their range. A dot marks where a mean first reaches the final loss of "
         f"{table.baseline}.",
     )
-    if table.notes:
-        document.add("## Where they differ", "\n".join(f"- {name}: {note}" for name, note in table.notes.items()))
+    notes = read_notes(directory)
+    if notes:
+        document.add("## Where they differ", notes)
     load = plot_expert_load(finished)
     if load is not None:
         document.add("## Load")

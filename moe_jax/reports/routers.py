@@ -13,8 +13,6 @@ TASKS = {
     "causal": "Causal decoder",
     "masked": "Masked-language-model encoder",
 }
-UNBALANCED = "-unbalanced"
-"""What the name of a variant ends in that has no balancing."""
 
 
 def write_router_report(
@@ -22,6 +20,7 @@ def write_router_report(
     times: Mapping[str, float],
     directory: Path,
     command: str,
+    balanced: Mapping[str, str],
     baseline: str = "dense",
 ) -> Path:
     """Writes `README.md` with its figures into `directory` and returns its path.
@@ -31,6 +30,7 @@ def write_router_report(
       times: milliseconds of a router alone, by `task/name`.
       directory: made if it is not there; an earlier report in it is replaced.
       command: what reproduces the results, printed for the reader.
+      balanced: the names of models without balancing, and of their twins with it.
       baseline: name of the model that the others are compared with, in every task.
 
     Raises:
@@ -50,7 +50,7 @@ def write_router_report(
             f"Best first. ± is one standard error over seeds; Δ is the difference to {baseline}, paired by seed, with "
             "its 95% interval (Student's t) and its size in standard errors.",
             "### Balance, at the last evaluation",
-            _balancing(summaries),
+            _balancing(summaries, balanced),
             markdown_table([s for s in summaries if s.experts], LOAD),
             "The load is what experts are asked for, before any is dropped; each figure is a mean over layers and "
             "seeds. Evaluation has a capacity of its own, and nothing explores in it, nothing is forced to be even. "
@@ -76,10 +76,10 @@ def _conditions(rows_by_task: Mapping[str, Sequence[Row]]) -> str:
     )
 
 
-def _balancing(summaries: Sequence[ModelSummary]) -> str:
-    """What balancing does, wherever a router stands beside itself without it."""
+def _balancing(summaries: Sequence[ModelSummary], balanced: Mapping[str, str]) -> str:
+    """Says what balancing does, for each router that stands beside itself without it."""
     by_name = {summary.name: summary for summary in summaries}
-    pairs = [(by_name[name.removesuffix(UNBALANCED)], by_name[name]) for name in by_name if name.endswith(UNBALANCED)]
+    pairs = [(by_name[balanced[name]], by_name[name]) for name in by_name if balanced.get(name) in by_name]
     lines = [
         f"- {with_it.name}: the busiest expert has {with_it.routing['load_max_over_mean']:.2f} times its share, and "
         f"{without.routing['load_max_over_mean']:.2f} times without balancing; {with_it.routing['dead_experts']:.0%} "

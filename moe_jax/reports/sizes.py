@@ -29,7 +29,7 @@ SHOTS = {0: "zero-shot", 1: "one-shot"}
 
 
 def write_size_report(
-    rows: Sequence[Row],
+    groups: Mapping[str, Sequence[Row]],
     scores: Sequence[Score],
     directory: Path,
     *,
@@ -42,7 +42,8 @@ def write_size_report(
     """Writes `README.md` with its figures into `directory` and returns its path.
 
     Args:
-      rows: of one corpus; of each size one dense model and any number of sparse ones, with any number of seeds.
+      groups: rows of one corpus by size; of each size one dense model and any number of sparse ones, with any number of
+        seeds.
       scores: of `score_runs`; of each model those of the same tasks and numbers of shots.
       directory: made if it is not there; an earlier report in it is replaced.
       title: heading of the report.
@@ -54,7 +55,8 @@ def write_size_report(
     Raises:
       ConfigError: see `by_size` and `meters`.
     """
-    sizes, energy = by_size(rows), meters(rows, watts, counter)
+    rows = [row for group in groups.values() for row in group]
+    sizes, energy = by_size(groups), meters(rows, watts, counter)
     models = [summary for size in sizes for summary in size.summaries]
     document = Document(title)
     document.add(paper, "Ours, on text and at a scale of our own:", findings(sizes, scores, energy[-1]))

@@ -1,7 +1,7 @@
 """Models of several sizes, the sparse ones of each compared with its dense one, and the energy that training takes."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from moe_jax.configuration import require
@@ -14,7 +14,7 @@ class Size:
     """The models of one size.
 
     Attributes:
-      label: the dense model's name without `dense-`.
+      label: its name.
       rows: of all of them.
       summaries: the dense model's, then the sparse ones' by number of experts, each compared with the dense one.
     """
@@ -32,33 +32,22 @@ class Size:
         return self.summaries[1:]
 
 
-def by_size(rows: Sequence[Row]) -> list[Size]:
-    """The sizes, the smallest first; models of one width and depth are of one size.
+def by_size(groups: Mapping[str, Sequence[Row]]) -> list[Size]:
+    """Returns the sizes, the smallest first.
+
+    Args:
+      groups: the rows of each size, by its label.
 
     Raises:
       ConfigError: a size has no dense model or several, or its rows do not belong in one table.
     """
-    groups: dict[tuple[int, int], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(_shape(row), []).append(row)
     sizes = []
-    for group in groups.values():
+    for label, group in groups.items():
         dense = sorted({row["name"] for row in group if not experts_of(row)})
         names = ", ".join(sorted({row["name"] for row in group}))
         require(len(dense) == 1, "dense models", dense, f"one among {names}, which are of one size")
-        sizes.append(Size(dense[0].removeprefix("dense-"), tuple(group), tuple(summarize(group, dense[0]))))
+        sizes.append(Size(label, tuple(group), tuple(summarize(group, dense[0]))))
     return sorted(sizes, key=lambda size: size.dense.flops_per_token)
-
-
-def with_dense(rows: Sequence[Row]) -> list[Row]:
-    """Those of a size whose dense model is among them: in a study under way, what can be compared."""
-    there = {_shape(row) for row in rows if not experts_of(row)}
-    return [row for row in rows if _shape(row) in there]
-
-
-def _shape(row: Row) -> tuple[int, int]:
-    model = row["config"]["model"]
-    return model["model_dim"], model["num_layers"]
 
 
 class Meter(NamedTuple):

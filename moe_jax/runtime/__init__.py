@@ -1,1 +1,1 @@
-"""The process and machine a program runs on: its mesh, what it saves for the backward pass, its memory."""
+"""The process and machine of a program: mesh, files, memory, remat, and declared parameters."""

@@ -1,7 +1,6 @@
-"""The mesh that a computation runs on, and what each device does with its own groups of tokens.
+"""The ambient mesh, which `jax.set_mesh` sets, and the division of groups of tokens over its devices.
 
-A mesh is ambient: whoever runs a model does so inside `jax.set_mesh`. Tokens are divided over the axes `data`, `fsdp`
-and `expert`, whole groups to each device. G groups.
+Tokens are divided over the axes `data`, `fsdp` and `expert`; each device has whole groups. G groups.
 """
 
 from collections.abc import Callable
@@ -10,15 +9,15 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
-# What a mesh is made of, outermost first.
+# Axes of a mesh, outermost first.
 AXES = ("data", "fsdp", "expert", "tensor")
-# Those that divide tokens.
+# Axes that divide tokens.
 TOKEN_AXES = ("data", "fsdp", "expert")
 BY_TOKEN = PartitionSpec(TOKEN_AXES)
 
 
 def current_mesh() -> AbstractMesh | None:
-    """The mesh set by `jax.set_mesh`; None where there is one device, and within `shard_map`, where each is alone."""
+    """Returns the mesh that `jax.set_mesh` has set; None for a single device, and within `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return None
@@ -26,26 +25,26 @@ def current_mesh() -> AbstractMesh | None:
 
 
 def current_platform() -> str:
-    """The platform, `cpu`, `gpu` or `tpu`, that will run what is being traced; of a mesh, which need not be here."""
+    """Returns the platform, `cpu`, `gpu` or `tpu`, that the traced program will run on: the ambient mesh's, if any."""
     mesh = jax.sharding.get_abstract_mesh()
     return platform_of(mesh) if not mesh.empty else jax.default_backend()
 
 
 def platform_of(mesh: AbstractMesh) -> str:
-    """The platform that a mesh is of, also where it is not this process's own."""
+    """Returns the platform of a mesh, which may differ from this process's own."""
     return mesh.abstract_device.platform if mesh.abstract_device else jax.default_backend()
 
 
 def token_shards(mesh: AbstractMesh) -> int:
-    """How many devices share the tokens of a batch."""
+    """Counts the devices that divide the tokens of a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
 
 
 def shard_over_groups(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, of arrays whose first axis is groups, run by each device on its own groups.
+    """Wraps a function of arrays [G, ...] so that each device runs it on its own groups.
 
-    XLA gathers the whole array for what it cannot divide: a top-k, a sort, an indexed update. Where the function sees
-    no group but its own there is no need to. It must give arrays by group, too.
+    XLA gathers the whole array for operations that it cannot divide, such as a top-k, a sort or an indexed update. This
+    is needless if the function treats each group by itself. Its results must be arrays [G, ...], too.
     """
 
     def divided(*arrays: Any) -> Any:
@@ -57,7 +56,7 @@ def shard_over_groups(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def vary_alike(tree: Any) -> Any:
-    """Within `shard_map`: arrays that vary over the same axes, all those over which any does."""
+    """Makes arrays within `shard_map` vary over the same axes: all axes over which any of them varies."""
     axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
 
     def vary(x: Any) -> Any:
@@ -68,7 +67,7 @@ def vary_alike(tree: Any) -> Any:
 
 
 def keep_sharded_by_token(tree: Any) -> Any:
-    """Tells XLA that the first axis of each array (batch, or groups) stays divided over devices as tokens are."""
+    """Tells XLA to keep the first axis of each array (batch, or groups) divided over devices as tokens are."""
     if current_mesh() is None:
         return tree
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, BY_TOKEN), tree)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import differences, to_dict
@@ -68,13 +66,6 @@ def run_sweep(
             rows[row["run"]] = row
         on_row(done())
     return done()
-
-
-def seeded(get_config: Callable[[str], ConfigDict], models: Sequence[str], seeds: int) -> list[TrainConfig]:
-    """Each model's configuration with each seed from 0, all models of a seed before the next seed."""
-    return [
-        TrainConfig.from_dict(get_config(model).to_dict() | {"seed": seed}) for seed in range(seeds) for model in models
-    ]
 
 
 def digest(config: TrainConfig) -> str:

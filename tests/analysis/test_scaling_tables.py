@@ -101,8 +101,8 @@ def routed(**columns) -> pd.DataFrame:
         (routed().iloc[:6], "routed", "rows of TABLE is 6; accepted: at least 7 with law 'routed', which has 6"),
         (routed().iloc[:10], "routed", "distinct N of TABLE is 1; accepted: at least 2"),
         (routed(), "power", "E is 1, 2, 4, 8; accepted: a single value with law 'power', which has no E"),
-        (routed(G=np.arange(70.0) + 1), "routed", "G is 1, 2, 3, 4; accepted: one value"),
-        (routed(), "experts", "N is 1.5e[+]07, .*accepted: one value with law 'experts'"),
+        (routed(G=np.arange(70.0) + 1), "routed", "G is 1, 2, 3, 4; accepted: a single value"),
+        (routed(), "experts", "N is 1.5e[+]07, .*accepted: a single value with law 'experts'"),
         (routed(), "linear", "law is 'linear'; accepted: bilinear, dense"),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_table_that_cannot_determine_a_law_is_refused(table, law, says):
 
 def test_without_any_law_the_table_is_described():
     with pytest.raises(
-        ConfigError, match="TABLE has 2 rows with distinct values 1 of N, 2 of loss; accepted: loss and"
+        ConfigError, match="TABLE has 2 rows with distinct values 1 of N, 2 of loss; accepted: a table with loss and"
     ):
         choose_law(pd.DataFrame({"N": [1e6, 1e6], "loss": [3.0, 3.1]}))
 

@@ -103,7 +103,7 @@ def test_the_table_says_what_was_asked(folder, capsys):
         (
             "run",
             ["corpus:continuation", "--demonstrations", "a.jsonl"],
-            "--demonstrations is 'a.jsonl'; accepted: none",
+            "--demonstrations is 'a.jsonl'; accepted: no --demonstrations",
         ),
         ("run", ["absent.jsonl"], "TASK is 'absent.jsonl'; accepted: a file of JSON lines"),
         ("run", ["{folder}/cloze.jsonl", "--examples", "0"], "examples is 0; accepted"),

@@ -10,7 +10,8 @@ from scipy import stats
 
 from moe_jax.configuration import ConfigError
 from moe_jax.reports.paper import PaperTable, paper_markdown, write_paper_report
-from moe_jax.results.rows import final_loss
+from moe_jax.results.notes import table_digest
+from moe_jax.results.rows import append_row, final_loss
 from tests.results.fake_rows import fake_row, fake_rows
 
 TABLE = PaperTable(
@@ -19,7 +20,6 @@ TABLE = PaperTable(
     figures="negative log perplexity after 3.5k steps, higher is better",
     values={"dense": "-1.731", "switch-4": "-1.6", "switch-16": "diverged", "switch-64": "-1.5"},
     baseline="dense",
-    notes={"switch-64": "unknown"},
 )
 
 
@@ -83,14 +83,25 @@ def test_nats_are_the_loss_s_unit_alone(tmp_path):
 
 
 def test_the_report_is_complete(tmp_path):
-    path = write_paper_report(fake_rows(2), tmp_path, TABLE, "python -m study")
+    rows = fake_rows(2)
+    for row in rows:
+        append_row(tmp_path / "results.jsonl", row)
+    digest = table_digest(tmp_path / "results.jsonl")
+    (tmp_path / "notes.md").write_text(f"On the table with digest `{digest}`.\n\n- switch-64: unknown\n")
+    path = write_paper_report(rows, tmp_path, TABLE, "python -m study")
     text = path.read_text()
     for expected in ("# More experts", "Table 3: negative log", "`python -m study`", "`5eed`", "- switch-64: unknown"):
         assert expected in text
     assert not re.search(r"\b(nan|None)\b", text)
     for name in re.findall(r"\]\((.+\.png)\)", text):
         assert matplotlib.image.imread(tmp_path / name).std() > 0.05
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", "load.png", "loss.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "README.md",
+        "load.png",
+        "loss.png",
+        "notes.md",
+        "results.jsonl",
+    ]
 
 
 @pytest.mark.parametrize(

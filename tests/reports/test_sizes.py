@@ -13,9 +13,9 @@ from moe_jax.configuration import ConfigError
 from moe_jax.reports.size_plots import plot_final_losses, plot_size_losses
 from moe_jax.reports.sizes import findings, write_size_report
 from moe_jax.results.rows import final_loss
-from moe_jax.results.sizes import by_size, energy_of_training, energy_speed_up, meters, with_dense
+from moe_jax.results.sizes import by_size, energy_of_training, energy_speed_up, meters
 from moe_jax.results.summary import cost_to_reach
-from tests.results.fake_rows import fake_scores, fake_size_rows
+from tests.results.fake_rows import by_label, fake_scores, fake_size_rows
 
 COUNTER = "NVML, GPUs"
 WORDS = {"title": "Sizes", "paper": "What the paper says.", "watts": 15.0, "counter": COUNTER, "command": "python x"}
@@ -41,7 +41,7 @@ def of(rows, name):
 def test_sizes_go_from_small_to_large_and_start_with_the_dense_model(random):
     rows = fake_size_rows(1)
     random.shuffle(rows)
-    sizes = by_size(rows)
+    sizes = by_size(by_label(rows))
     assert [size.label for size in sizes] == ["tiny", "small", "medium"]
     for size in sizes:
         names = [f"dense-{size.label}", *(f"glam-{size.label}-{experts}" for experts in (4, 16, 64))]
@@ -58,17 +58,7 @@ def test_a_size_has_one_dense_model(wrong):
     else:
         rows = rows[1:]
     with pytest.raises(ConfigError, match=r"dense models is .*; accepted: one among .*glam-small-4"):
-        by_size(rows)
-
-
-@given(st.data())
-def test_of_a_study_under_way_what_has_its_dense_model_is_compared(data):
-    rows = fake_size_rows(2)
-    ended = data.draw(st.lists(st.sampled_from(rows), unique_by=lambda row: (row["name"], row["seed"])))
-    dense = {row["name"] for row in ended if row["name"].startswith("dense-")}
-    expected = [row for row in ended if f"dense-{row['name'].split('-')[1]}" in dense]
-    assert with_dense(ended) == expected
-    assert {f"dense-{size.label}" for size in by_size(with_dense(ended))} == dense
+        by_size({"small": rows})
 
 
 @given(watts=st.floats(1, 1000), joules=st.floats(0.1, 100))
@@ -94,7 +84,7 @@ def test_what_no_counter_saw_is_stated_alone():
 
 def test_a_speed_up_in_energy_is_that_of_the_joules_spent():
     rows = fake_size_rows(3)
-    medium = by_size(rows)[-1]
+    medium = by_size(by_label(rows))[-1]
     stated, counted = meters(rows, 15.0, COUNTER)
     ratios = []
     for own, dense in zip(of(rows, "glam-medium-16"), of(rows, "dense-medium"), strict=True):
@@ -106,13 +96,13 @@ def test_a_speed_up_in_energy_is_that_of_the_joules_spent():
     assert energy_speed_up(medium, "glam-medium-16", stated).ratio.mean == pytest.approx(
         summary.speed_up["seconds"].ratio.mean
     )
-    assert energy_speed_up(by_size(rows[:4])[0], "glam-medium-16", counted) is None
+    assert energy_speed_up(by_size(by_label(rows[:4]))[0], "glam-medium-16", counted) is None
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_report_is_complete(tmp_path, seeds):
     rows = fake_size_rows(seeds)
-    path = write_size_report(rows, fake_scores(rows), tmp_path, **WORDS)
+    path = write_size_report(by_label(rows), fake_scores(rows), tmp_path, **WORDS)
     text = path.read_text()
     assert text.startswith("# Sizes\n\nWhat the paper says.\n\n")
     assert not re.search(r"\b(nan|None)\b", text)
@@ -130,7 +120,7 @@ def test_figures_of_the_report(tmp_path):
     scores = fake_scores(rows)
     for score in scores:
         score["accuracy"] += 0.05 * (score["seed"] == 2 and score["name"] == "glam-small-64")
-    text = write_size_report(rows, scores, tmp_path, **WORDS).read_text()
+    text = write_size_report(by_label(rows), scores, tmp_path, **WORDS).read_text()
     own, dense = ([final_loss(row) for row in of(rows, name)] for name in ("glam-small-64", "dense-small"))
     quality = cells(text, "glam-small-64", "Quality")
     assert quality[6] == f"{np.mean(own):.4f} ± {stats.sem(own):.4f}"
@@ -149,7 +139,7 @@ def test_figures_of_the_report(tmp_path):
 
 
 def said(rows, scores=()):
-    return findings(by_size(rows), scores, meters(rows, 15.0, None)[0])
+    return findings(by_size(by_label(rows)), scores, meters(rows, 15.0, None)[0])
 
 
 def test_findings_say_what_the_rows_say():
@@ -203,7 +193,7 @@ def test_sizes_are_compared_at_the_most_experts_that_all_have():
 
 def test_one_size_alone_has_no_comparison_of_sizes(tmp_path):
     rows = fake_size_rows(2, ["small"])
-    text = write_size_report(rows, [], tmp_path, **WORDS).read_text()
+    text = write_size_report(by_label(rows), [], tmp_path, **WORDS).read_text()
     assert "Scale" not in text
     assert "size.png" not in text
     assert "Few-shot" not in text
@@ -211,14 +201,14 @@ def test_one_size_alone_has_no_comparison_of_sizes(tmp_path):
 
 
 def test_without_a_counter_the_report_says_so(tmp_path):
-    text = write_size_report(fake_size_rows(1), [], tmp_path, **WORDS | {"counter": None}).read_text()
+    text = write_size_report(by_label(fake_size_rows(1)), [], tmp_path, **WORDS | {"counter": None}).read_text()
     assert "Nothing was counted" in text
     assert COUNTER not in text
 
 
 def test_losses_are_drawn_against_four_costs():
     rows = fake_size_rows(2)
-    figure = plot_size_losses(by_size(rows), meters(rows, 15.0, COUNTER)[1])
+    figure = plot_size_losses(by_size(by_label(rows)), meters(rows, 15.0, COUNTER)[1])
     labels = ["training FLOPs", "training tokens", "seconds of training", f"energy of training ({COUNTER})"]
     assert [axes.get_xlabel() for axes in figure.axes] == labels
     for axes in figure.axes:
@@ -236,7 +226,7 @@ def test_losses_are_drawn_against_four_costs():
 
 def test_final_losses_are_drawn_over_the_flops_of_a_token():
     rows = fake_size_rows(3)
-    losses, gains = plot_final_losses(by_size(rows)).axes
+    losses, gains = plot_final_losses(by_size(by_label(rows))).axes
     assert len(losses.containers) == 4
     assert len(gains.containers) == 3
     line, _, (bars,) = gains.containers[0].lines

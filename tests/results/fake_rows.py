@@ -81,6 +81,14 @@ def fake_size_rows(
     return rows
 
 
+def by_label(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """Rows of `fake_size_rows` by their size."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row["name"].split("-")[1], []).append(row)
+    return groups
+
+
 def fake_scores(rows: Sequence[dict], shots: Sequence[int] = (0, 1, 4)) -> list[dict]:
     """Answers to a multiple choice and a cloze; sparse models answer a tenth more of the questions."""
     return [

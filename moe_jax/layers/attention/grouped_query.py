@@ -162,8 +162,8 @@ class Attention(nn.Module):
         self, x: Float[Array, "B S D"], source: Float[Array, "B R D"]
     ) -> tuple[Float[Array, "B S M"], Float[Array, "B R N"], Float[Array, "B R N"]]:
         if self.mixtures is not None:
-            key, value = jnp.split(self.mixtures[KEY_VALUE_MOE](source), 2, axis=-1)
-            return self.mixtures[QUERY_MOE](x), key, value
+            query = self.mixtures[QUERY_MOE](x)
+            return query, *jnp.split(self.mixtures[KEY_VALUE_MOE](source), 2, axis=-1)
         width, kv_width = self.kind.heads * self.kind.head_dim, self.kind.key_value_heads * self.kind.head_dim
         query = self._project(x, width, "query")
         return query, self._project(source, kv_width, "key"), self._project(source, kv_width, "value")
