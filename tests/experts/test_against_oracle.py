@@ -17,7 +17,7 @@ from moe_jax.experts.ffn import FFN_KINDS, LINEAR
 from moe_jax.experts.oracle import oracle
 from moe_jax.experts.run import EXECUTIONS
 from tests.comparison import assert_close, assert_each_close
-from tests.routing.decisions import DECISIONS, decide
+from tests.routing.routers import DECISIONS, decide
 
 KINDS = FFN_KINDS | {"linear": LINEAR}
 FAST = sorted(set(EXECUTIONS) - {"oracle"})

@@ -10,7 +10,7 @@ from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.run import EXECUTIONS
 from tests.comparison import assert_close, assert_trees_close
 from tests.experts.test_against_oracle import LARGE, draw
-from tests.routing.decisions import decide
+from tests.routing.routers import decide
 
 KIND = FFN_KINDS["swiglu"]
 
