@@ -19,7 +19,7 @@ from moe_jax.models.block import Block, DepthBlock
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.layer_spec import LayerSpec
 from moe_jax.routing.router import RNG, STATE
-from moe_jax.routing.statistics import METRICS, SUMS
+from moe_jax.routing.statistics import METRICS
 from moe_jax.runtime.remat import saves_only
 
 
@@ -118,7 +118,7 @@ def run_blocks(
         for number, segment in enumerate(config.segments):
             scan = nn.scan(
                 Pattern,
-                variable_axes={"params": 0, METRICS: 0, SUMS: 0, STATE: 0},
+                variable_axes={"params": 0, METRICS: 0, STATE: 0},
                 split_rngs={"params": True, RNG: True, DROPOUT: True},
                 in_axes=nn.broadcast,
                 length=segment.repeats,
