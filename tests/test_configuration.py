@@ -1,12 +1,11 @@
 """What a configuration refuses: one line that names the field, its value and what is accepted."""
 
 import copy
-import dataclasses
 import math
 
 import pytest
 
-from moe_jax.configuration import ConfigError, build, override, to_dict
+from moe_jax.configuration import ConfigError, build, differences, override, to_dict
 from moe_jax.models.config import ModelConfig
 from moe_jax.training.config import TrainConfig
 
@@ -196,6 +195,25 @@ REFUSED = [
         "",
     ),
     ({"model.init_scale": 0.0}, "model.init_scale is 0.0; accepted: a positive number", ""),
+    (
+        {"model.variants": [{"layers": (0,), "moe": {"num_experts": 2}}]},
+        "model.variants[0].layers is (0,); accepted: layers in moe_layers (1, 3), because the variant has a mixture",
+        "",
+    ),
+    (
+        {"model.variants": [{"layers": (0,)}]},
+        "model.variants[0].layers is (0,); accepted: layers with an attention",
+        "",
+    ),
+    ({"model.variants": [{"layers": (9,), "ffn_dim": 8}]}, "model.variants[0].layers is (9,); accepted: increas", ""),
+    ({"model.norm": {"kind": "rms", "eps": 0}}, "model.norm.eps is 0.0; accepted: a positive number", ""),
+    (
+        {"model.attention": {"kind": "sliding_windw", "heads": 4}},
+        "model.attention is 'sliding_windw'; accepted: grouped_query, sliding_window",
+        "did you mean 'sliding_window'?",
+    ),
+    ({"model.attention": {"kind": "sliding_window", "heads": 4, "window": 0}}, "model.attention.window is 0; acc", ""),
+    ({"model.attention.positions": {"theta": 1.0}}, "model.attention.positions.kind is None; accepted: none, rope", ""),
     # The run.
     ({"model.vocab_size": 300}, "model.vocab_size is 300; accepted: 257, the vocabulary of data.tokenizer='bytes'", ""),
     ({"optimizer.warmup_steps": 100}, "optimizer.warmup_steps is 100; accepted: fewer than steps (100)", ""),
@@ -320,7 +338,7 @@ def test_values_are_converted_to_the_types_of_fields():
     config = TrainConfig.from_dict(changed({"model.moe_layers": [1, 3], "model.moe.capacity_factor": 2}))
     assert config.model.moe_layers == (1, 3)
     assert isinstance(config.model.moe.capacity_factor, float)
-    assert build(ModelConfig, dataclasses.asdict(config.model)) == config.model
+    assert build(ModelConfig, to_dict(config.model)) == config.model
 
 
 @pytest.mark.parametrize(
@@ -362,3 +380,27 @@ def test_overrides_apply_in_order_and_misspelt_keys_reach_the_check():
         TrainConfig.from_dict(override(GOOD, ["model.mo.k=1"]))
     with pytest.raises(ConfigError, match=r"^steps is \{'k': 1\}; accepted: int"):
         TrainConfig.from_dict(override(GOOD, ["steps.k=1"]))
+
+
+def test_a_configuration_is_known_by_what_differs_from_the_defaults():
+    """Also within a tagged union, whose name is always there; a field that is added with a default changes nothing."""
+    """Also within a tagged union, whose name is always there; a later field with a default changes nothing."""
+        changed({"model.moe.k": 2, "model.moe.router": {"kind": "deepseek", "num_groups": 2}})
+    )
+    values = differences(config)
+    assert values["model"]["moe"] == {"num_experts": 4, "router": {"kind": "deepseek", "num_groups": 2}, "k": 2}
+    assert values["model"]["attention"] == {"kind": "grouped_query", "heads": 4}
+    assert "scan_layers" not in values["model"]
+    assert TrainConfig.from_dict(values) == config
+
+
+def test_override_reaches_into_a_list_and_into_a_kind():
+    variants = [{"layers": (0,), "attention": {"heads": 2}}]
+    values = changed({"model.variants": variants, "model.moe.router": "deepseek", "model.moe.k": 2})
+    values = override(values, ["model.variants.0.attention.kv_heads=1", "model.moe.router.num_groups=2"])
+    config = TrainConfig.from_dict(values)
+    assert (config.model.layer(0).attention.heads, config.model.layer(0).attention.kv_heads) == (2, 1)
+    assert config.model.layer(1).attention.heads == 4
+    assert config.model.moe.router.num_groups == 2
+    with pytest.raises(ConfigError, match=r"^--set model.variants is '1'; accepted: an index below 1$"):
+        override(values, ["model.variants.1.ffn_dim=8"])
