@@ -383,8 +383,8 @@ def test_overrides_apply_in_order_and_misspelt_keys_reach_the_check():
 
 
 def test_a_configuration_is_known_by_what_differs_from_the_defaults():
-    """Also within a tagged union, whose name is always there; a field that is added with a default changes nothing."""
     """Also within a tagged union, whose name is always there; a later field with a default changes nothing."""
+    config = TrainConfig.from_dict(
         changed({"model.moe.k": 2, "model.moe.router": {"kind": "deepseek", "num_groups": 2}})
     )
     values = differences(config)
