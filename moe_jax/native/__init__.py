@@ -1,1 +1,1 @@
-"""What the CPU runs that XLA does not compile: built when moe_jax is installed, called by XLA."""
+"""Code for CPUs in C++, which XLA calls: built when moe_jax is installed."""

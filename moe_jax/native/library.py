@@ -1,4 +1,4 @@
-"""The library of handlers that XLA calls on the CPU."""
+"""The library of handlers that XLA calls on CPUs."""
 
 import ctypes
 import functools
@@ -18,7 +18,7 @@ HANDLERS = ("product", "product_transposed", "product_sum", "product_sum_transpo
 
 @functools.cache
 def is_installed() -> bool:
-    """Whether the library is there; then XLA knows of it from here on."""
+    """Returns whether the library is built; if it is, registers its handlers with XLA."""
     if not LIBRARY.exists():
         return False
     library = ctypes.CDLL(str(LIBRARY))
@@ -29,18 +29,18 @@ def is_installed() -> bool:
 
 
 def call(name: str, results: Sequence[tuple[tuple[int, ...], Any]], *operands: Array) -> Sequence[Array]:
-    """Calls a handler, one of HANDLERS.
+    """Calls a handler of the library.
 
     Args:
-      name: of the handler; what it computes is written where it is defined.
+      name: a name in HANDLERS; each is described where it is defined, in `handlers.cc`.
       results: shape and type of each result.
-      *operands: its arguments.
+      *operands: arguments of the handler.
 
     Raises:
       RuntimeError: the library is not installed.
     """
     if not is_installed():
-        raise RuntimeError(f"{LIBRARY} is not there; it is built when moe_jax is installed: pip install -e .")
+        raise RuntimeError(f"{LIBRARY} does not exist; install moe_jax to build it: pip install -e .")
     operands = vary_alike(operands)
     # Within `shard_map` results vary as the operands do.
     kind = jax.typeof(operands[0])

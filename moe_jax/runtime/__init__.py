@@ -1,1 +1,1 @@
-"""The process and machine a program runs on: its mesh, what it saves for the backward pass, its memory."""
+"""The process and machine that a program runs on: mesh, values saved for the backward pass, memory, files."""

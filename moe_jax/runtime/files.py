@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and lines of JSON that are."""
+"""Files and folders that are written whole or not at all, and lines of JSON."""
 
 import contextlib
 import json
@@ -12,9 +12,9 @@ from moe_jax.configuration import ConfigError
 
 @contextlib.contextmanager
 def write_beside(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; what the block writes there, a file or a folder, is renamed to `path` if it succeeds.
+    """Yields a temporary path for a file or a folder, and renames it to `path` if the block succeeds.
 
-    Processes that write the same `path` at the same time each write their own, and one of them is kept.
+    If several processes write the same `path` at the same time, each writes its own, and one of them is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
@@ -28,16 +28,18 @@ def write_beside(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes text, in UTF-8, or bytes to `path`, by way of `write_beside`."""
+    """Writes bytes, or text in UTF-8, to `path` by `write_beside`."""
     with write_beside(path) as beside:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """What each line of a file holds; half a line that a kill left at the end is ignored, and no file is no lines.
+    """Reads a file with a JSON value on each line; a missing file has no lines.
+
+    A last line without an end is ignored: a process was killed while it wrote it.
 
     Raises:
-      ConfigError: a line that is not JSON, which no kill leaves behind.
+      ConfigError: a line is not JSON.
     """
     if not path.exists():
         return []
@@ -46,7 +48,7 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 def parse_json(line: bytes, where: str) -> Any:
-    """What one line of JSON holds; raises ConfigError that says `where` it is if it is not JSON."""
+    """Reads one line of JSON; raises ConfigError, naming the place `where`, if it is not JSON."""
     try:
         return json.loads(line)
     except ValueError as error:
@@ -54,12 +56,14 @@ def parse_json(line: bytes, where: str) -> Any:
 
 
 def json_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """What each line of a file that people wrote holds, with its place for messages; blank lines are passed over.
+    """Yields the value on each line of a file of JSON lines that a person wrote, after its place for messages.
+
+    Blank lines are skipped.
 
     Raises:
       ConfigError: a line is not JSON.
     """
-    # Not by str.splitlines, which also cuts at characters that a text in JSON may hold.
+    # str.splitlines would also cut at characters that a text in JSON may hold.
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if line.strip():
             where = f"{path}:{number}"

@@ -1,4 +1,4 @@
-"""How this process's C library keeps memory."""
+"""Memory allocation by the C library of this process."""
 
 import ctypes
 import sys
@@ -9,11 +9,14 @@ _SETTINGS = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory for the next step instead of handing it to the kernel; true if it listened.
+    """Tells glibc to keep freed memory for the next training step, instead of returning it to the kernel.
 
-    On a CPU XLA allocates a step's temporary buffers when the step starts and frees them when it ends. By default glibc
-    returns such large blocks at once, and each step pays for tens of thousands of page faults. Call it before JAX
-    starts its threads: to call it later does no harm and no good.
+    On a CPU, XLA allocates a step's temporary buffers when the step starts and frees them when it ends. By default
+    glibc returns such large blocks at once, and each step pays for tens of thousands of page faults. Call this before
+    JAX starts its threads; later it has no effect.
+
+    Returns:
+      Whether glibc accepted all settings; false for other C libraries.
     """
     if not sys.platform.startswith("linux"):
         return False

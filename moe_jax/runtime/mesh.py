@@ -1,7 +1,7 @@
-"""The mesh that a computation runs on, and what each device does with its own groups of tokens.
+"""The mesh that a computation runs on, and functions that each device runs on its own groups of tokens.
 
-A mesh is ambient: whoever runs a model does so inside `jax.set_mesh`. Tokens are divided over the axes `data`, `fsdp`
-and `expert`, whole groups to each device. G groups.
+A mesh is ambient: models run inside `jax.set_mesh`. Tokens are divided over the axes `data`, `fsdp` and `expert`, so
+that each device has whole groups.
 """
 
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
-# What a mesh is made of, outermost first.
+# The axes of a mesh, outermost first.
 AXES = ("data", "fsdp", "expert", "tensor")
-# Those that divide tokens.
+# The axes that divide tokens.
 TOKEN_AXES = ("data", "fsdp", "expert")
 BY_TOKEN = PartitionSpec(TOKEN_AXES)
 
 
 def current_mesh() -> AbstractMesh | None:
-    """The mesh set by `jax.set_mesh`; None where there is one device, and within `shard_map`, where each is alone."""
+    """Returns the mesh set by `jax.set_mesh`; None for one device, and within `shard_map`, where a device is alone."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return None
@@ -26,26 +26,32 @@ def current_mesh() -> AbstractMesh | None:
 
 
 def current_platform() -> str:
-    """The platform, `cpu`, `gpu` or `tpu`, that will run what is being traced; of a mesh, which need not be here."""
+    """Returns the platform that will run the program being traced: `cpu`, `gpu` or `tpu`.
+
+    It is the platform of the mesh, which may be that of another machine, or of this process without a mesh.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return platform_of(mesh) if not mesh.empty else jax.default_backend()
 
 
 def platform_of(mesh: AbstractMesh) -> str:
-    """The platform that a mesh is of, also where it is not this process's own."""
+    """Returns the platform of a mesh, which need not be the platform of this process."""
     return mesh.abstract_device.platform if mesh.abstract_device else jax.default_backend()
 
 
 def token_shards(mesh: AbstractMesh) -> int:
-    """How many devices share the tokens of a batch."""
+    """Counts the devices that share the tokens of a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
 
 
 def shard_over_groups(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, of arrays whose first axis is groups, run by each device on its own groups.
+    """Makes `function` run on each device for the device's own groups.
 
-    XLA gathers the whole array for what it cannot divide: a top-k, a sort, an indexed update. Where the function sees
-    no group but its own there is no need to. It must give arrays by group, too.
+    XLA gathers the whole array for an operation that it cannot divide: a top-k, a sort, an indexed update. This avoids
+    it for functions that compute each group by itself.
+
+    Args:
+      function: takes and returns arrays whose first axis is groups.
     """
 
     def divided(*arrays: Any) -> Any:
@@ -57,7 +63,7 @@ def shard_over_groups(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def vary_alike(tree: Any) -> Any:
-    """Within `shard_map`: arrays that vary over the same axes, all those over which any does."""
+    """Within `shard_map`, makes all arrays vary over the same mesh axes: those over which any of them varies."""
     axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
 
     def vary(x: Any) -> Any:
@@ -68,7 +74,7 @@ def vary_alike(tree: Any) -> Any:
 
 
 def keep_sharded_by_token(tree: Any) -> Any:
-    """Tells XLA that the first axis of each array (batch, or groups) stays divided over devices as tokens are."""
+    """Keeps the first axis of each array (batch or groups) divided over devices as tokens are."""
     if current_mesh() is None:
         return tree
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, BY_TOKEN), tree)
