@@ -17,7 +17,9 @@ from moe_jax.accounting.parameters import (
     count_shared,
     output_parameters,
 )
-from moe_jax.experts.run import choose_execution
+from moe_jax.experts.execution import Work
+from moe_jax.experts.executions import EXECUTIONS
+from moe_jax.experts.plan import plan_here
 from moe_jax.layers.attention import computed_keys
 from moe_jax.models.config import ModelConfig, MoEConfig
 from moe_jax.routing import ROUTERS
@@ -135,29 +137,19 @@ def _stack_flops(config: ModelConfig, length: int) -> FlopCount:
 
 
 def _executed(moe: MoEConfig, model_dim: int, width: int, expert: int, group: int) -> float:
-    """What a mixture costs one token of a `group` of tokens in training, where one expert costs it `expert`.
+    """Counts the operations of a mixture per token of a `group` of tokens in training.
 
-    `width` is that of the experts' results; `dropless` is counted as if it dropped nothing.
+    One expert costs a token `expert`, and its results have `width`.
     """
     capacity = capacity_per_expert(moe.capacity_factor, group, moe.k, moe.num_experts, moe.capacity_rule)
-    seats = moe.num_experts * capacity
-    # The masks [S, E, C] multiply every token to and from every seat.
-    executed = {
-        "padded": seats / group * expert,
-        "one_hot": seats / group * expert + 2 * seats * (model_dim + width),
-        "dropless": moe.k * expert,
-        "oracle": moe.num_experts * expert,
-    }
-    return float(executed[choose_execution(moe.execution)])
+    work = Work(group, moe.k, moe.num_experts, capacity, expert, model_dim + width)
+    return EXECUTIONS[plan_here(moe.execution).execution].flops_per_token(work)
 
 
 def _executed_slots(moe: MoEConfig, model_dim: int, width: int, expert: int, group: int) -> float:
-    """The same where experts run slots that mix the tokens of a group: mixing, and each slot as if a token."""
-    slots = moe.num_experts * capacity_per_expert(1.0, group, moe.k, moe.num_experts)
-    executed = {
-        "padded": expert,
-        "one_hot": expert + 2 * slots * (model_dim + width),
-        "dropless": expert,
-        "oracle": moe.num_experts * expert,
-    }
-    return 2.0 * slots * (model_dim + width) + slots / group * executed[choose_execution(moe.execution)]
+    """Counts as `_executed` where experts run slots that mix a group's tokens: mixing, and each slot as a token."""
+    capacity = capacity_per_expert(1.0, group, moe.k, moe.num_experts)
+    slots = moe.num_experts * capacity
+    work = Work(slots, 1, moe.num_experts, capacity, expert, model_dim + width)
+    flops_per_slot = EXECUTIONS[plan_here(moe.execution).execution].flops_per_token(work)
+    return 2.0 * slots * (model_dim + width) + slots / group * flops_per_slot

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from moe_jax.experts.ffn import FFNKind, Weights
+from moe_jax.experts.ffn import FFNKind, FFNParams
 
 
 def kernel_init(scale: float, batch_axes: Sequence[int] = ()) -> nn.initializers.Initializer:
@@ -23,7 +23,7 @@ def network_weights(
     scale: float,
     dtype: jnp.dtype,
     num_experts: int | None = None,
-) -> Weights:
+) -> FFNParams:
     """Declares the weights of one network, or of `num_experts` as `experts_NAME` with an axis for them, in `module`.
 
     Matrices start by `kernel_init(scale)`, biases at 0 and scales at 1; float32, given as `dtype`.

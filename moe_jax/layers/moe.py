@@ -14,12 +14,12 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.configuration import require
-from moe_jax.experts.apply import Combine, apply_experts
-from moe_jax.experts.ffn import FFN_KINDS, LINEAR, FFNKind, Weights
+from moe_jax.experts.apply import apply_experts
+from moe_jax.experts.combine import Combine
+from moe_jax.experts.ffn import FFN_KINDS, LINEAR, FFNKind, FFNParams
 from moe_jax.experts.kernels.choice import KernelChoice
-from moe_jax.experts.parallel.run import apply_on_mesh
-from moe_jax.experts.parallel.strategy import ParallelConfig
-from moe_jax.experts.run import choose_execution
+from moe_jax.experts.parallel.strategies import ParallelConfig
+from moe_jax.experts.plan import plan_here
 from moe_jax.layers.dropout import with_dropout
 from moe_jax.layers.feed_forward import FeedForward
 from moe_jax.layers.initialization import kernel_init, network_weights
@@ -30,7 +30,7 @@ from moe_jax.routing.losses import LossLevel
 from moe_jax.routing.router import STATE, Tokens
 from moe_jax.routing.soft_moe import Slots
 from moe_jax.routing.statistics import mean_of_parts, report
-from moe_jax.runtime.mesh import current_mesh, keep_sharded_by_token
+from moe_jax.runtime.mesh import keep_sharded_by_token
 
 
 class MoE(nn.Module):
@@ -44,13 +44,13 @@ class MoE(nn.Module):
       capacity_factor: seats relative to even load; None drops nothing.
       group_size: tokens that share one capacity; None makes each sequence a group.
       kind: what an expert computes, a name in FFN_KINDS, or `linear`, a matrix from D to F.
-      execution: a name in EXECUTIONS, or `auto`; see `choose_execution`.
-      kernel: of grouped matrix products, where the execution has any; see `choose_kernel`.
+      execution: a name in EXECUTIONS, or `auto`; see `plan_for`.
+      kernel: of grouped matrix products, where the execution has any; see `plan_for`.
       router_options: further fields of the router's module.
       router_dtype: what the router rounds to; see `Router`.
       capacity_rule: how the factor becomes seats; see `capacity_per_expert`.
       loss_level: what the router's losses are means over; None takes the router's own.
-      combine: how weights are applied; see `apply_experts`.
+      combine: how weights are applied; see `Combine`.
       shared_dim: width of a network that every token runs besides its experts; None has none.
       shared_gate: whether each token weighs that network by the sigmoid of a learned projection (Qwen2-MoE).
       training: whether the router draws and explores as in training.
@@ -145,15 +145,11 @@ class MoE(nn.Module):
         return LINEAR if self.kind == "linear" else with_dropout(FFN_KINDS[self.kind], self.dropout)
 
     def _run(
-        self, x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind
+        self, x: Float[Array, "G S D"], assignment: Assignment, params: FFNParams, kind: FFNKind
     ) -> Float[Array, "G S O"]:
-        mesh, execution = current_mesh(), choose_execution(self.execution)
-        if mesh is None:
-            return apply_experts(x, assignment, weights, kind, execution, self.combine, self.kernel)
         rows = self.k * (1.0 if self.capacity_factor is None else self.capacity_factor)
-        y, metrics = apply_on_mesh(
-            x, assignment, weights, kind, execution, self.combine, mesh, self.parallel, rows, self.kernel
-        )
+        plan = plan_here(self.execution, self.kernel, self.parallel, rows)
+        y, metrics = apply_experts(plan, x, assignment, params, kind, self.combine)
         report(self, {name: mean_of_parts(value) for name, value in metrics.items()})
         return y
 

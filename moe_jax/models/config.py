@@ -5,11 +5,11 @@ import math
 from typing import Any, Literal, get_args
 
 from moe_jax.configuration import ConfigError, require, require_name
-from moe_jax.experts.apply import Combine
+from moe_jax.experts.combine import Combine
+from moe_jax.experts.executions import EXECUTIONS
 from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.kernels.choice import KernelChoice
-from moe_jax.experts.parallel.strategy import ParallelConfig
-from moe_jax.experts.run import EXECUTIONS
+from moe_jax.experts.parallel.strategies import ParallelConfig
 from moe_jax.routing import ROUTERS, Router, check_router
 from moe_jax.routing.capacity import CapacityRule
 from moe_jax.routing.losses import LossLevel
@@ -33,7 +33,7 @@ class MoEConfig:
       group_size: S, tokens that share one capacity; None makes each sequence a group. Independent of the devices.
       expert_dim: F of one expert; None takes the model's `ffn_dim`.
       ffn: what an expert computes, a name in `moe_jax.experts.ffn.FFN_KINDS`; None takes the model's `ffn`.
-      execution: how experts are run, a name in `moe_jax.experts.run.EXECUTIONS`; `auto` takes the fastest.
+      execution: how experts are run, a name in `moe_jax.experts.executions.EXECUTIONS`; `auto` takes the fastest.
       kernel: of grouped matrix products (execution `dropless`), a name in `moe_jax.experts.kernels.choice.KERNELS`;
         `auto` takes the fastest.
       losses: coefficients of the router's losses by name, each a mean over layers; what is left out has the

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_jax.configuration import ConfigError
-from moe_jax.experts.run import EXECUTIONS
+from moe_jax.experts.executions import EXECUTIONS
 from moe_jax.layers.moe import MoE
 from moe_jax.models.config import MoEConfig
 from moe_jax.routing import make_router
