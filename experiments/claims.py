@@ -3,7 +3,7 @@
     python -m experiments.claims           # writes it, and prints how many claims have which verdict
     python -m experiments.claims --check   # writes nothing; exit status 1 if it would change
 
-A claim is a file in `experiments/claims/` with the fields of `moe_jax.study.claims.Claim`; its `[rule]` decides it.
+A claim is a file in `experiments/claims/` with the fields of `moe_jax.claims.claims.Claim`; its `[rule]` decides it.
 """
 
 import argparse
@@ -12,12 +12,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_jax.claims.claims import judge, read_claims
+from moe_jax.claims.figures import flat_figures, read_tables
 from moe_jax.configuration import ConfigError
+from moe_jax.reports.claims import claims_report, summary_line
 from moe_jax.runtime.files import write_whole
-from moe_jax.study.claims import judge, read_claims
-from moe_jax.study.claims_report import claims_report, summary_line
 
 HERE = Path(__file__).parent
+
+
+def figures() -> dict[str, str]:
+    """Returns the figures of all papers' tables, by the paper's folder and what its tables call them."""
+    return {
+        f"{path.parent.name}/{name}": figure
+        for path in HERE.glob("*/tables.toml")
+        for name, figure in flat_figures(read_tables(path)).items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of results, and of the report")
     options = parser.parse_args(arguments)
     try:
-        judged = [judge(claim, options.results) for claim in read_claims(options.claims)]
+        judged = [judge(claim, options.results) for claim in read_claims(options.claims, figures())]
     except ConfigError as error:
         print(f"claims: {error}", file=sys.stderr)
         return 2

@@ -13,28 +13,15 @@ order of the data and the start of all that the models of a size share, so model
 what the machine counts, where it counts any, and the power of --watts by the seconds of a step.
 """
 
-import json
-import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
-
-from ml_collections import ConfigDict
 
 from configs.gpu import glam as gpu
 from configs.laptop import glam as laptop
-from moe_jax.configuration import ConfigError, override, require
+from moe_jax.reports.sizes import write_size_report
 from moe_jax.runtime.host_memory import keep_freed_memory
-from moe_jax.study.command_line import add_run_options, given, output_folder, study_parser
-from moe_jax.study.few_shot_scores import Questions, require_questions, score_runs
-from moe_jax.study.results import Row, read_study
-from moe_jax.study.size_report import write_size_report
-from moe_jax.study.sizes import by_size, with_dense
-from moe_jax.study.step_costs import measure_step_costs
-from moe_jax.study.sweep import run_sweep, seeded
-from moe_jax.study.tables import format_table
-from moe_jax.study.workers import default_jobs, train_here
-from moe_jax.training.result import DivergenceError
+from moe_jax.study.few_shot_scores import Questions
+from moe_jax.study.run import run_study
+from moe_jax.study.study import Finished, Model, Preset, Study
 
 TITLE = "Dense against GLaM at equal active FLOPs and parameters"
 PAPER = (
@@ -46,100 +33,58 @@ PAPER = (
     "models grows with scale; and fewer tokens give an equal score."
 )
 
-
-class Preset(NamedTuple):
-    """What there is to run.
-
-    Attributes:
-      get_config: configurations by model name.
-      models: which of them.
-      seeds: how many.
-      questions: what the models are asked.
-      watts: the power that is assumed: of a laptop's processor 15 W is what most are made to sustain, of a data-centre
-        GPU 700 W what an H100 or H200 may draw at most.
-      seeds_of: how many instead, of some sizes.
-    """
-
-    get_config: Callable[[str], ConfigDict]
-    models: tuple[str, ...]
-    seeds: int
-    questions: Questions
-    watts: float
-    seeds_of: Mapping[str, int] = {}
-
-    def seeds_of_model(self, model: str) -> int:
-        return self.seeds_of.get(laptop.parse_model(model)[0], self.seeds)
-
-
 # With a line or two of context there is room for some solved examples in 128 tokens.
 FEW_LINES = {"continuation": 1, "last_word": 2}
-PRESETS = {
-    "quick": Preset(laptop.get_quick_config, ("dense-small", "glam-small-16"), 1, Questions(FEW_LINES, 100), 15.0),
-    # The small size's losses differ most over seeds.
-    "laptop": Preset(laptop.get_config, laptop.MODELS, 3, Questions(FEW_LINES, 500), 15.0, {"small": 6}),
-    "gpu": Preset(gpu.get_config, laptop.MODELS, 3, Questions({"continuation": 4, "last_word": 4}, 1000), 700.0),
-}
+LAPTOP_WATTS = 15.0
+"""Power that most laptops' processors are made to sustain."""
+GPU_WATTS = 700.0
+"""Power that an H100 or H200 may draw at most."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the study and returns the exit status."""
-    parser = study_parser("glam", __doc__, PRESETS)
-    add_run_options(parser)
-    parser.add_argument("--watts", type=float, help="power to assume for the stated energy; default: the preset's")
-    options = parser.parse_args(arguments)
-    preset = PRESETS[options.preset]
-    watts = preset.watts if options.watts is None else options.watts
-    if not 0 < watts < float("inf"):
-        parser.error(f"--watts is {watts}; accepted: a positive number")
-    output = output_folder("glam", options)
-    command = ["python", "-m", "experiments.glam", *given(options), "--watts", f"{watts:g}"]
+def report(finished: Finished) -> str:
+    """Writes the report and returns where it is."""
+    path = write_size_report(
+        finished.groups,
+        finished.scores,
+        finished.directory,
+        title=TITLE,
+        paper=PAPER,
+        watts=finished.watts,
+        counter=finished.energy_counter,
+        command=finished.command,
+    )
+    return f"Report: {path}"
 
-    def get_config(model: str) -> ConfigDict:
-        return ConfigDict(override(preset.get_config(model).to_dict(), options.set))
 
-    def show(rows: list[Row]) -> None:
-        # Side by side with others, a dense model need not end first.
-        for size in by_size(with_dense(rows)):
-            print(f"\n{format_table(size.rows, size.dense.name)}")
-        print(f"\n{len(rows)} of {len(configs)} runs\n", flush=True)
-
-    jobs = options.jobs or default_jobs()
-    try:
-        configs = [
-            config
-            for model in options.models or preset.models
-            for config in seeded(get_config, [model], options.seeds or preset.seeds_of_model(model))
-        ]
-        for size in {config.name.split("-")[1] for config in configs}:
-            names = [config.name for config in configs]
-            accepted = f"dense-{size}, that others of its size are compared with, among them"
-            require(f"dense-{size}" in names, "--models", " ".join(names), accepted)
-        to_score = (configs, output / "runs", output / "scores.jsonl", preset.questions)
-        require_questions(*to_score)
-        trained = run_sweep(configs, output / "results.jsonl", output / "runs", train_here, show, jobs=jobs)
-        scores = score_runs(*to_score)
-        measure_step_costs([config for config in configs if config.seed == 0], output / "step_costs.json")
-        ran = [row["config"] for row in trained]
-        report = write_size_report(
-            [row for row in read_study(output) if row["config"] in ran],
-            scores,
-            output,
-            title=TITLE,
-            paper=PAPER,
-            watts=watts,
-            counter=json.loads((output / "step_costs.json").read_text())["counter"],
-            command=shlex.join(command),
-        )
-    except ConfigError as error:
-        print(f"glam: {error}", file=sys.stderr)
-        return 2
-    except DivergenceError as error:
-        print(f"glam: {error}", file=sys.stderr)
-        return 1
-    print(f"\nReport: {report}")
-    return 0
-
+STUDY = Study(
+    name="glam",
+    models=tuple(
+        Model(name, name, baseline=f"dense-{kind.size}", group=kind.size) for name, kind in laptop.MODELS.items()
+    ),
+    presets={
+        "quick": Preset(
+            laptop.get_quick_config,
+            1,
+            models=("dense-small", "glam-small-16"),
+            questions=Questions(FEW_LINES, 100),
+            watts=LAPTOP_WATTS,
+        ),
+        "laptop": Preset(
+            laptop.get_config,
+            3,
+            # The small size's losses differ most over seeds.
+            seeds_of={name: 6 for name, kind in laptop.MODELS.items() if kind.size == "small"},
+            questions=Questions(FEW_LINES, 500),
+            watts=LAPTOP_WATTS,
+        ),
+        "gpu": Preset(
+            gpu.get_config, 3, questions=Questions({"continuation": 4, "last_word": 4}, 1000), watts=GPU_WATTS
+        ),
+    },
+    report=report,
+    times_steps=True,
+)
 
 if __name__ == "__main__":
     keep_freed_memory()
-    sys.exit(main())
+    sys.exit(run_study(STUDY, __doc__))

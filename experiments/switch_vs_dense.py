@@ -1,4 +1,4 @@
-"""Dense against Switch at equal FLOPs per token, on real text: who reaches which loss when.
+"""Dense against Switch at equal FLOPs per token, on real text: which model reaches which loss when.
 
 The headline comparison of Fedus et al. 2021 (section 3.1): the same decoder with dense feed-forward layers, and with
 every other one a Switch layer of 4, 16 and 64 experts, on the same data with the same seeds.
@@ -12,67 +12,35 @@ the models share, so models are compared pair by pair.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
-from ml_collections import ConfigDict
 
 from configs.gpu import switch_vs_dense as gpu
 from configs.laptop import switch_vs_dense as laptop
-from moe_jax.configuration import ConfigError
+from moe_jax.reports.comparison import headline, write_report
 from moe_jax.runtime.host_memory import keep_freed_memory
-from moe_jax.study.command_line import output_folder, study_parser
-from moe_jax.study.report import headline, write_report
-from moe_jax.study.results import Row
-from moe_jax.study.sweep import run_sweep, seeded
-from moe_jax.study.tables import format_table
-from moe_jax.study.workers import train_here
-from moe_jax.training.result import DivergenceError
+from moe_jax.study.run import run_study
+from moe_jax.study.study import Finished, Model, Preset, Study
 
 TITLE = "Dense against Switch at equal FLOPs per token"
 
 
-class Preset(NamedTuple):
-    """Configurations by model name, which models, and how many seeds."""
-
-    get_config: Callable[[str], ConfigDict]
-    models: tuple[str, ...]
-    seeds: int
+def report(finished: Finished) -> str:
+    """Writes the report and returns its headline."""
+    path = write_report(finished.rows, finished.directory, title=TITLE, command=finished.command)
+    return f"{headline(finished.rows)}\n\nReport: {path}"
 
 
-PRESETS = {
-    "quick": Preset(laptop.get_quick_config, ("dense", "switch-16"), 1),
-    "laptop": Preset(laptop.get_config, ("dense", "switch-4", "switch-16", "switch-64"), 3),
-    "gpu": Preset(gpu.get_config, ("dense", "switch-4", "switch-16", "switch-64"), 3),
-}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the study and returns the exit status."""
-    parser = study_parser("switch_vs_dense", __doc__, PRESETS)
-    options = parser.parse_args(arguments)
-    preset = PRESETS[options.preset]
-    seeds = options.seeds or preset.seeds
-    output = output_folder("switch_vs_dense", options)
-    command = f"python -m experiments.switch_vs_dense --preset {options.preset} --seeds {seeds}"
-    configs = seeded(preset.get_config, preset.models, seeds)
-
-    def show(rows: list[Row]) -> None:
-        print(f"\n{len(rows)} of {len(configs)} runs\n{format_table(rows)}\n", flush=True)
-
-    try:
-        rows = run_sweep(configs, output / "results.jsonl", output / "runs", train_here, show)
-        report = write_report(rows, output, title=TITLE, command=command)
-    except ConfigError as error:
-        print(f"switch_vs_dense: {error}", file=sys.stderr)
-        return 2
-    except DivergenceError as error:
-        print(f"switch_vs_dense: {error}", file=sys.stderr)
-        return 1
-    print(f"{headline(rows)}\n\nReport: {report}")
-    return 0
-
+STUDY = Study(
+    name="switch_vs_dense",
+    models=tuple(Model(name, name, baseline="dense") for name in laptop.EXPERTS),
+    presets={
+        "quick": Preset(laptop.get_quick_config, 1, models=("dense", "switch-16")),
+        "laptop": Preset(laptop.get_config, 3),
+        "gpu": Preset(gpu.get_config, 3),
+    },
+    report=report,
+    jobs=1,
+)
 
 if __name__ == "__main__":
     keep_freed_memory()
-    sys.exit(main())
+    sys.exit(run_study(STUDY, __doc__))

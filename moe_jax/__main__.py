@@ -1,4 +1,4 @@
-"""`python -m moe_jax`, and the console script `moe-jax`: a process that does one command."""
+"""Entry point of `python -m moe_jax` and of the console script `moe-jax`."""
 
 import sys
 
@@ -7,7 +7,7 @@ from moe_jax.runtime.host_memory import keep_freed_memory
 
 
 def run() -> int:
-    """Sets the process up, runs the command of its arguments and returns the exit status."""
+    """Prepares the process, runs the command of its arguments and returns the exit status."""
     keep_freed_memory()
     return main()
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m moe_jax`, or `moe-jax`."""
+"""The command line, `python -m moe_jax` or `moe-jax`."""
 
 import argparse
 import inspect
@@ -19,7 +19,7 @@ from moe_jax.configuration import ConfigError, override
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status.
 
-    0; 1 after one line on how a run failed; 2 after one line on what is wrong with the input.
+    The status is 0 on success, 1 if a run failed, and 2 if the input is wrong; errors are one line on stderr.
     """
     options = cli_parser().parse_args(arguments)
     try:
@@ -30,51 +30,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load_config(location: str) -> dict[str, Any]:
-    """What `get_config` of a Python file returns, an ml_collections ConfigDict, as nested dictionaries.
+    """Calls `get_config` of a Python file and returns its ConfigDict as nested dictionaries.
 
     Args:
-      location: `PATH`, whose get_config() is called, or `PATH:ARGUMENT`, whose get_config(ARGUMENT) is.
+      location: `PATH` for get_config(), or `PATH:ARGUMENT` for get_config(ARGUMENT).
 
     Raises:
-      ConfigError: there is no such Python file, it defines no `get_config`, or `get_config` does not take ARGUMENT: it
-        raises ValueError or KeyError.
+      ConfigError: no such Python file, it defines no `get_config`, `get_config` refuses ARGUMENT with a ValueError or
+        KeyError, or it does not return a ConfigDict.
     """
     path, colon, argument = location.partition(":")
     get_config = _module(location, Path(path)).get("get_config")
     if get_config is None:
-        raise ConfigError(f"CONFIG is {location!r}, without get_config; accepted: a file that defines get_config()")
+        raise ConfigError(f"CONFIG is {location!r}, which defines no get_config; accepted: a file that defines it")
     arguments = [argument] if colon else []
     try:
         inspect.signature(get_config).bind(*arguments)
     except TypeError as error:
         raise ConfigError(
-            f"CONFIG is {location!r}, but the file has get_config{inspect.signature(get_config)}; accepted: "
-            "PATH:ARGUMENT where it takes an argument, else PATH"
+            f"CONFIG is {location!r}, but the file defines get_config{inspect.signature(get_config)}; accepted: "
+            "PATH:ARGUMENT if get_config takes an argument, else PATH"
         ) from error
     try:
         config = get_config(*arguments)
     except (ValueError, KeyError) as error:
-        raise ConfigError(f"CONFIG is {location!r}, for which get_config raises {error!r}") from error
+        raise ConfigError(f"CONFIG is {location!r}, but its get_config raised {error!r}") from error
     if not isinstance(config, ConfigDict):
-        raise ConfigError(f"CONFIG is {location!r}, which gives a {type(config).__name__}; accepted: a ConfigDict")
+        raise ConfigError(
+            f"CONFIG is {location!r}, whose get_config returns a {type(config).__name__}; accepted: a ConfigDict"
+        )
     return config.to_dict()
 
 
 def _module(location: str, path: Path) -> dict[str, Any]:
-    """Runs a Python file and returns its names. It is not imported: that leaves, and may read stale, compiled files."""
+    """Runs a Python file and returns its names; importing it would leave, or read, compiled files."""
     if not path.is_file():
-        raise ConfigError(f"CONFIG is {location!r}, not a file; accepted: a Python file that defines get_config()")
+        raise ConfigError(f"CONFIG is {location!r}, not a file; accepted: a Python file that defines get_config")
     names: dict[str, Any] = {"__name__": path.stem, "__file__": str(path.absolute())}
     try:
         code = compile(path.read_bytes(), str(path), "exec")
     except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"CONFIG is {location!r}; accepted: a Python file; {error}") from error
+        raise ConfigError(f"CONFIG is {location!r}, which is not valid Python: {error}") from error
     exec(code, names)
     return names
 
 
 def cli_parser() -> argparse.ArgumentParser:
-    """Of all commands and their options."""
+    """Builds the parser of all commands and their options."""
     parser = argparse.ArgumentParser(
         prog="moe-jax",
         description="Train and study sparse Mixture-of-Experts transformers.",
@@ -85,8 +87,8 @@ def cli_parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train one model",
-        description="Trains the model of a configuration file; in a directory that holds part of the same run, goes on "
-        "where its last checkpoint stands.",
+        description="Trains the model of a configuration file. If the work directory holds a checkpoint of the same "
+        "run, training goes on from it.",
         epilog="example:\n  moe-jax train configs/laptop/switch_vs_dense.py:switch-16 --workdir runs/switch-16 \\\n"
         "    --set steps=200 --set model.moe.num_experts=8",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -94,15 +96,16 @@ def cli_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "config",
         metavar="CONFIG",
-        help="PATH of a Python file that defines get_config(), or PATH:ARGUMENT for its get_config(ARGUMENT)",
+        help="PATH of a Python file, whose get_config() returns a configuration, or PATH:ARGUMENT for "
+        "get_config(ARGUMENT)",
     )
-    train.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="metrics and checkpoints go here")
+    train.add_argument("--workdir", metavar="DIR", type=Path, required=True, help="folder for metrics and checkpoints")
     train.add_argument(
         "--set",
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="override a field, e.g. optimizer.learning_rate=1e-3",
+        help="override a field, for example optimizer.learning_rate=1e-3; may be repeated",
     )
     train.add_argument(
         "--distributed",
@@ -113,9 +116,8 @@ def cli_parser() -> argparse.ArgumentParser:
     routers = commands.add_parser(
         "routers",
         help="list the routers",
-        description="Lists every router with its paper, the experts per token it takes, whether it is "
-        "safe in a causal model, whether a capacity may drop tokens, and its losses with their papers' coefficients. "
-        "All of it is said of the default options.",
+        description="Lists every router: its paper, the k it accepts, whether it is causal, whether a capacity may "
+        "drop assignments, and its losses with their default coefficients. Options of a router may change this.",
         epilog="example:\n  moe-jax routers --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -177,12 +179,12 @@ def _train(options: argparse.Namespace) -> int:
             raise
         reason = str(error).splitlines()[0]
         print(
-            f"moe-jax train: processes no longer reach each other: {reason}; the same commands, "
-            "once all can run again, go on from the last checkpoint",
+            f"moe-jax train: a process was lost: {reason}; run the same commands again to go on from the last "
+            "checkpoint",
             file=sys.stderr,
             flush=True,
         )
-        # To leave in good order would be to wait for the process that is lost.
+        # An orderly exit would wait for the lost process.
         os._exit(1)
     if not is_writer():
         return 0

@@ -1,11 +1,12 @@
 """Nested dictionaries as typed, frozen dataclasses; errors name the field, the value and the accepted values."""
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 Config = TypeVar("Config")
@@ -20,6 +21,15 @@ class ConfigError(ValueError):
     def within(self, path: str) -> "ConfigError":
         """Returns the same error with `path` before the field that its message begins with."""
         return ConfigError(_join(path, str(self)))
+
+
+@contextlib.contextmanager
+def errors_within(path: str) -> Iterator[None]:
+    """Puts `path` before the field of a ConfigError that the block raises."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.within(path) from error
 
 
 def require(condition: bool, field: str, value: Any, accepted: str) -> None:
@@ -97,10 +107,8 @@ def build(kind: type[Config], values: Mapping[str, Any], path: str = "") -> Conf
     for name, field in fields.items():
         if _default(field) is dataclasses.MISSING and name not in values:
             raise ConfigError(f"{_join(path, name)} is missing; accepted: a value of type {_describe(hints[name])}")
-    try:
+    with errors_within(path):
         return kind(**converted)
-    except ConfigError as error:
-        raise error.within(path) from error
 
 
 def check_values(hints: Mapping[str, Any], values: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from moe_jax.models.config import ModelConfig
 from moe_jax.models.language_model import make_model
 from moe_jax.models.parameters import init_params
 from moe_jax.routing.router import RNG
+from moe_jax.routing.switch import Switch
 from moe_jax.training.config import TrainConfig, sequences_of_whole_groups
 
 
@@ -25,8 +26,9 @@ def with_seats_for_all(model: ModelConfig) -> ModelConfig:
     model = dataclasses.replace(model, dropout=0.0)
     if not model.moe_layers:
         return model
-    options = {name: value for name, value in model.moe.router_options.items() if name not in ("exploration", "rounds")}
-    fields = {"capacity_factor": 1.0, "execution": "padded", "dropout": None, "router_options": options}
+    fields = {"capacity_factor": 1.0, "execution": "padded", "dropout": None}
+    if isinstance(model.moe.router, Switch):
+        fields["router"] = dataclasses.replace(model.moe.router, exploration="argmax", rounds=1)
     if model.moe.group_size is not None:
         fields["group_size"] = math.lcm(model.moe.group_size, model.moe.num_experts)
     return dataclasses.replace(model, moe=dataclasses.replace(model.moe, **fields))

@@ -18,7 +18,7 @@ def get_config(model="switch"):
     if model not in ("switch", "dense"):
         raise ValueError(f"model is {model!r}; accepted: switch, dense")
     sparse = {"moe_layers": (0,), "moe": {"num_experts": 4}} if model == "switch" else {}
-    shape = {"vocab_size": 257, "num_layers": 1, "model_dim": 8, "num_heads": 1, "ffn_dim": 16}
+    shape = {"vocab_size": 257, "num_layers": 1, "model_dim": 8, "attention": {"heads": 1}, "ffn_dim": 16}
     return ConfigDict({
         "name": model,
         "steps": 4,
@@ -62,11 +62,11 @@ def test_help_explains_the_argument(capsys):
 @pytest.mark.parametrize(
     ("config", "sets", "says"),
     [
-        ("missing.py", [], ["missing.py", "not a file", "get_config()"]),
+        ("missing.py", [], ["missing.py", "not a file", "get_config"]),
         (".", [], ["not a file"]),
-        ("nothing.py", [], ["nothing.py", "without get_config"]),
-        ("dictionary.py", [], ["gives a dict", "accepted: a ConfigDict"]),
-        ("prose.md", [], ["accepted: a Python file", "line 1"]),
+        ("nothing.py", [], ["nothing.py", "defines no get_config"]),
+        ("dictionary.py", [], ["returns a dict", "accepted: a ConfigDict"]),
+        ("prose.md", [], ["not valid Python", "line 1"]),
         ("no_argument.py:dense", [], ["no_argument.py:dense", "get_config()", "PATH:ARGUMENT"]),
         ("needs_argument.py", [], ["get_config(model)", "PATH:ARGUMENT"]),
         ("config.py:mixtral", [], ["config.py:mixtral", "model is 'mixtral'; accepted: switch, dense"]),
@@ -89,7 +89,7 @@ def test_help_explains_the_argument(capsys):
             ["'expert_choice'", "see the future", "allow_noncausal_router=True"],
         ),
         ("config.py", ["data.corpus=text_files:{folder}/empty.txt"], ["data.corpus", "not empty"]),
-        ("config.py", ["data.corpus=text_files:{folder}/absent.txt"], ["data.corpus", "absent.txt", "has none"]),
+        ("config.py", ["data.corpus=text_files:{folder}/absent.txt"], ["data.corpus", "absent.txt", "matches none"]),
         ("config.py", ["data.batch_size=1000"], ["data.batch_size is 1000", "at most"]),
         ("config.py", ["eval_batches=500"], ["eval_batches is 500", "accepted: 1 to"]),
     ],
@@ -125,7 +125,7 @@ def test_a_workdir_of_another_run_is_one_line_and_left_alone(folder, capsys):
     assert main(["train", str(folder / "config.py"), "--workdir", str(workdir)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "accepted: an empty directory, or one of the same run" in error
+    assert "accepted: an empty directory, or the directory of the same run" in error
     assert [path.name for path in workdir.iterdir()] == ["run.json"]
 
 

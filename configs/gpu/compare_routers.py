@@ -1,7 +1,7 @@
-"""Every router in one model, for one data-centre GPU.
+"""Configurations of all routers in one model, for one data-centre GPU.
 
 Command:   python -m experiments.compare_routers --preset gpu
-Hardware:  one GPU; bfloat16 compute, float32 router and parameters. Time and memory not measured yet.
+Hardware:  one GPU; bfloat16 compute, float32 router and parameters. Time and memory: not measured yet.
 Expected:  not measured yet.
 """
 
@@ -11,7 +11,7 @@ from configs.laptop import compare_routers as laptop
 
 
 def get_config(model: str = "switch") -> ConfigDict:
-    """The laptop's comparison in a model of 12 layers of width 512, on the larger corpus."""
+    """Returns a model of the laptop's comparison with 12 layers of width 512, on the larger corpus."""
     config = laptop.get_config(model)
     config.steps = 5000
     config.eval_every = 250
@@ -26,7 +26,7 @@ def get_config(model: str = "switch") -> ConfigDict:
     config.model.vocab_size = 8192 + (config.data.task == "masked")
     config.model.num_layers = 12
     config.model.model_dim = 512
-    config.model.num_heads = 8
+    config.model.attention.heads = 8
     config.model.ffn_dim = 2048
     config.model.dtype = "bfloat16"
     if "moe" in config.model:

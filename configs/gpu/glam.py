@@ -1,8 +1,8 @@
-"""Dense against GLaM's mixtures at equal active FLOPs and parameters, in three sizes, for one data-centre GPU.
+"""Configurations of dense models and GLaM's mixtures at equal active FLOPs and parameters, for one data-centre GPU.
 
 Command:   python -m experiments.glam --preset gpu
 Hardware:  one GPU; bfloat16 compute, float32 router and parameters. On an H100 a step of dense-tiny takes 61 ms and
-           24 J; the first of each model comes half a minute later, more where others are compiled beside it. Memory not
+           24 J; compilation takes half a minute for each model, more if several compile at a time. Memory: not
            measured yet.
 Expected:  not measured yet.
 """
@@ -16,9 +16,9 @@ SIZES = {"tiny": 320, "small": 512, "medium": 640}
 
 
 def get_config(model: str = "glam-small-16") -> ConfigDict:
-    """The laptop's comparison with 22, 55 and 84 million active parameters, up to 634 million in all."""
-    size, experts = laptop.parse_model(model)
+    """Returns a model of the laptop's comparison with 22, 55 or 84 million active parameters, at most 634 in total."""
     config = laptop.get_config(model)
+    size, experts = laptop.MODELS[model]
     config.steps = 10_000
     config.eval_every = 250
     config.eval_batches = 32

@@ -1,8 +1,8 @@
-"""The studies of the Switch Transformer paper (Fedus et al. 2021, arXiv:2101.03961), for one data-centre GPU.
+"""Configurations of the studies of Switch Transformer (Fedus et al. 2021, arXiv:2101.03961), for one data-centre GPU.
 
 Command:   python -m experiments.switch_transformer --preset gpu
 Hardware:  one GPU; bfloat16 compute, float32 router and parameters. On an H100 a step of experts/dense takes 63 ms and
-           26 J; the first of each model comes half a minute later, more where others are compiled beside it. Memory not
+           26 J; compilation takes half a minute for each model, more if several compile at a time. Memory: not
            measured yet.
 Expected:  not measured yet.
 """
@@ -28,7 +28,7 @@ STUDIES = laptop.make_studies(SHAPE)
 
 
 def get_config(model: str = "experts/dense") -> ConfigDict:
-    """The laptop's studies with T5-Small's shape and 48 million active parameters, on the larger corpus."""
+    """Returns a model of the laptop's studies in T5-Small's shape, 48 million active parameters, on a larger corpus."""
     study, _, name = model.partition("/")
     config = laptop.dense(SHAPE, name)
     config.eval_every = 250

@@ -1,7 +1,7 @@
-"""Dense against Switch at equal FLOPs per token, for one data-centre GPU.
+"""Configurations of a dense model and Switch models at equal FLOPs per token, for one data-centre GPU.
 
 Command:   python -m experiments.switch_vs_dense --preset gpu
-Hardware:  one GPU; bfloat16 compute, float32 router and parameters. Time and memory not measured yet.
+Hardware:  one GPU; bfloat16 compute, float32 router and parameters. Time and memory: not measured yet.
 Expected:  not measured yet.
 """
 
@@ -11,7 +11,10 @@ from configs.laptop import switch_vs_dense as laptop
 
 
 def get_config(model: str = "switch-16") -> ConfigDict:
-    """The laptop's comparison with 46 million active parameters, up to 839 million in all, on the larger corpus."""
+    """Returns a model of the laptop's comparison with 46 million active parameters, at most 839 million in total.
+
+    It trains on the larger corpus.
+    """
     config = laptop.get_config(model)
     config.steps = 10_000
     config.eval_every = 250
@@ -26,10 +29,10 @@ def get_config(model: str = "switch-16") -> ConfigDict:
     config.model.vocab_size = 8192
     config.model.num_layers = 12
     config.model.model_dim = 512
-    config.model.num_heads = 8
+    config.model.attention.heads = 8
     config.model.ffn_dim = 2048
     config.model.dtype = "bfloat16"
-    if model != "dense":
+    if "moe" in config.model:
         config.model.moe_layers = tuple(range(1, 12, 2))
         config.model.moe.group_size = 4096
     return config

@@ -1,41 +1,52 @@
-"""Dense against GLaM's mixtures at equal active FLOPs and parameters, in three sizes, for two CPU cores.
+"""Configurations of dense models and GLaM's mixtures at equal active FLOPs and parameters, for two CPU cores.
 
 Command:   python -m moe_jax train configs/laptop/glam.py:glam-small-16 --workdir runs/glam-small-16
-           (or :dense-SIZE or :glam-SIZE-E for any in SIZES and any number of experts E that 4 divides); all of them:
-           python -m experiments.glam
+           for one model (or another of MODELS); python -m experiments.glam for all
 Hardware:  two cores of a laptop or a small server, 4 GB of memory.
-Time:      the study 1 h 55 min on two cores with AVX-512, of which training took 102 minutes, two runs at a time, the
-           questions 11 and timing 2; the machine had other work at times.
+Time:      1 h 55 min for the study on two cores with AVX-512: training 102 minutes, two runs at a time, questions 11,
+           timing 2; the machine had other work at times.
 Expected:  nats per token, three seeds: tiny 3.456 dense, 3.451, 3.365, 3.349 with 4, 16, 64 experts; medium 3.054
            dense, 2.775 with 16; six seeds: small 3.194 dense, 3.185, 3.066, 2.984.
 """
 
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
-from moe_jax.configuration import require
+from moe_jax.configuration import require_name
 
 SIZES = {"tiny": 32, "small": 48, "medium": 64}
 """Model widths."""
 
 EXPERTS = {"tiny": (4, 16, 64), "small": (4, 16, 64), "medium": (16,)}
-"""What the study has of each size beside the dense model; in the largest, which takes longest, one."""
+"""Numbers of experts of each size's sparse models; one for the largest size, which takes longest."""
 
-MODELS = tuple(
-    model for size in SIZES for model in (f"dense-{size}", *(f"glam-{size}-{experts}" for experts in EXPERTS[size]))
-)
+
+class Kind(NamedTuple):
+    """A model's size, a key of SIZES, and its number of experts, 0 for a dense one."""
+
+    size: str
+    experts: int
+
+
+MODELS = {
+    f"glam-{size}-{experts}" if experts else f"dense-{size}": Kind(size, experts)
+    for size in SIZES
+    for experts in (0, *EXPERTS[size])
+}
 
 ROUTER_SPREAD = 0.55
-"""Standard deviation of the router's first logits: what 0.02 for its weights gives at GLaM's smallest width, 768."""
+"""Standard deviation of the router's initial logits: 0.02 * sqrt(768), that of weights of 0.02 at GLaM's width 768."""
 
 
 def get_config(model: str = "glam-small-16") -> ConfigDict:
-    """`dense-SIZE`, or `glam-SIZE-E`, in which the first feed-forward layer of each two has E experts.
+    """Returns one of MODELS; a sparse one has experts in every second feed-forward layer, from the first.
 
     As in the authors' code (praxis): decoder only, GELU-gated dense layers, experts without a gate, no biases, relative
-    positions, an output tied to the embedding, the two best experts always, with seats for twice an even share of the
-    tokens.
+    positions, tied embeddings, and always two experts per token, with seats for twice an even share of the tokens.
     """
-    size, experts = parse_model(model)
+    require_name(model, MODELS, "model")
+    size, experts = MODELS[model]
     config = ConfigDict()
     config.name = model
     config.steps = 3000
@@ -60,26 +71,25 @@ def get_config(model: str = "glam-small-16") -> ConfigDict:
     config.model.vocab_size = 1024
     config.model.num_layers = 4
     config.model.ffn = "geglu"
-    config.model.positions = "t5"
+    config.model.attention = ConfigDict({"positions": {"kind": "t5"}})
     config.model.tie_embeddings = True
     if experts:
         config.model.moe_layers = (0, 2)
         config.model.moe = ConfigDict()
         config.model.moe.num_experts = experts
-        config.model.moe.router = "gshard"
         config.model.moe.k = 2
         config.model.moe.ffn = "gelu"
-        # The authors' factor of 2 counts tokens, this one both choices of each.
+        # The authors' factor of 2 is relative to tokens, ours to choices, of which each token has two.
         config.model.moe.capacity_factor = 1.0
         config.model.moe.group_size = 2048
         config.model.moe.losses = {"balance_loss": 0.01}
-        config.model.moe.router_options = {"second_policy": "all"}
+        config.model.moe.router = {"kind": "gshard", "second_policy": "all"}
     set_width(config, SIZES[size], head_dim=16)
     return config
 
 
 def get_quick_config(model: str = "glam-small-16") -> ConfigDict:
-    """The same, much shorter, for a look at how things work; its losses mean little."""
+    """Returns the model of `get_config` with few steps, for a trial run; its losses mean little."""
     config = get_config(model)
     config.steps, config.eval_every, config.checkpoint_every = 120, 20, 120
     config.eval_batches = 4
@@ -87,30 +97,15 @@ def get_quick_config(model: str = "glam-small-16") -> ConfigDict:
     return config
 
 
-def parse_model(model: str) -> tuple[str, int]:
-    """Size and number of experts of a model's name, 0 if it is dense.
-
-    Raises:
-      ConfigError: there is no such model.
-    """
-    kind, _, rest = model.partition("-")
-    size, _, number = rest.partition("-")
-    experts = int(number) if kind == "glam" and number.isdecimal() else 0
-    known = model == f"dense-{size}" or (model == f"glam-{size}-{experts}" and experts >= 4 and experts % 4 == 0)
-    accepted = f"dense-SIZE or glam-SIZE-E, with SIZE one of {', '.join(SIZES)} and E a multiple of 4"
-    require(size in SIZES and known, "model", model, accepted)
-    return size, experts
-
-
 def set_width(config: ConfigDict, width: int, head_dim: int) -> None:
-    """Sets the model's width, and that of its experts so that a token costs what it does in the dense model.
+    """Sets the model's width, and the experts' width so that active FLOPs and parameters equal the dense model's.
 
-    Of a layer the dense network has 3 * D * F weights, and a token meets 4 * D * X of its two experts' and D * E of the
-    router's; with X = (3 * F - E) / 4 both are the same number of weights and of operations.
+    A gated dense network has 3 * D * F weights. Two experts of width X have 4 * D * X, and the router D * E. The two
+    are equal for X = (3 * F - E) / 4.
     """
     model = config.model
-    model.model_dim, model.num_heads, model.ffn_dim = width, width // head_dim, 4 * width
-    model.relative_bias_std = width**-0.5
+    model.model_dim, model.attention.heads, model.ffn_dim = width, width // head_dim, 4 * width
+    model.attention.positions.init_std = width**-0.5
     if "moe" in model:
         model.moe.expert_dim = (3 * model.ffn_dim - model.moe.num_experts) // 4
-        model.moe.router_options.init_std = ROUTER_SPREAD / width**0.5
+        model.moe.router.init_std = ROUTER_SPREAD / width**0.5

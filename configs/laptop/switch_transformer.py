@@ -1,8 +1,8 @@
-"""The studies of the Switch Transformer paper (Fedus et al. 2021, arXiv:2101.03961), for two CPU cores.
+"""Configurations of the studies of Switch Transformer (Fedus et al. 2021, arXiv:2101.03961), for two CPU cores.
 
-Command:   python -m experiments.switch_transformer STUDY           (one of STUDIES; without one, all of them)
+Command:   python -m experiments.switch_transformer STUDY for one of STUDIES, or without STUDY for all;
            python -m moe_jax train configs/laptop/switch_transformer.py:STUDY/MODEL --workdir runs/STUDY/MODEL
-           (one model; what it starts from or learns from is to be there before, as runs/STUDY/MODEL, too)
+           for one model (a run that it starts from, or its teacher, must be in runs/STUDY/MODEL already)
 Hardware:  two cores of a laptop or a small server, 4 GB of memory.
 Time:      minutes on two cores with AVX-512, two runs at a time: `experts_longer` 60, `experts` 41, `distillation` 32,
            `architectures` 30, `distillation_sizes` 16, `fine_tuning` 14, `exploration` and `no_token_left_behind` 12,
@@ -14,9 +14,10 @@ Expected:  nats per token, four seeds: `experts_longer` 2.000 dense, 1.978, 1.96
            `exploration` 2.321 argmax, 2.355 sample; `distillation` 2.108 student, 2.148 distilled, 2.132
            distilled-init, 2.045 distilled-init-mix; the others in their reports.
 
-A T5 of two layers a stack, with heads of T5's width, says which spans of Python source were hidden. A sparse model has
-experts in the second layer of each stack, narrower than the dense network by what their router costs, so that active
-FLOPs are equal. A router starts as all matrices do, with a variance of the scale over the width (section 2.4).
+The models are T5s of two layers a stack, with heads of T5's width, trained on span corruption of Python source. A
+sparse model has experts in the second layer of each stack. They are narrower than the dense network by the cost of the
+router, so that active FLOPs are equal. The router is initialised like all matrices, with variance scale / D (section
+2.4).
 """
 
 import functools
@@ -25,28 +26,28 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-# What a configuration sets, by dotted field.
+# Values of a configuration by dotted field.
 Fields = dict[str, Any]
 
 EXPERTS = 16
-"""Of a sparse layer, where the study is not of their number."""
+"""Experts of a sparse layer, in studies that do not vary their number."""
 
 
 class Shape(NamedTuple):
-    """What the models of all studies have in common.
+    """Sizes that the models of all studies share.
 
     Attributes:
       model_dim: D.
       ffn_dim: F of the dense model.
-      num_layers: of a stack; every second one is sparse.
-      num_heads: of width `head_dim`.
+      num_layers: layers of a stack; every second one is sparse.
+      num_heads: attention heads.
       head_dim: width of a head.
-      steps: of training.
-      long_steps: of training of what is compared by its number of experts: more of them take longer to pay.
-      batch_size: pairs of texts.
+      steps: steps of training.
+      long_steps: steps of training in studies of the number of experts, because more experts need more steps to gain.
+      batch_size: pairs of texts per step.
       group_size: tokens that share a capacity.
-      function_length: tokens that are read of a function, to name it.
-      name_length: tokens of its name, and the end.
+      function_length: tokens of a function's code in fine-tuning.
+      name_length: tokens of a function's name in fine-tuning, with the end.
     """
 
     model_dim: int
@@ -62,71 +63,74 @@ class Shape(NamedTuple):
     name_length: int
 
     def switch(self, experts: int = EXPERTS, factor: float = 1.25, routers: int = 1, **fields: Any) -> Fields:
-        """One expert for each token, as wide as `routers` of its layer leave of a dense network's FLOPs."""
-        moe = {"num_experts": experts, "router": "switch", "capacity_factor": factor, "eval_capacity_factor": 2.0}
+        """Returns a Switch mixture; its experts are narrower than a dense network by the FLOPs of `routers` routers."""
+        moe = {"num_experts": experts, "capacity_factor": factor, "eval_capacity_factor": 2.0}
         moe |= {"expert_dim": self.ffn_dim - routers * experts // 2}
-        return self.sparse(moe | fields)
+        return self.sparse("switch", moe | fields)
 
     def top_2(self, factor: float, width: float = 2.0) -> Fields:
-        """Two experts for each token, together `width` times as wide as Switch's; `factor` counts the seats of both."""
-        moe = {"num_experts": EXPERTS, "router": "gshard", "k": 2, "capacity_factor": factor / 2}
-        width *= self.ffn_dim - EXPERTS // 2
-        return self.sparse(moe | {"eval_capacity_factor": 1.0, "expert_dim": round(width / 2)})
+        """Returns a top-2 mixture; both experts together are `width` times as wide as Switch's.
 
-    def sparse(self, moe: Fields) -> Fields:
-        """Mixtures of these fields in every second layer."""
-        options = {"init_std": self.model_dim**-0.5} | moe.pop("router_options", {})
-        moe |= {"group_size": self.group_size, "router_options": options}
+        `factor` is the capacity factor relative to tokens, with the seats of both choices.
+        """
+        moe = {"num_experts": EXPERTS, "k": 2, "capacity_factor": factor / 2}
+        width *= self.ffn_dim - EXPERTS // 2
+        return self.sparse("gshard", moe | {"eval_capacity_factor": 1.0, "expert_dim": round(width / 2)})
+
+    def sparse(self, router: str, moe: Fields) -> Fields:
+        """Returns a model with this mixture in every second layer; its field `router` has the options alone."""
+        options = {"init_std": self.model_dim**-0.5} | moe.get("router", {})
+        moe |= {"group_size": self.group_size, "router": {"kind": router} | options}
         return {"model.moe_layers": tuple(range(1, self.num_layers, 2)), "model.moe": moe}
 
     def started(self, scale: float) -> Fields:
-        """Switch whose matrices, the router's among them, start with this scale."""
+        """Returns Switch with all matrices, the router's too, initialised at this scale."""
         options = {"init_std": math.sqrt(scale / self.model_dim)}
-        return self.switch(router_options=options) | {"model.init_scale": scale}
+        return self.switch(router=options) | {"model.init_scale": scale}
 
     def wider(self, numerator: int, denominator: int) -> Fields:
-        """A larger model dimension, with heads as much wider."""
-        fields = {"model_dim": self.model_dim, "head_dim": self.head_dim}
+        """Returns a model wider by the fraction numerator / denominator, with heads wider by as much."""
+        fields = {"model_dim": self.model_dim, "attention.head_dim": self.head_dim}
         return {f"model.{name}": size * numerator // denominator for name, size in fields.items()}
 
     def longer(self, times: int = 1) -> Fields:
-        """So many times `long_steps` of training."""
+        """Returns a training of `times` times `long_steps`."""
         part = {"eval_every": self.long_steps // 15, "checkpoint_every": self.long_steps // 3}
         return {"steps": times * self.long_steps} | part
 
     def shorter(self) -> Fields:
-        """A fifth of the steps."""
+        """Returns a training of a fifth of the steps."""
         steps = self.steps // 5
         return {"steps": steps, "eval_every": steps // 5, "checkpoint_every": steps}
 
     def fine_tuning(self, pretrained: str, dropout: float = 0.1) -> Fields:
-        """To name functions, learned from few examples, from a pre-trained model on."""
+        """Returns the fine-tuning of a pre-trained model to name functions, on few examples."""
         data = {"task": "text_to_text", "corpus": "python_functions", "tokenizer_corpus": "python_source"}
         fields = {f"data.{name}": value for name, value in data.items()}
         fields |= {"data.sequence_length": self.function_length, "data.target_length": self.name_length}
-        # All there are to validate on.
+        # All validation pairs that there are.
         fields |= {"data.train_examples": 4096, "eval_batches": 2048 // self.batch_size}
         fields |= {"optimizer.learning_rate": 0.02, "optimizer.warmup_steps": 20, "model.dropout": dropout}
         return fields | self.shorter() | start(pretrained)
 
 
 def start(run: str, parts: str = "all") -> Fields:
-    """A run that begins where another ended."""
+    """Returns a run that starts from another's parameters."""
     return {"start": {"run": f"../{run}", "parts": parts}}
 
 
 def taught(teacher: str, share: float) -> Fields:
-    """A run that learns from another's probabilities besides the text."""
+    """Returns a run with a teacher, whose probabilities have this share of the loss."""
     return {"distillation": {"run": f"../{teacher}", "share": share}}
 
 
 def distilled(teacher: str) -> Fields:
-    """The paper's best: from the teacher's weights outside mixtures on, a quarter of the loss the teacher's."""
+    """Returns the paper's best distillation: the teacher's parameters outside mixtures, and a share of a quarter."""
     return start(teacher, "outside_mixtures") | taught(teacher, 0.25)
 
 
 def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
-    """By study and model, what differs from the dense model."""
+    """Returns the differences from the dense model, by study and model."""
     switch, top_2, tuned, longer, twice = shape.switch, shape.top_2, shape.fine_tuning, shape.longer(), shape.longer(2)
     attention = {
         "experts-attention": switch(places=("attention",)) | {"model.ffn_dim": shape.ffn_dim - EXPERTS // 2},
@@ -163,7 +167,7 @@ def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
             "switch-0.3": switch() | tuned("experts/switch-16", 0.3),
             "switch-0.1-expert-0.4": switch(dropout=0.4) | tuned("experts/switch-16"),
         },
-        # As long as their teachers, as in the paper: a student of fewer steps learns mostly what time would teach it.
+        # As many steps as their teachers, as in the paper: with fewer, a student gains mostly by training longer.
         "distillation": {
             "student": longer,
             "teacher": switch(64) | longer,
@@ -184,12 +188,12 @@ def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
         | attention
         | {f"{name}-bfloat16": fields | bfloat16 for name, fields in attention.items()},
         "exploration": {
-            name: switch(router_options={"exploration": name}) for name in ("argmax", "sample", "dropout", "jitter")
+            name: switch(router={"exploration": name}) for name in ("argmax", "sample", "dropout", "jitter")
         },
         "no_token_left_behind": {
             "switch-1.0": switch(factor=1.0),
-            # Who asks again comes after all who ask first, so that a decoder's token may depend on later ones.
-            "rerouted-1.0": switch(factor=1.0, router_options={"rounds": 4}, allow_noncausal_router=True),
+            # Choices of later rounds are seated after all first choices, so a token may depend on later ones.
+            "rerouted-1.0": switch(factor=1.0, router={"rounds": 4}, allow_noncausal_router=True),
         },
     }
 
@@ -211,13 +215,13 @@ STUDIES = make_studies(SHAPE)
 
 
 def get_config(model: str = "experts/dense") -> ConfigDict:
-    """A model of a study, as `STUDY/MODEL`."""
+    """Returns a model of a study by its name `STUDY/MODEL`."""
     study, _, name = model.partition("/")
     return with_fields(dense(SHAPE, name), STUDIES[study][name])
 
 
 def dense(shape: Shape, name: str) -> ConfigDict:
-    """The dense model of this shape."""
+    """Returns the dense model of this shape."""
     config = ConfigDict()
     config.name = name
     config.steps = shape.steps
@@ -229,7 +233,7 @@ def dense(shape: Shape, name: str) -> ConfigDict:
     config.data.corpus = "python_source"
     config.data.tokenizer = "bpe:1024"
     config.data.task = "span_corruption"
-    # Short texts, of which one span is hidden: a small T5 soon learns to look at them, and then at what they say.
+    # Short texts with one hidden span: a small T5 soon learns to attend to them.
     config.data.sequence_length = 20
     config.data.target_length = 5
     config.data.sentinels = 8
@@ -247,18 +251,16 @@ def dense(shape: Shape, name: str) -> ConfigDict:
     config.model.vocab_size = 1032
     config.model.num_layers = shape.num_layers
     config.model.model_dim = shape.model_dim
-    config.model.num_heads = shape.num_heads
-    config.model.head_dim = shape.head_dim
     config.model.ffn_dim = shape.ffn_dim
-    config.model.positions = "t5"
-    config.model.relative_bias_std = shape.model_dim**-0.5
+    config.model.attention = ConfigDict({"heads": shape.num_heads, "head_dim": shape.head_dim})
+    config.model.attention.positions = ConfigDict({"kind": "t5", "init_std": shape.model_dim**-0.5})
     config.model.tie_embeddings = True
     config.model.init_scale = 1.0
     return config
 
 
 def with_fields(config: ConfigDict, fields: Fields) -> ConfigDict:
-    """`config` with dotted fields set."""
+    """Sets dotted fields of `config` and returns it."""
     for field, value in fields.items():
         *groups, last = field.split(".")
         functools.reduce(getattr, groups, config)[last] = ConfigDict(value) if isinstance(value, dict) else value
@@ -266,7 +268,7 @@ def with_fields(config: ConfigDict, fields: Fields) -> ConfigDict:
 
 
 def get_quick_config(model: str = "experts/dense") -> ConfigDict:
-    """The same for a few steps, for a look at how things work; its losses mean nothing."""
+    """Returns the model of `get_config` with few steps, for a trial run; its losses mean nothing."""
     config = get_config(model)
     config.steps, config.eval_every, config.checkpoint_every = 40, 20, 40
     config.eval_batches = 2

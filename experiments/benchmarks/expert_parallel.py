@@ -1,17 +1,17 @@
-"""What experts on several devices cost: bytes between the devices, and a layer's time beside that of one device.
+"""Benchmark of expert parallelism: bytes sent between devices, and a layer's time relative to one device.
 
     python -m experiments.benchmarks.expert_parallel --repeats 10     # minutes, with nothing else running
     python -m experiments.benchmarks.expert_parallel --json
 
-Bytes: sent by one device for each of its tokens in the forward pass of a layer in float32 on eight devices, counted in
-the compiled program; beside them the least, k rows there and k back but for the experts on the token's own device, and
-how often that is sent. In another type both are as much smaller. Two rows where what is sent depends on the load.
+Bytes: those that one device sends for each of its tokens in the forward pass of a layer in float32 on eight devices,
+counted in the compiled program. `least` counts k rows to the experts and k rows back, without those to experts on the
+token's own device; `ratio` is sent over least. Other types scale both alike. There are two rows where the bytes depend
+on the load.
 
-Times: of a layer forward and backward, with as many tokens and experts on each device whatever their number. Devices
-are forced ones, threads of one machine, which computes P times as much for P of them: the overhead is the time over P
-times that of one device without a strategy, the median (least, most) over repeats in which all take turns. It says what
-dividing and joining cost where links cost nothing, and nothing of speed; it is below 1 where one device alone leaves
-cores idle.
+Times: a layer forward and backward, with the same tokens and experts on each device for any number of devices. The
+devices are forced CPU devices of one machine, which does P times the work for P of them. The overhead is the time over
+P times that of one device without a strategy: the median (least, most) over repeats in which all take turns. It is the
+cost of dividing and joining if links cost nothing, not a speed. It is below 1 if one device alone leaves cores idle.
 """
 
 import functools
@@ -36,18 +36,18 @@ from experiments.benchmarks.timing import (
 )
 from moe_jax.accounting.communication import Collective, collectives, least_bytes_per_token
 from moe_jax.experts.parallel.strategies import ParallelConfig
-from moe_jax.layers.moe import MoE
+from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.routing.statistics import METRICS
 from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.runtime.mesh import BY_TOKEN
 from moe_jax.training.config import MeshConfig
-from moe_jax.training.mesh import make_mesh, state_shardings
+from moe_jax.training.mesh import make_mesh, shardings
 
 DEVICES = 8
 
 
 class Shape(NamedTuple):
-    """A layer and its tokens: S tokens of each device, D, F, E experts (of each device, where it is timed), k."""
+    """Sizes of a layer: S tokens on each device, D, F, E experts (on each device in the timings), k."""
 
     tokens: int
     model_dim: int
@@ -57,13 +57,13 @@ class Shape(NamedTuple):
 
 
 class Way(NamedTuple):
-    """How a strategy is run."""
+    """The execution and the capacity factor that a strategy is run with."""
 
     execution: str
     capacity_factor: float | None
 
 
-# Layers of these models, whose bytes are counted; nothing of them is computed.
+# Layers of published models, whose bytes are counted; they are compiled but not run.
 SHAPES = {
     "Switch-Base-128": Shape(2048, 768, 3072, 128, 1),
     "Mixtral-8x7B": Shape(2048, 4096, 14336, 8, 2),
@@ -72,37 +72,38 @@ SHAPES = {
 }
 TIMED = Shape(512, 256, 512, 4, 2)
 WAYS = {"all_to_all": Way("padded", 1.25), "gather": Way("padded", 1.25), "dropless": Way("dropless", None)}
-# The branch of a program -> what it is for: `dropless` has one for buffers that overflow.
+# Branch of the compiled program -> load under which it runs: `dropless` has one for buffers that overflow.
 LOADS = {(): "any", (0,): "near even", (1,): "uneven"}
 
 
 def make_layer(strategy: str, shape: Shape) -> MoE:
-    """A layer of `shape` with top-k routing, run by `strategy` on a mesh."""
-    return MoE(
+    """Makes a layer of `shape` with top-k routing, run by `strategy` on a mesh."""
+    config = MoEConfig(
         num_experts=shape.num_experts,
         expert_dim=shape.expert_dim,
         router="top_k",
         k=shape.k,
         capacity_factor=WAYS[strategy].capacity_factor,
-        kind="swiglu",
+        ffn="swiglu",
         execution=WAYS[strategy].execution,
         parallel=ParallelConfig(strategy),
     )
+    return MoE(config)
 
 
 def forward_collectives(strategy: str, shape: Shape) -> list[Collective]:
-    """What the forward pass of a layer on DEVICES devices sends; it is compiled, and no array is made."""
+    """Lists the collectives of a layer's forward pass on DEVICES devices; compiles it without making an array."""
     layer, mesh = make_layer(strategy, shape), make_mesh(MeshConfig(expert=DEVICES))
     x = jax.ShapeDtypeStruct((DEVICES, shape.tokens, shape.model_dim), jnp.float32)
     params = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
-    placed = state_shardings(params, mesh), NamedSharding(mesh, BY_TOKEN)
+    placed = shardings(params, layer.config.parameters(shape.model_dim), mesh), NamedSharding(mesh, BY_TOKEN)
     with jax.set_mesh(mesh):
         forward = jax.jit(lambda params, x: layer.apply({"params": params}, x), in_shardings=placed)
         return collectives(forward.lower(params, x).compile().as_text())
 
 
 def sent_by_load(found: Sequence[Collective]) -> dict[str, float]:
-    """Bytes that a device sends, by the load under which it does: `any`, or `near even` and `uneven`."""
+    """Sums the bytes that a device sends, by the load under which it does: `any`, or `near even` and `uneven`."""
     branches = {one.branches for one in found if one.branches} or {()}
     return {
         LOADS[branch]: sum(one.bytes_sent for one in found if one.branches in ((), branch))
@@ -111,7 +112,7 @@ def sent_by_load(found: Sequence[Collective]) -> dict[str, float]:
 
 
 def byte_rows() -> list[Row]:
-    """Bytes per token of each shape and strategy."""
+    """Counts the bytes per token of each shape and strategy."""
     rows = []
     for name, shape in tqdm(SHAPES.items(), "Counting bytes", delay=2):
         least = least_bytes_per_token(shape.k, shape.model_dim, 4, DEVICES)
@@ -125,18 +126,19 @@ def byte_rows() -> list[Row]:
 
 @functools.cache
 def draw_params(shape: Shape) -> Any:
-    """Parameters of a layer, whatever its strategy."""
+    """Draws the parameters of a layer, which do not depend on its strategy."""
     x = jnp.zeros((1, shape.tokens, shape.model_dim))
     return jax.jit(make_layer("gather", shape).init)(jax.random.key(1), x)["params"]
 
 
 def layer_step(strategy: str, shape: Shape, devices: int) -> Callable[[], Any]:
-    """The gradients of a layer on drawn tokens: computes them, waits, and says whether buffers overflowed."""
+    """Compiles a function that computes a layer's gradients on random tokens and returns whether buffers overflowed."""
     shape = shape._replace(num_experts=devices * shape.num_experts)
     layer, mesh = make_layer(strategy, shape), make_mesh(MeshConfig(expert=devices))
     x, cotangent = jax.random.normal(jax.random.key(0), (2, devices, shape.tokens, shape.model_dim))
     params = draw_params(shape)
-    placed = state_shardings(params, mesh), NamedSharding(mesh, BY_TOKEN), NamedSharding(mesh, BY_TOKEN)
+    by_token = NamedSharding(mesh, BY_TOKEN)
+    placed = shardings(params, layer.config.parameters(shape.model_dim), mesh), by_token, by_token
 
     def total(
         params: Any, x: Float[Array, "P S D"], cotangent: Float[Array, "P S D"]
@@ -152,7 +154,7 @@ def layer_step(strategy: str, shape: Shape, devices: int) -> Callable[[], Any]:
 
 
 def time_rows(repeats: int) -> list[Row]:
-    """Milliseconds of each strategy on 1, 2, 4, ... devices, and the overhead over as many times one device's."""
+    """Times each strategy on 1, 2, 4, ... devices: milliseconds, and the overhead relative to one device."""
     counts = [1 << i for i in range(DEVICES.bit_length())]
     works = [(strategy, devices) for strategy in WAYS for devices in counts]
     steps = {work: layer_step(work[0], TIMED, work[1]) for work in tqdm(works, "Compiling", delay=2)}
@@ -169,7 +171,7 @@ def time_rows(repeats: int) -> list[Row]:
 
 
 def table(header: Row, rows: Sequence[Row]) -> str:
-    """Rows for people."""
+    """Formats the rows as text."""
     lines = [
         f"{machine_line(header)}; {header['host']['devices']} forced devices",
         f"\n{'bytes per token, forward':<24} {'strategy':<11} {'load':<10} {'sent':>10} {'least':>10} {'ratio':>7}",
@@ -201,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def force_devices() -> None:
-    """Makes the host DEVICES devices, and the only ones; before jax has looked for any."""
+    """Makes jax see DEVICES CPU devices and no others; call it before jax looks for devices."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
 

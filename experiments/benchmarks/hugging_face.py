@@ -1,4 +1,4 @@
-"""The peer: experts and models of Hugging Face transformers on torch, where both are installed.
+"""The peer of benchmarks: experts and models of Hugging Face transformers on torch, if both are installed.
 
 T tokens, K choices per token, E experts, D model width, F expert width.
 """
@@ -18,15 +18,15 @@ from experiments.benchmarks.timing import take_turns
 from moe_jax.models.config import ModelConfig
 from moe_jax.training.step import Batch
 
-# Way -> the name of transformers' own for how experts are run.
+# Way -> transformers' name of its implementation of experts.
 IMPLEMENTATIONS = {"hf-eager": "eager", "hf-grouped_mm": "grouped_mm"}
 
 
 def torch_device() -> str:
-    """Torch's name of the device that jax computes on, so that both have the same.
+    """Returns torch's name of the device that jax computes on, so that both use the same.
 
     Raises:
-      CannotRunError: torch or transformers is not there, or torch does not know the device.
+      CannotRunError: torch or transformers is not installed, or torch cannot use the device.
     """
     for library in ("torch", "transformers"):
         if importlib.util.find_spec(library) is None:
@@ -42,10 +42,10 @@ def torch_device() -> str:
 
 
 def make_experts(problem: Problem) -> dict[str, Runner]:
-    """Each way of IMPLEMENTATIONS, with the problem's own weights in experts of the class that fits.
+    """Makes a runner for each way of IMPLEMENTATIONS, with the problem's own expert weights.
 
     Raises:
-      CannotRunError: no class fits, or `torch_device` has none.
+      CannotRunError: transformers has no such experts, or `torch_device` raises it.
     """
     torch_device()
     experts, names = _experts(problem)
@@ -58,7 +58,7 @@ def make_experts(problem: Problem) -> dict[str, Runner]:
 
 
 class _Inputs(NamedTuple):
-    """What experts of transformers are called with."""
+    """The arguments of transformers' experts."""
 
     x: Any
     expert: Any
@@ -96,13 +96,13 @@ def _runner(implementation: str, experts: Any, names: Sequence[str], inputs: _In
 
 
 class TorchModel(NamedTuple):
-    """A model of transformers that is trained.
+    """A model of transformers in training.
 
     Attributes:
-      steps: one step of training for each way of IMPLEMENTATIONS, of the same parameters and optimizer state.
-      parameters: how many there are.
-      idle: how many of them a token does not use.
-      optimizer: the faster of torch's ways of running AdamW, `fused` or `foreach`.
+      steps: a training step for each way of IMPLEMENTATIONS, on the same parameters and optimizer state.
+      parameters: number of parameters.
+      idle: number of parameters that a token does not use.
+      optimizer: the faster of torch's implementations of AdamW, `fused` or `foreach`.
     """
 
     steps: dict[str, Callable[[], None]]
@@ -112,10 +112,10 @@ class TorchModel(NamedTuple):
 
 
 def make_model(config: ModelConfig, batch: Batch) -> TorchModel:
-    """MixtralForCausalLM in the shape of a decoder of ours, trained on one batch in float32.
+    """Makes a MixtralForCausalLM of the shape of our decoder, to be trained on one batch in float32.
 
     Raises:
-      CannotRunError: `torch_device` has none.
+      CannotRunError: see `torch_device`.
     """
     device = torch_device()
     import torch
@@ -127,10 +127,10 @@ def make_model(config: ModelConfig, batch: Batch) -> TorchModel:
         MixtralConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.model_dim,
-            intermediate_size=config.expert_dim,
+            intermediate_size=config.mixtures[0].expert_dim,
             num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.kv_heads,
+            num_attention_heads=config.attention.heads,
+            num_key_value_heads=config.attention.key_value_heads,
             num_local_experts=config.moe.num_experts,
             num_experts_per_tok=config.moe.k,
             max_position_embeddings=tokens.shape[1],
@@ -164,7 +164,7 @@ def make_model(config: ModelConfig, batch: Batch) -> TorchModel:
 
 
 def _fastest_adamw(parameters: Sequence[Any], device: str) -> tuple[str, Any]:
-    """The faster of torch's ways of running AdamW, timed with the gradients that there are."""
+    """Returns the faster of torch's implementations of AdamW and its name, timed on the current gradients."""
     import torch
 
     found = {}
@@ -181,7 +181,7 @@ def _fastest_adamw(parameters: Sequence[Any], device: str) -> tuple[str, Any]:
 
 
 def wait(device: str) -> None:
-    """For all that a device was given to do."""
+    """Waits for all work that was given to a device."""
     import torch
 
     if device == "cuda":
@@ -189,7 +189,7 @@ def wait(device: str) -> None:
 
 
 def _experts(problem: Problem) -> tuple[Any, tuple[str, ...]]:
-    """A module with the problem's weights, and of what weights of ours each of its parameters is made."""
+    """Makes a module with the problem's weights; returns it and, for each parameter, the weights that it is made of."""
     import torch
 
     shape = problem.shape
@@ -217,14 +217,14 @@ def _experts(problem: Problem) -> tuple[Any, tuple[str, ...]]:
     with torch.device("meta"):
         experts = kind(config)
     for (name, _), made_of in zip(list(experts.named_parameters()), names, strict=True):
-        # Theirs are [E, out, in], gate and up one above the other.
+        # Transformers' weights are [E, out, in], with gate and up concatenated along `out`.
         ours = [_tensor(problem.weights[part]).transpose(1, 2) for part in made_of.split()]
         setattr(experts, name, torch.nn.Parameter(torch.cat(ours, dim=1).contiguous()))
     return experts, names
 
 
 def _as_ours(gradients: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
-    """Gradients by our names of weights, as views."""
+    """Splits gradients into views by our names of weights."""
     found = {}
     for gradient, made_of in zip(gradients, names, strict=True):
         parts = made_of.split()
@@ -233,14 +233,14 @@ def _as_ours(gradients: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _tensor(array: Array) -> Any:
-    """A copy for torch, on the same device."""
+    """Copies an array to torch, on the same device."""
     import torch
 
     return torch.from_dlpack(array).clone()
 
 
 def _array(tensor: Any) -> np.ndarray:
-    """NumPy's, of the same type, also where that is one that torch does not give it."""
+    """Converts a tensor to NumPy with its type, including bfloat16, which torch does not convert."""
     import torch
 
     tensor = tensor.detach().cpu()
@@ -250,7 +250,7 @@ def _array(tensor: Any) -> np.ndarray:
 
 
 def _peak_bytes(work: Callable[[], Any], device: str) -> int | None:
-    """The most that `work` has allocated at once, which torch counts on a GPU alone."""
+    """Measures the peak memory that `work` allocates; None on a CPU, where torch does not count it."""
     if device != "cuda":
         return None
     import torch

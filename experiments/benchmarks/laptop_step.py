@@ -1,11 +1,11 @@
-"""What a training step of the laptop preset costs: dense against the machine's matmul rate, sparse against dense.
+"""Benchmark of the laptop preset's training step: its matmul rate, and sparse models relative to dense.
 
     python -m experiments.benchmarks.laptop_step              # about two minutes, with nothing else running
     python -m experiments.benchmarks.laptop_step --profile dense
 
-All steps and the matrix products are timed in turn in one process, so that a machine that slows down slows all of
-them. The matmul rate is the best of a square product and the layer's own; FLOPs are those of `moe_jax.accounting`.
-`--profile` adds where one model's step spends its time, by part of the model.
+Steps and matrix products take turns in one process, so that a machine that slows down slows all of them. The matmul
+rate is the best of a square product and the layer's own product. FLOPs are those of `moe_jax.accounting`. `--profile`
+adds the time of one model's step by part of the model.
 """
 
 import collections
@@ -35,7 +35,7 @@ from moe_jax.training.step import Batch
 
 
 class Work(NamedTuple):
-    """Something to time: `run` does it once and waits for the end; `text` is its compiled program."""
+    """A unit of work to time: `run` does it once and waits for the end; `text` is its compiled program."""
 
     run: Callable[[], Any]
     flops: float
@@ -43,12 +43,12 @@ class Work(NamedTuple):
 
 
 def text_batch(config: TrainConfig) -> Batch:
-    """The first batch of a run."""
+    """Returns the first training batch of a run."""
     return next(load_text(config.data).train_batches(config.seed))
 
 
 def training_step(config: TrainConfig, batch: Batch) -> Work:
-    """One step of training, always on the same batch."""
+    """Compiles a training step that runs on the same batch each time."""
     mesh = make_mesh(config.mesh)
     optimizer, schedule = make_optimizer(config.optimizer, config.steps), make_schedule(config.optimizer, config.steps)
     state, batch = place_state(config, optimizer, mesh), jax.device_put(batch)
@@ -64,14 +64,14 @@ def training_step(config: TrainConfig, batch: Batch) -> Work:
 
 
 def matmul(rows: int, inner: int, columns: int, dtype: str = "float32") -> Work:
-    """One matrix product."""
+    """Compiles one matrix product."""
     left, right = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
     product = jax.jit(jnp.matmul).lower(left, right).compile()
     return Work(lambda: jax.block_until_ready(product(left, right)), 2.0 * rows * inner * columns, product.as_text())
 
 
 def profile(work: Work, steps: int = 5) -> dict[str, float]:
-    """Milliseconds of a step by kind of operation, the largest first."""
+    """Measures the milliseconds of a step by kind of operation, largest first."""
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory):
             for _ in range(steps):
@@ -94,7 +94,7 @@ def _instruction(line: str) -> str | None:
 
 
 def _kind(line: str) -> str:
-    """Part of the model, and whether it is a matrix product, of an instruction of the compiled program."""
+    """Classifies an instruction of the compiled program by part of the model, and as matrix product or other."""
     name = re.search(r'op_name="([^"]*)"', line)
     if not name:
         return "other: other"
@@ -105,12 +105,12 @@ def _kind(line: str) -> str:
 
 
 def profile_rows(name: str, work: Work) -> list[Row]:
-    """`profile` as rows of a benchmark."""
+    """Returns `profile` as rows of a benchmark."""
     return [{"row": "profile", "name": name, "part": part, "ms": ms} for part, ms in profile(work).items()]
 
 
 def profile_lines(rows: Sequence[Row]) -> list[str]:
-    """Profiles among `rows` for people."""
+    """Formats the profile among `rows` as lines of text."""
     found = [row for row in rows if row["row"] == "profile"]
     if not found:
         return []
@@ -119,7 +119,7 @@ def profile_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def step_rows(configs: dict[str, TrainConfig], repeats: int, profiled: str | None) -> list[Row]:
-    """Milliseconds and rate of each model's step and of the products, and what a profile says of one of them."""
+    """Times each model's step and the products, and profiles one of them: milliseconds and rates."""
     first = next(iter(configs))
     tokens, model = tokens_per_step(configs[first]), configs[first].model
     products = {
@@ -139,12 +139,12 @@ def step_rows(configs: dict[str, TrainConfig], repeats: int, profiled: str | Non
 
 
 def tokens_per_step(config: TrainConfig) -> int:
-    """Of a batch."""
+    """Counts the tokens of a batch."""
     return config.data.batch_size * config.data.sequence_length
 
 
 def table(header: Row, rows: Sequence[Row]) -> str:
-    """Rows for people."""
+    """Formats the rows as text."""
     steps = [row for row in rows if row["row"] == "step"]
     lines = [
         f"{machine_line(header)}; {header['tokens']} tokens a step",
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table and returns the exit status."""
     parser = benchmark_parser(__doc__, repeats=20)
     parser.add_argument("--models", nargs="+", default=["dense", "switch-4", "switch-16", "switch-64"])
-    parser.add_argument("--profile", metavar="MODEL", help="one of the models")
+    parser.add_argument("--profile", metavar="MODEL", help="one of the models; adds its time by part of the model")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="override a field of all models"
     )

@@ -1,4 +1,4 @@
-"""Ways of running the experts of one layer, given who is routed where: ready to be timed, and checked before.
+"""Ways of running the experts of one layer on a given routing decision: compiled, checked, and ready to be timed.
 
 T tokens, K choices per token, E experts, D model width, F expert width, C capacity.
 """
@@ -25,7 +25,7 @@ from moe_jax.experts.oracle import oracle
 from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.capacity import capacity_per_expert
 
-# The largest error of what a way gives, relative to the largest entry that the reference has there.
+# Largest error of a way's results, relative to the largest entry of the reference.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
 CHECKED_TOKENS = 256
 DENSE = "dense"
@@ -35,15 +35,15 @@ MASK_BYTES = 2**30
 
 @struct.dataclass
 class Problem:
-    """What a layer is given.
+    """The inputs of a layer of experts.
 
     Attributes:
-      shape: of the layer (static).
+      shape: shape of the layer (static).
       x: tokens.
-      expert: each token's experts, best first.
-      weight: float32 weights of their outputs.
-      weights: the experts'.
-      cotangent: of the output.
+      expert: experts of each token, best first.
+      weight: float32 combine weights.
+      weights: weights of the experts.
+      cotangent: cotangent of the output.
     """
 
     shape: LayerShape = struct.field(pytree_node=False)
@@ -54,12 +54,12 @@ class Problem:
     cotangent: Float[Array, "T D"]
 
     def load(self) -> Int[np.ndarray, " E"]:
-        """How many choices each expert has."""
+        """Counts the choices of each expert."""
         return np.bincount(np.asarray(self.expert).ravel(), minlength=self.shape.num_experts)
 
 
 class Results(NamedTuple):
-    """What a layer gives: its output, and gradients by name, `x`, `combine` (of the weights) and the experts' own."""
+    """The results of a layer: its output, and gradients by name: `x`, `combine` (weights) and the expert weights."""
 
     output: Any
     gradients: dict[str, Any]
@@ -69,10 +69,10 @@ class Runner(NamedTuple):
     """A way of running a problem's experts.
 
     Attributes:
-      forward: gives the output, and waits for it.
-      training: gives output and gradients, and waits for them.
-      array: any of these as an array of NumPy.
-      peak_bytes: the most memory that `training` needs at once with all that it takes and gives; None if not known.
+      forward: computes the output and waits for it.
+      training: computes output and gradients and waits for them.
+      array: converts any of these to a NumPy array.
+      peak_bytes: returns the peak memory of `training` with its inputs and results; None if it is unknown.
     """
 
     forward: Callable[[], Any]
@@ -82,20 +82,20 @@ class Runner(NamedTuple):
 
 
 class WrongResultError(BenchmarkError):
-    """A way does not compute the mixture, so that its time would mean nothing."""
+    """Raised when a way does not compute the mixture, so that its time would mean nothing."""
 
 
 class CannotRunError(Exception):
-    """A problem is not for a way, or needs more memory than there is; the message says why."""
+    """Raised when a way cannot run a problem or needs too much memory; the message says why."""
 
 
 class OurWay(NamedTuple):
-    """One of this project's ways.
+    """One of this project's ways of running experts.
 
     Attributes:
       run: the execution.
-      capacity: C for a problem.
-      check_size: raises CannotRunError before anything is compiled, given the shape and C.
+      capacity: returns C for a problem.
+      check_size: raises CannotRunError for a shape and C that are too large, before anything is compiled.
     """
 
     run: Run
@@ -104,7 +104,7 @@ class OurWay(NamedTuple):
 
 
 def our_ways() -> dict[str, OurWay]:
-    """This project's ways by name: `dropless` once for each kernel there is, `padded` with two capacities."""
+    """Lists this project's ways by name: `dropless` with each available kernel, `padded` with two capacities."""
     dropless = {
         f"dropless-{kernel}": OurWay(EXECUTIONS["dropless"].with_kernel(kernel), _seat_for_each_token)
         for kernel in available(jax.default_backend())
@@ -117,9 +117,14 @@ def our_ways() -> dict[str, OurWay]:
 
 
 def draw_problem(shape: LayerShape, workload: str, seed: int = 0) -> Problem:
-    """Tokens and a cotangent of variance 1, expert weights of variance 1 / fan-in, and routing by a name in WORKLOADS.
+    """Draws tokens and a cotangent of variance 1, expert weights of variance 1 / fan-in, and the routing of a workload.
 
-    All of it is on the device and in the shape's type, which is where the ways find it.
+    All arrays are on the device and of the shape's type.
+
+    Args:
+      shape: shape of the layer.
+      workload: a name in WORKLOADS.
+      seed: seed of the draws.
     """
     rng = np.random.default_rng(seed)
     expert = WORKLOADS[workload](rng, shape.tokens, shape.num_experts, shape.k)
@@ -137,14 +142,14 @@ def draw_problem(shape: LayerShape, workload: str, seed: int = 0) -> Problem:
 
 
 def with_fewer_tokens(problem: Problem, workload: str) -> Problem:
-    """The same experts with CHECKED_TOKENS tokens at the most, routed by the same workload."""
+    """Draws at most CHECKED_TOKENS tokens, routed by the same workload, for the same experts."""
     shape = problem.shape._replace(tokens=min(problem.shape.tokens, CHECKED_TOKENS))
     few = draw_problem(shape._replace(expert_dim=1), workload, seed=1)
     return few.replace(shape=shape, weights=problem.weights)
 
 
 def dense_problem(problem: Problem) -> Problem:
-    """The same tokens for one expert that all of them run, as wide as the K experts of a token are together."""
+    """Makes the dense problem: the same tokens and one network as wide as the K experts of a token together."""
     shape = problem.shape._replace(num_experts=1, k=1, expert_dim=problem.shape.k * problem.shape.expert_dim)
     alone = draw_problem(shape._replace(tokens=1), "balanced")
     chosen = jnp.zeros((shape.tokens, 1), jnp.int32)
@@ -152,7 +157,7 @@ def dense_problem(problem: Problem) -> Problem:
 
 
 def make_runner(name: str, problem: Problem) -> Runner:
-    """Compiles one of our ways, or `dense`, which is of a `dense_problem`.
+    """Compiles one of our ways, or `dense` for a `dense_problem`.
 
     Raises:
       CannotRunError: it needs more memory than `memory_limit`.
@@ -174,16 +179,16 @@ def make_runner(name: str, problem: Problem) -> Runner:
 
 
 def drop_rate(problem: Problem, capacity: int) -> float:
-    """Share of the choices that find no seat."""
+    """Computes the share of the choices that are dropped."""
     load = problem.load()
     return float(np.maximum(load - capacity, 0).sum() / load.sum())
 
 
 def check_runner(name: str, runner: Runner, problem: Problem, capacity: int) -> None:
-    """Compares a way's outputs and gradients with the reference's, those of expert weights expert by expert.
+    """Compares a way's outputs and gradients with the oracle's; gradients of expert weights for each expert.
 
     Raises:
-      WrongResultError: something differs by more than TOLERANCES.
+      WrongResultError: a difference is larger than TOLERANCES.
     """
     output, gradients = runner.training()
     actual = {"output": runner.forward(), "output in training": output} | {
@@ -192,7 +197,7 @@ def check_runner(name: str, runner: Runner, problem: Problem, capacity: int) -> 
     actual = {what: runner.array(value) for what, value in actual.items()}
     tolerance = TOLERANCES[problem.shape.dtype]
     expected = {"output": 0.0, "gradient of x": 0.0, "gradient of combine": 0.0}
-    # One expert after the other: together they would need E times the memory.
+    # One expert at a time: together they would need E times the memory.
     for e in range(problem.shape.num_experts):
         y, by_x, by_weight, own = _one_expert(problem, jnp.int32(capacity), jnp.int32(e))
         for what, part in zip(expected, (y, by_x, by_weight), strict=True):
@@ -208,19 +213,19 @@ def check_runner(name: str, runner: Runner, problem: Problem, capacity: int) -> 
 
 
 def memory_limit() -> float:
-    """Bytes that one way may need: the accelerator's, or half of the machine's, where others are held, too."""
+    """Returns the bytes that one way may need: all of the accelerator's, or half of the machine's memory."""
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
 
 
 def _assign(expert: Int[Array, "T K"], weight: Float[Array, "T K"], num_experts: int, capacity: int) -> Assignment:
-    """One group of all tokens."""
+    """Assigns all tokens as one group."""
     return assign_choices(expert[None], weight[None], jnp.ones((1, *expert.shape), bool), num_experts, capacity)
 
 
 @jax.jit
 def _one_expert(problem: Problem, capacity: Int[Array, ""], e: Int[Array, ""]) -> tuple[Array, Array, Array, Any]:
-    """The reference's part of the output that is expert e's, and the gradients by way of it, in float32."""
+    """Computes expert e's part of the oracle's output, and the gradients through it, in float32."""
 
     shape = problem.shape
 
@@ -244,7 +249,7 @@ def _require_close(actual: Any, expected: Any, tolerance: float, what: str) -> N
     if actual.shape != expected.shape:
         raise WrongResultError(f"{what}: shape {actual.shape}, expected {expected.shape}")
     error, largest = np.abs(actual - expected).max(), np.abs(expected).max()
-    # Also where it is no number.
+    # Written so that NaN fails, too.
     if not error <= tolerance * largest:
         raise WrongResultError(f"{what}: error {error:.3g}, largest entry {largest:.3g}")
 
@@ -255,14 +260,14 @@ def _run_dense(x: Float[Array, "T D"], weights: Any, kind: str) -> Float[Array, 
 
 
 def _compile(problem: Problem, run: Callable[..., Float[Array, "T D"]], *rest: Any, **inputs: Any) -> Runner:
-    """`run` of the inputs, whose gradients are wanted, and of the `rest`."""
+    """Compiles `run(inputs, *rest)` and its gradients with respect to the inputs."""
 
     def train(inputs: Any, cotangent: Float[Array, "T D"], *rest: Any) -> tuple[Float[Array, "T D"], Any]:
         y, vjp = jax.vjp(lambda inputs: run(inputs, *rest), inputs)
         return y, vjp(cotangent)[0]
 
     exact = problem.shape.dtype == "float32" and jax.default_backend() != "cpu"
-    # Elsewhere a float32 product is by default one of fewer bits.
+    # Accelerators round float32 operands unless told otherwise.
     with jax.default_matmul_precision("highest") if exact else contextlib.nullcontext():
         forward = jax.jit(run).lower(inputs, *rest).compile()
         training = jax.jit(train).lower(inputs, problem.cotangent, *rest).compile()
@@ -295,7 +300,7 @@ def _seat_for_each_token(problem: Problem) -> int:
 
 
 def _busiest(problem: Problem) -> int:
-    """As many seats as the busiest expert needs: the least that drops nothing."""
+    """Returns the load of the busiest expert: the smallest capacity that drops nothing."""
     return int(problem.load().max())
 
 
@@ -305,7 +310,7 @@ def _tight(problem: Problem) -> int:
 
 
 def _masks_fit(shape: LayerShape, capacity: int) -> None:
-    """GShard's two masks [T, E, C] are much of what there is, and their products most of the work."""
+    """Raises CannotRunError if GShard's two masks [T, E, C] need more than MASK_BYTES."""
     size = 2 * shape.tokens * shape.num_experts * capacity * jnp.dtype(shape.dtype).itemsize
     if size > MASK_BYTES:
         raise CannotRunError(f"its masks need {size / 2**30:.1f} GiB")

@@ -1,24 +1,27 @@
-"""What the experts of one layer cost in every way of running them, beside a dense network of as many active FLOPs.
+"""Benchmark of one layer's experts: every way of running them, relative to a dense network of equal active FLOPs.
 
     python -m experiments.benchmarks.moe_layer                        # minutes to an hour, with nothing else running
     python -m experiments.benchmarks.moe_layer --shapes laptop --workloads balanced hot --repeats 5
     XLA_PYTHON_CLIENT_PREALLOCATE=false python -m experiments.benchmarks.moe_layer    # GPU, memory shared with torch
 
-The ways: a `dense` network K times as wide as an expert; ours, `dropless` once for each kernel, `padded` with as many
-seats as the busiest expert needs and with 1.25 times the even load, which drops tokens, and `one_hot` where its masks
-fit; and the experts of Hugging Face transformers on torch, with the same weights. All are given tokens and who is
-routed where with what weight. What follows from that decision, seats, sorting and moving, is part of their time.
+The ways are
+- `dense`, a network K times as wide as an expert;
+- ours: `dropless` with each kernel; `padded` with the seats that the busiest expert needs, and with 1.25 times the even
+  load, which drops tokens; `one_hot` if its masks fit in memory;
+- the experts of Hugging Face transformers on torch, with the same weights.
+Each way gets the tokens, their experts and the combine weights. Seats, sorting and moving of tokens are part of its
+time.
 
-Before anything is timed each way's output and gradients are compared with `moe_jax.experts.oracle` on fewer tokens, and
-the benchmark ends if one differs. Then all take turns in one process: forward, and forward and backward with the
-gradients of tokens, combine weights and every expert weight; numbers are medians over turns, ratios medians of ratios
-within a turn. `of HF` is over the faster of transformers' ways. `of matmul` is the rate of the active FLOPs that are
-carried out over that of the best square matrix product of the run, in the same type. Memory is that of forward and
-backward with all that they take and give; the bound is 1.3 times the dense network's, and beside it the weights that
-the experts have more and their gradients.
+First, each way's output and gradients are compared with `moe_jax.experts.oracle` on fewer tokens; the benchmark ends if
+one differs. Then all take turns in one process: forward, and forward and backward with the gradients of tokens, combine
+weights and expert weights. Numbers are medians over turns; ratios are medians of the ratios within a turn.
 
-Nothing else may run beside it: torch's threads wait for one another, and on cores that are not all theirs they take
-many times as long, which flatters the others.
+`of HF` is relative to the faster of transformers' ways. `of matmul` is the rate of the executed active FLOPs over that
+of the best square matrix product of the run, in the same type. Memory is that of forward and backward with inputs and
+results. Its bound is 1.3 times the dense network's, plus the experts' additional weights and their gradients.
+
+Run nothing else beside it: torch's threads wait for each other, so torch slows down several times on cores that it has
+to share, which flatters the other ways.
 """
 
 import itertools
@@ -66,20 +69,20 @@ from moe_jax.runtime.host_memory import keep_freed_memory
 
 WORKLOADS_BY_DEFAULT = ("uniform", "zipf", "hot")
 PASSES = ("forward", "training")
-# A way that takes more seconds than this is timed once.
+# Seconds; a slower way is timed once.
 PATIENCE = 20.0
-# Sides of the square products; how many such products per turn is enough to find the best.
+# Sides of the square products that are timed.
 SQUARES = {"cpu": (1024, 2048), "gpu": (8192,), "tpu": (8192,)}
 MIB = 2**20
 
 
 def way_names() -> list[str]:
-    """All ways there are."""
+    """Lists the names of all ways."""
     return [DENSE, *our_ways(), *hugging_face.IMPLEMENTATIONS]
 
 
 def make_runners(names: Sequence[str], problem: Problem) -> tuple[dict[str, Runner], dict[str, str]]:
-    """The ways by name that can run the problem, and why the others cannot."""
+    """Compiles the ways that can run the problem; returns them, and the reasons of those that cannot."""
     runners: dict[str, Runner] = {}
     reasons: dict[str, str] = {}
     peers = [name for name in names if name in hugging_face.IMPLEMENTATIONS]
@@ -88,7 +91,7 @@ def make_runners(names: Sequence[str], problem: Problem) -> tuple[dict[str, Runn
             if name not in peers:
                 runners[name] = make_runner(name, dense_problem(problem) if name == DENSE else problem)
             elif name == peers[0]:
-                # All at once, for they share their weights.
+                # Made together because they share their weights.
                 made = hugging_face.make_experts(problem)
                 runners |= {peer: made[peer] for peer in peers}
         except CannotRunError as error:
@@ -97,13 +100,13 @@ def make_runners(names: Sequence[str], problem: Problem) -> tuple[dict[str, Runn
 
 
 def check_ways(names: Sequence[str], problem: Problem) -> None:
-    """Raises WrongResultError if a way that can run the problem does not give what the reference gives."""
+    """Raises WrongResultError if a way that can run the problem differs from the oracle."""
     for name, runner in make_runners(names, problem)[0].items():
         check_runner(name, runner, dense_problem(problem) if name == DENSE else problem, capacity_of(name, problem))
 
 
 def capacity_of(name: str, problem: Problem) -> int:
-    """C of a way; for those without seats one for each token."""
+    """Returns C of a way; for ways without a capacity, the number of tokens."""
     way = our_ways().get(name)
     return way.capacity(problem) if way else problem.shape.tokens
 
@@ -111,12 +114,12 @@ def capacity_of(name: str, problem: Problem) -> int:
 def measure_case(
     shape: LayerShape, workload: str, names: Sequence[str], squares: Mapping[str, Work], repeats: int
 ) -> tuple[list[Row], dict[str, float]]:
-    """A row for each way, and the least seconds of each square product."""
+    """Measures one shape and workload: a row for each way, and the least seconds of each square product."""
     problem = draw_problem(shape, workload)
     check_ways(names, with_fewer_tokens(problem, workload))
     runners, reasons = make_runners(names, problem)
     if DENSE in reasons:
-        raise BenchmarkError(f"{DENSE}, which all else is compared with, {reasons[DENSE]}")
+        raise BenchmarkError(f"{DENSE}, which all ways are compared with, {reasons[DENSE]}")
     works = {(name, part): getattr(runner, part) for name, runner in runners.items() for part in PASSES}
     spent = take_turns(works | {(name, "square"): work.run for name, work in squares.items()}, repeats, PATIENCE)
     rows = []
@@ -134,7 +137,7 @@ def measure_case(
 
 
 def pass_row(name: str, part: str, spent: Mapping[tuple[str, str], Sequence[float]]) -> Row:
-    """Milliseconds of a way, and its time over those of the dense network and of the faster peer, where these are."""
+    """Summarizes one pass of a way: milliseconds, and its time relative to the dense network and the faster peer."""
     peers = [peer for peer in hugging_face.IMPLEMENTATIONS if (peer, part) in spent]
     fastest = min(peers, key=lambda peer: statistics.median(spent[peer, part]), default=None)
     seconds = spent[name, part]
@@ -146,7 +149,7 @@ def pass_row(name: str, part: str, spent: Mapping[tuple[str, str], Sequence[floa
 
 
 def add_bound(shape: LayerShape, rows: Sequence[Row]) -> None:
-    """Sets the memory that a way may need in each row, and what it needs over that."""
+    """Adds the memory bound to each row, and the memory of the way relative to it."""
     sizes = FFN_KINDS[shape.kind].shapes(shape.model_dim, shape.expert_dim).values()
     more = (shape.num_experts - shape.k) * sum(map(math.prod, sizes)) * jnp.dtype(shape.dtype).itemsize
     dense = next(row["peak_mib"] for row in rows if row["way"] == DENSE)
@@ -156,7 +159,7 @@ def add_bound(shape: LayerShape, rows: Sequence[Row]) -> None:
 
 
 def active_flops(shape: LayerShape, part: str) -> float:
-    """Of all choices, if none is dropped; the backward pass costs twice the forward pass."""
+    """Counts the active FLOPs of all choices, none dropped; the backward pass costs twice the forward pass."""
     matrices = 3 if FFN_KINDS[shape.kind].gated else 2
     forward = 2.0 * matrices * shape.model_dim * shape.expert_dim * shape.k * shape.tokens
     return forward if part == "forward" else 3 * forward
@@ -165,7 +168,7 @@ def active_flops(shape: LayerShape, part: str) -> float:
 def measure(
     shapes: Mapping[str, LayerShape], workloads: Sequence[str], names: Sequence[str], repeats: int
 ) -> tuple[Row, list[Row]]:
-    """The header and the rows of all cases."""
+    """Measures all shapes and workloads; returns the header and the rows."""
     sides = SQUARES[jax.default_backend()]
     rows: list[Row] = []
     best: dict[str, float] = {}
@@ -186,7 +189,7 @@ def measure(
 
 
 def table(header: Row, rows: Sequence[Row]) -> str:
-    """Rows for people, a block for each shape and workload."""
+    """Formats the rows as text, a block for each shape and workload."""
     rates = ", ".join(f"{dtype} {rate:,.0f} GFLOP/s" for dtype, rate in header["matmul_gflops"].items())
     lines = [machine_line(header), f"repeats: {header['repeats']}; best square matrix product: {rates}"]
     one_pass = f"{'ms':>9} {'of dense':>8} {'of HF':>6} {'of matmul':>9}"
@@ -221,10 +224,14 @@ def _or_dash(value: float | None, form: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the rows and returns the exit status."""
     parser = benchmark_parser(__doc__, repeats=10)
-    parser.add_argument("--shapes", nargs="+", metavar="NAME", help=f"of {', '.join(SHAPES)}; default: the platform's")
-    accepted = f"of {', '.join(WORKLOADS)}; default: {' '.join(WORKLOADS_BY_DEFAULT)}"
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="NAME", help=f"some of {', '.join(SHAPES)}; default: the platform's"
+    )
+    accepted = f"some of {', '.join(WORKLOADS)}; default: {' '.join(WORKLOADS_BY_DEFAULT)}"
     parser.add_argument("--workloads", nargs="+", metavar="NAME", default=WORKLOADS_BY_DEFAULT, help=accepted)
-    parser.add_argument("--ways", nargs="+", metavar="NAME", help="default: all; dense is always among them")
+    parser.add_argument(
+        "--ways", nargs="+", metavar="NAME", help="ways to run; dense is always among them; default: all"
+    )
     parser.add_argument("--dtype", help=f"{' or '.join(TOLERANCES)}; default: the shape's own")
     options = parser.parse_args(arguments)
 

@@ -1,13 +1,13 @@
-"""How a layer's cost grows with the number of tokens, and with the number of experts at equal active FLOPs.
+"""Benchmark of a layer's scaling: its cost by the number of tokens, and by the number of experts at equal active FLOPs.
 
     python -m experiments.benchmarks.scaling                     # minutes, with nothing else running
     python -m experiments.benchmarks.scaling --workload zipf --kernel blocks
 
-Forward and backward of `dropless` and of a dense network as wide as the experts of a token together, in the shape of
-the laptop's layer: with 16 experts and 1k to 64k tokens, and with 8 to 256 experts and 16k tokens. The exponent p of a
-time that grows as tokens**p is fitted by least squares to the logarithms, from 4k tokens on; the ratio is that of the
-time with the most experts to that with the fewest. Sizes take turns, and numbers are medians over turns. Before
-anything is timed the results are compared with the reference on fewer tokens.
+It times forward and backward of `dropless`, and of a dense network as wide as the experts of a token together, in the
+shape of the laptop's layer: with 16 experts and 1k to 64k tokens, and with 8 to 256 experts and 16k tokens. The
+exponent p of time ~ tokens**p is a least-squares fit to the logarithms from 4k tokens on. The ratio is the time with
+the most experts over that with the fewest. Sizes take turns, and numbers are medians over turns. Results are compared
+with the oracle on fewer tokens before anything is timed.
 """
 
 import statistics
@@ -46,7 +46,7 @@ SWEEPS = {"tokens": "tokens", "experts": "num_experts"}
 
 
 def sweep_shapes() -> dict[str, list[LayerShape]]:
-    """The shapes of each sweep."""
+    """Returns the shapes of each sweep."""
     return {
         "tokens": [SHAPE._replace(tokens=tokens) for tokens in TOKENS],
         "experts": [SHAPE._replace(num_experts=experts, tokens=TOKENS_OF_EXPERTS) for experts in EXPERTS],
@@ -54,7 +54,7 @@ def sweep_shapes() -> dict[str, list[LayerShape]]:
 
 
 def checked_runners(names: Sequence[str], shape: LayerShape, workload: str) -> dict[str, Runner]:
-    """Each way on a problem of `shape`; raises BenchmarkError if it gives something else than the reference."""
+    """Compiles each way for a problem of `shape`; raises BenchmarkError if it cannot run or differs from the oracle."""
     problem = draw_problem(shape, workload)
     check_ways(names, with_fewer_tokens(problem, workload))
     runners, reasons = make_runners(names, problem)
@@ -64,7 +64,7 @@ def checked_runners(names: Sequence[str], shape: LayerShape, workload: str) -> d
 
 
 def sweep_rows(sweep: str, shapes: Sequence[LayerShape], way: str, workload: str, repeats: int) -> list[Row]:
-    """A row for each shape, and one of what the times say together."""
+    """Times the shapes of a sweep; returns a row for each and a summary."""
     field = SWEEPS[sweep]
     works = {}
     for shape in tqdm(shapes, f"Compiling {sweep}", delay=2):
@@ -80,7 +80,7 @@ def sweep_rows(sweep: str, shapes: Sequence[LayerShape], way: str, workload: str
 
 
 def summary_row(sweep: str, way: str, spent: Mapping[tuple[int, str], Sequence[float]]) -> Row:
-    """The exponents of tokens, or the ratios of the most experts' times to the fewest's."""
+    """Summarizes a sweep: the exponents of tokens, or the time with the most experts over that with the fewest."""
     row: Row = {"row": "summary", "sweep": sweep}
     for name in (DENSE, way):
         times = {size: seconds for (size, of), seconds in spent.items() if of == name}
@@ -93,13 +93,13 @@ def summary_row(sweep: str, way: str, spent: Mapping[tuple[int, str], Sequence[f
 
 
 def exponent(seconds: Mapping[int, float]) -> float:
-    """The p of the power law size**p that is nearest in logarithms."""
+    """Fits the exponent p of seconds ~ size**p by least squares of the logarithms."""
     slope, _ = np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)
     return float(slope)
 
 
 def table(header: Row, rows: Sequence[Row]) -> str:
-    """Rows for people, a block for each sweep."""
+    """Formats the rows as text, a block for each sweep."""
     way = header["way"]
     sizes = ", ".join(f"{name} {value}" for name, value in header["shape"].items())
     lines = [machine_line(header), f"repeats: {header['repeats']}; workload {header['workload']}; {sizes}"]
@@ -121,8 +121,8 @@ def table(header: Row, rows: Sequence[Row]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the rows and returns the exit status."""
     parser = benchmark_parser(__doc__, repeats=10)
-    parser.add_argument("--kernel", help="of grouped products; default: the first that the platform has")
-    parser.add_argument("--workload", default="uniform", help=f"of {', '.join(WORKLOADS)}; default: uniform")
+    parser.add_argument("--kernel", help="kernel of grouped products; default: the first that the platform has")
+    parser.add_argument("--workload", default="uniform", help=f"one of {', '.join(WORKLOADS)}; default: uniform")
     options = parser.parse_args(arguments)
 
     def measure() -> tuple[Row, list[Row]]:

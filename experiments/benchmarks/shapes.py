@@ -1,4 +1,4 @@
-"""Shapes of layers, and who is routed where in them: what the benchmarks of a layer are about.
+"""Shapes of layers, and workloads: the routing of tokens to experts in benchmarks of a layer.
 
 T tokens, K choices per token, E experts, D model width, F expert width.
 """
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 
 class LayerShape(NamedTuple):
-    """A layer of experts and the tokens that it is given.
+    """Sizes of a layer of experts and of its input.
 
     Attributes:
       model_dim: D.
@@ -19,8 +19,8 @@ class LayerShape(NamedTuple):
       num_experts: E.
       k: experts per token.
       tokens: T.
-      kind: what an expert computes, a name in FFN_KINDS.
-      dtype: of tokens and weights, `float32` or `bfloat16`.
+      kind: network of an expert, a name in FFN_KINDS.
+      dtype: type of tokens and weights, `float32` or `bfloat16`.
     """
 
     model_dim: int
@@ -32,7 +32,7 @@ class LayerShape(NamedTuple):
     dtype: str = "float32"
 
 
-# Each where it is measured by default; the others are asked for by name.
+# Shapes that are measured by default on each platform; others are chosen by name.
 CPU_SHAPES = ("laptop", "mixtral", "deepseek-64", "deepseek-256", "switch")
 ACCELERATOR_SHAPES = ("mixtral-gpu", "deepseek-gpu")
 SHAPES = {
@@ -48,7 +48,7 @@ SHAPES = {
     # A layer of Mixtral 8x7B, and one of DeepSeek-V3.
     "mixtral-gpu": LayerShape(4096, 14336, 8, 2, 16384, "swiglu", "bfloat16"),
     "deepseek-gpu": LayerShape(7168, 2048, 256, 8, 16384, "swiglu", "bfloat16"),
-    # For tests, and to see that a script runs.
+    # For tests and trials.
     "tiny": LayerShape(16, 8, 4, 2, 64, "swiglu"),
     "tiny-switch": LayerShape(16, 8, 4, 1, 64, "relu"),
 }
@@ -57,8 +57,8 @@ BURST_TOKENS = 16
 
 
 def balanced(rng: np.random.Generator, tokens: int, num_experts: int, k: int) -> Int[np.ndarray, "T K"]:
-    """Even load: each expert has T * k / E choices, or, where that is no integer, one of the integers beside it."""
-    # Of E tokens in a row each expert has k choices, under names that are drawn anew for each such block.
+    """Routes evenly: each expert has T * k / E choices, rounded up or down."""
+    # Each block of E consecutive tokens gives every expert k choices, with experts permuted anew for each block.
     slots = np.arange(tokens * k).reshape(tokens, k)
     names = rng.permuted(np.tile(np.arange(num_experts), (-(-tokens // num_experts), 1)), axis=1)
     expert = names[np.arange(tokens)[:, None] // num_experts, slots % num_experts]
@@ -66,31 +66,31 @@ def balanced(rng: np.random.Generator, tokens: int, num_experts: int, k: int) ->
 
 
 def uniform(rng: np.random.Generator, tokens: int, num_experts: int, k: int) -> Int[np.ndarray, "T K"]:
-    """A random set of experts for each token: what a router does that knows nothing, even but for chance."""
+    """Routes each token to a random set of experts, as an untrained router does."""
     return _best(rng.random((tokens, num_experts)), k)
 
 
 def zipf(rng: np.random.Generator, tokens: int, num_experts: int, k: int) -> Int[np.ndarray, "T K"]:
-    """The r-th most popular expert is as likely as 1 / r: a router that was not balanced.
+    """Routes with a probability proportional to 1 / r for the r-th most popular expert, as an unbalanced router does.
 
-    A token's experts are drawn one after another without replacement, and popularity has no order in E.
+    A token's experts are drawn without replacement; the order of popularity is random.
     """
     log_popularity = -np.log(rng.permutation(num_experts) + 1.0)
-    # The largest sums with Gumbel noise are such a draw.
+    # Gumbel noise makes the k largest sums a draw without replacement.
     return _best(log_popularity + rng.gumbel(size=(tokens, num_experts)), k)
 
 
 def hot(rng: np.random.Generator, tokens: int, num_experts: int, k: int) -> Int[np.ndarray, "T K"]:
-    """One expert is every token's first choice, the others are drawn evenly: the most that one can be asked for."""
+    """Routes every token first to one and the same expert, the largest possible load, and then to random others."""
     score = rng.random((tokens, num_experts))
     score[:, rng.integers(num_experts)] = 2.0
     return _best(score, k)
 
 
 def bursts(rng: np.random.Generator, tokens: int, num_experts: int, k: int) -> Int[np.ndarray, "T K"]:
-    """Runs of neighbouring tokens share their experts, as they do in text; the lengths are geometric, of mean 16.
+    """Routes runs of neighbouring tokens to the same experts, as in text; run lengths are geometric with mean 16.
 
-    Over all tokens the load is that of `uniform` with as many tokens as there are runs.
+    The load is that of `uniform` with one token for each run.
     """
     run = np.cumsum(rng.random(tokens) < 1 / BURST_TOKENS)
     return uniform(rng, int(run[-1]) + 1, num_experts, k)[run]

@@ -1,4 +1,4 @@
-"""What all benchmarks share: taking turns, what the numbers depend on, and printing them as text or as JSON."""
+"""Common parts of benchmarks: timing in turns, the header with machine and versions, output as text or JSON."""
 
 import argparse
 import json
@@ -26,21 +26,21 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class BenchmarkError(Exception):
-    """What ends a benchmark: its numbers would mean nothing."""
+    """Raised when the numbers of a benchmark would mean nothing; ends it."""
 
 
 def take_turns(
     works: Mapping[Name, Callable[[], Any]], repeats: int, patience: float = math.inf
 ) -> dict[Name, list[float]]:
-    """Seconds of each work in each of `repeats` rounds in which all take turns, after rounds that do not count.
+    """Times works by turns: seconds of each in each of `repeats` rounds, after warm-up rounds that do not count.
 
-    A machine whose speed drifts is then as fast for one as for another. What takes less than SETTLES seconds is done
-    once more before it is timed: another's threads may still wait for work, and caches and memory be another's, too.
+    Turns make a drift of the machine's speed affect all works alike. A work of less than SETTLES seconds is run once
+    more before it is timed, because threads, caches and memory may still be occupied by the work before it.
 
     Args:
-      works: each does its work once and waits for the end.
-      repeats: rounds that count.
-      patience: a work that takes longer than these seconds is not done again, and that time is its only one.
+      works: functions that do their work once and wait for the end.
+      repeats: number of rounds that count.
+      patience: seconds; a slower work is run once only.
     """
     spent: dict[Name, list[float]] = {name: [] for name in works}
     for _ in tqdm(range(WARM_UP + repeats), "Timing", delay=2, leave=False):
@@ -56,22 +56,22 @@ def take_turns(
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Returns median, least and most."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def ratio(spent: Sequence[float], base: Sequence[float]) -> float:
-    """Median over rounds of the time over the base's in the same round; of what is there of both."""
+    """Returns the median, over rounds that both have, of the time relative to the base's in the same round."""
     return statistics.median(one / other for one, other in zip(spent, base, strict=False))
 
 
 def header_row(**fields: Any) -> Row:
-    """What numbers depend on: the machine, the software, and the `fields` of one benchmark."""
+    """Returns the header of a benchmark: the machine, the software, and its own `fields`."""
     return {"row": "header", "host": host(), "versions": versions(), "revision": git_revision()} | fields
 
 
 def machine_line(header: Row) -> str:
-    """The header for people, without the benchmark's own fields."""
+    """Formats the machine and the software of a header as text."""
     busy = f"; load before: {header['load_before']}" if "load_before" in header else ""
     machine = f"{header['host']['cpu']}, {header['host']['cores']} cores, {platform.machine()}"
     if header["host"]["platform"] != "cpu":
@@ -81,11 +81,11 @@ def machine_line(header: Row) -> str:
 
 
 def benchmark_parser(description: str, repeats: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+    """Makes a parser with the options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=repeats, help=f"turns of timing; default: {repeats}")
-    parser.add_argument("--json", action="store_true", help="one JSON object per row, the first one of the machine")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="what is printed goes here, too")
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"rounds of timing; default: {repeats}")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per row, the header first")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="also write the output to this file")
     return parser
 
 
@@ -95,17 +95,17 @@ def run_benchmark(
     measure: Callable[[], tuple[Row, Sequence[Row]]],
     table: Callable[[Row, Sequence[Row]], str],
 ) -> int:
-    """Prints what `measure` gives, a header and rows, and returns the exit status.
+    """Measures, prints the header and the rows, and returns the exit status.
 
     Args:
-      name: of the benchmark, for its errors.
-      options: parsed by a `benchmark_parser`.
-      measure: a ConfigError or BenchmarkError of it is printed as one line.
-      table: rows for people.
+      name: name of the benchmark in its error messages.
+      options: options of a `benchmark_parser`.
+      measure: returns the header and the rows; its ConfigError or BenchmarkError is printed as one line.
+      table: formats header and rows as text.
     """
     try:
         require(options.repeats >= 1, "--repeats", options.repeats, "an integer of at least 1")
-        # How many others wanted a core before: with any, times are not the machine's.
+        # Load by other processes makes the times unreliable.
         busy = {"load_before": round(os.getloadavg()[0], 2)} if hasattr(os, "getloadavg") else {}
         header, rows = measure()
         header |= busy

@@ -1,18 +1,18 @@
-"""Tokens per second of a whole training step: sparse, dense at as many active FLOPs, and transformers' Mixtral.
+"""Benchmark of a whole training step: sparse, dense with equal active FLOPs, and transformers' Mixtral.
 
     python -m experiments.benchmarks.train_step                  # minutes, with nothing else running
-    python -m experiments.benchmarks.train_step --first-step     # and the first step of a fresh process
+    python -m experiments.benchmarks.train_step --first-step     # also times the first step of a fresh process
     python -m experiments.benchmarks.train_step --profile sparse
 
-A decoder whose every layer is a mixture with Mixtral's routing, nothing dropped, trained with AdamW in float32; its
-dense twin, K times as wide as an expert; and MixtralForCausalLM of the same shape on torch, with both of its ways of
-running experts, torch's own attention and the faster of its ways of running AdamW. Parameters must be as many in ours
-and theirs, or nothing is timed. All take turns in one process on the same tokens, and numbers are medians over turns;
-ours has its routers' metrics in it, no model has a balance loss, and no gradient is clipped. Nothing else may run
-beside it: see `moe_layer`.
+The models are a decoder with Mixtral's routing in every layer, dropless, trained with AdamW in float32; its dense twin,
+K times as wide as an expert; and MixtralForCausalLM of the same shape on torch, with both of its implementations of
+experts, torch's own attention and the faster of its implementations of AdamW. Nothing is timed unless ours and theirs
+have equally many parameters. All take turns in one process on the same tokens, and numbers are medians over turns. Our
+step includes the routing metrics. No model has a balance loss, and no gradient is clipped. Run nothing else beside it:
+see `moe_layer`.
 
-The first step is of the laptop preset's `switch-16`, from the start of a process to the end of the step, without a
-cache of compiled programs; the batch is drawn, not read.
+The first step is that of the laptop preset's `switch-16`, from the start of a process to the end of the step, without a
+compilation cache, on a random batch.
 """
 
 import json
@@ -50,18 +50,18 @@ OURS = ("sparse", "dense")
 
 
 class ModelShape(NamedTuple):
-    """A decoder and its batch.
+    """Sizes of a decoder and its batch.
 
     Attributes:
-      layers: all of them sparse.
+      layers: number of layers, all sparse.
       model_dim: D.
       heads: H.
       expert_dim: F.
       num_experts: E.
       k: experts per token.
       vocabulary: V.
-      batch: B, sequences of a step.
-      length: S, tokens of a sequence.
+      batch: B, sequences per step.
+      length: S, tokens per sequence.
     """
 
     layers: int
@@ -77,18 +77,18 @@ class ModelShape(NamedTuple):
 
 MODELS = {
     "laptop": ModelShape(4, 256, 4, 512, 16, 2, 4096, 16, 256),
-    # For tests, and to see that the script runs.
+    # For tests and trials.
     "tiny": ModelShape(1, 16, 2, 8, 4, 2, 300, 2, 8),
 }
 
 
 def make_config(name: str, shape: ModelShape) -> TrainConfig:
-    """A run of the `sparse` model, or of the `dense` one."""
+    """Makes the configuration of the `sparse` or the `dense` model."""
     model = {
         "vocab_size": shape.vocabulary,
         "num_layers": shape.layers,
         "model_dim": shape.model_dim,
-        "num_heads": shape.heads,
+        "attention": {"heads": shape.heads},
         "ffn_dim": shape.k * shape.expert_dim,
         "ffn": "swiglu",
     }
@@ -103,7 +103,7 @@ def make_config(name: str, shape: ModelShape) -> TrainConfig:
 
 
 def draw_batch(config: TrainConfig) -> Batch:
-    """Random tokens, each sequence one document, every token with a target."""
+    """Draws a batch of random tokens, each sequence one document, every token with a target."""
     size = config.data.batch_size, config.data.sequence_length
     text = np.random.default_rng(0).integers(0, config.model.vocab_size, (size[0], size[1] + 1), np.int32)
     return {
@@ -116,10 +116,10 @@ def draw_batch(config: TrainConfig) -> Batch:
 
 
 def step_rows(shape: ModelShape, repeats: int, profiled: str | None) -> list[Row]:
-    """A row for each model, and what a profile says of one of ours.
+    """Times a step of each model, and profiles one of ours.
 
     Raises:
-      BenchmarkError: transformers' model has not as many parameters as ours.
+      BenchmarkError: transformers' model and ours differ in their number of parameters.
     """
     configs = {name: make_config(name, shape) for name in OURS}
     batch = draw_batch(configs["sparse"])
@@ -132,7 +132,7 @@ def step_rows(shape: ModelShape, repeats: int, profiled: str | None) -> list[Row
         theirs = hugging_face.make_model(configs["sparse"].model, batch)
         found = {"parameters": theirs.parameters, "active": theirs.parameters - theirs.idle}
         if found != sizes["sparse"]:
-            raise BenchmarkError(f"transformers' model has {found}, ours {sizes['sparse']}")
+            raise BenchmarkError(f"transformers' model has {found}, but ours has {sizes['sparse']}")
         peers = theirs.steps
         sizes |= dict.fromkeys(peers, found)
         ways |= dict.fromkeys(peers, theirs.optimizer)
@@ -151,7 +151,7 @@ def step_rows(shape: ModelShape, repeats: int, profiled: str | None) -> list[Row
     return rows + skipped + (profile_rows(profiled, works[profiled]) if profiled else [])
 
 
-# What a fresh process does: the times are those of one clock, so that the process that starts it can compare.
+# Program of the fresh process; its times are of a clock that all processes share.
 FIRST_STEP = """
 import json, sys, time
 from experiments.benchmarks.train_step import first_step_here
@@ -160,7 +160,7 @@ print(json.dumps(first_step_here(json.loads(sys.argv[1]))))
 
 
 def first_step_here(overrides: Sequence[str]) -> dict[str, float]:
-    """Ends a first step, and says when: what was imported, the step compiled, and done once."""
+    """Runs a first step; returns the times at which imports, compilation and the step ended."""
     times = {"import": time.time()}
     config = TrainConfig.from_dict(override(get_config("switch-16").to_dict(), overrides))
     work = training_step(config, draw_batch(config))
@@ -170,10 +170,10 @@ def first_step_here(overrides: Sequence[str]) -> dict[str, float]:
 
 
 def first_step_row(overrides: Sequence[str] = ()) -> Row:
-    """Seconds of a fresh process up to the end of its first step, and the parts of them in order.
+    """Times a fresh process to the end of its first step, in total and by consecutive parts.
 
     Args:
-      overrides: of fields of the preset, as `key=value`.
+      overrides: overrides of the preset's fields, as `key=value`.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
     command = [sys.executable, "-c", FIRST_STEP, json.dumps(list(overrides))]
@@ -188,7 +188,7 @@ def first_step_row(overrides: Sequence[str] = ()) -> Row:
 
 
 def table(header: Row, rows: Sequence[Row]) -> str:
-    """Rows for people."""
+    """Formats the rows as text."""
     sizes = ", ".join(f"{name} {value}" for name, value in header["model"].items())
     lines = [
         machine_line(header),
@@ -212,9 +212,9 @@ def table(header: Row, rows: Sequence[Row]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the rows and returns the exit status."""
     parser = benchmark_parser(__doc__, repeats=10)
-    parser.add_argument("--model", default="laptop", help=f"of {', '.join(MODELS)}; default: laptop")
-    parser.add_argument("--profile", metavar="MODEL", help=f"where the step of one of ours, {' or '.join(OURS)}, goes")
-    parser.add_argument("--first-step", action="store_true", help="the first step of a fresh process, too")
+    parser.add_argument("--model", default="laptop", help=f"one of {', '.join(MODELS)}; default: laptop")
+    parser.add_argument("--profile", metavar="MODEL", help=f"{' or '.join(OURS)}; adds its time by part of the model")
+    parser.add_argument("--first-step", action="store_true", help="also time the first step of a fresh process")
     options = parser.parse_args(arguments)
 
     def measure() -> tuple[Row, list[Row]]:

@@ -1,8 +1,8 @@
-"""What the devices of a compiled program send each other, read from the text of its HLO (`compiled.as_text()`).
+"""Communication of a compiled program: its collectives and their bytes, read from its HLO (`compiled.as_text()`).
 
-Conventions: bytes are those that one device puts on its links with the usual ring or pairwise algorithm; what a device
-keeps for itself is not sent. A collective in the body of a loop is listed once, however often the loop runs; one in a
-computation that is called twice, twice. XLA may send another type than was asked for: on CPUs bfloat16 is widened.
+Conventions: bytes are those that one device sends with the usual ring or pairwise algorithm; data that a device keeps
+are not sent. A collective in the body of a loop is listed once, however often the loop runs; one in a computation that
+is called twice is listed twice. XLA may send another type than the program's: on CPUs it widens bfloat16.
 
 P devices that exchange with each other.
 """
@@ -25,14 +25,14 @@ SENT: dict[str, Callable[[int], float]] = {
 
 
 class ArrayType(NamedTuple):
-    """An array as HLO types it: `bf16[8,16]` is ("bf16", (8, 16))."""
+    """The type of an array in HLO: `bf16[8,16]` is ("bf16", (8, 16))."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def num_bytes(self) -> int:
-        """Its size, without padding."""
+        """Size in bytes, without padding."""
         return math.ceil(math.prod(self.shape) * _bits(self.dtype) / 8)
 
 
@@ -41,13 +41,13 @@ class Collective:
     """One exchange between devices.
 
     Attributes:
-      kind: a name in SENT; the asynchronous form of one has its name.
-      operands: what each device gives, in the parts that it is given in. Of a ragged-all-to-all the rows alone, which
-        are counted as if all were sent, and evenly: how many are is not known before the program runs.
-      results: what each device gets.
-      group_size: P; of a collective-permute 2, or 1 where no device sends to another.
-      branches: the branches it is in, by their number, of conditionals one within another; () of what always runs.
-        `jax.lax.cond` takes branch 0 where its predicate is false.
+      kind: a name in SENT, also for the asynchronous form.
+      operands: arrays that each device gives. A ragged-all-to-all has its rows only, counted as if all were sent and
+        evenly, because their number is unknown before the program runs.
+      results: arrays that each device gets.
+      group_size: P; 2 for a collective-permute, or 1 if no device sends to another.
+      branches: numbers of the branches of nested conditionals that it is in; () if it always runs. `jax.lax.cond` takes
+        branch 0 if its predicate is false.
     """
 
     kind: str
@@ -58,28 +58,29 @@ class Collective:
 
     @property
     def bytes_sent(self) -> float:
-        """Bytes that one device sends to others; 0 where a group is one device."""
+        """Bytes that one device sends to others; 0 if a group is one device."""
         return sum(operand.num_bytes for operand in self.operands) * SENT[self.kind](self.group_size)
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """The collectives of a module, in the order of its text, from the entry on.
+    """Lists the collectives of a module in the order of its text, from the entry on.
 
     Args:
-      hlo: the text of one HLO module.
+      hlo: text of one HLO module.
 
     Raises:
-      ValueError: the text has no entry computation, or a collective has an array of a type unknown here.
+      ValueError: the text has no entry computation, or a collective has an array of an unknown type.
     """
     module = _read(hlo)
     return list(_walk(module, module.entry, ()))
 
 
 def least_bytes_per_token(k: int, model_dim: int, bytes_per_number: int, devices: int) -> float:
-    """Bytes of rows sent one by one to the k experts of a token, and back, where nothing else is sent.
+    """Computes the bytes per token of rows sent one by one to its k experts and back, and nothing else.
 
-    Of experts that are equally often on any of P = `devices` devices, 1 / P need no link. A device gets a row as often
-    as it has experts of the token: who sends it once to each device, as `gather` does, sends less where k > P.
+    If experts are equally often on any of P = `devices` devices, 1 / P of the rows stay on their device. A device gets
+    a row once for each of the token's experts that it has. A strategy that sends a row once to each device, like
+    `gather`, sends less if k > P.
     """
     return 2 * k * model_dim * bytes_per_number * (1 - 1 / devices)
 
@@ -124,7 +125,7 @@ def _read(hlo: str) -> _Module:
 
 
 def _arrays(text: str) -> tuple[ArrayType, ...]:
-    """The arrays of a type, which may be a tuple of tuples; a dimension `<=8` counts as 8."""
+    """Lists the arrays of a type, which may be a tuple of tuples; a dimension `<=8` counts as 8."""
     return tuple(
         ArrayType(dtype, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size))
         for dtype, sizes in _ARRAY.findall(text)
@@ -143,7 +144,7 @@ def _walk(module: _Module, computation: str, branches: tuple[int, ...]) -> Itera
 
 
 def _branches(attributes: str) -> list[tuple[int, str]]:
-    """Number and computation of each branch of a conditional."""
+    """Lists the number and the computation of each branch of a conditional."""
     if listed := re.search(r"branch_computations=\{([^}]*)\}", attributes):
         return list(enumerate(_NAME.findall(listed[1])))
     named = re.findall(r"(true|false)_computation=%?([\w.\-]+)", attributes)
@@ -161,7 +162,7 @@ def _collective(
     operands = tuple(array for name in instruction.operands for array in instructions[name].arrays)
     results = instruction.arrays
     if starts and len(results) > len(operands):
-        # What starts may give its operands, its results and a context.
+        # An asynchronous start may return its operands, its results and a context.
         results = results[len(operands) :]
     if kind == "ragged-all-to-all":
         operands = operands[:1]
@@ -170,7 +171,7 @@ def _collective(
 
 
 def _group_size(kind: str, attributes: str, devices: int) -> int:
-    """P, of the largest group where they differ; groups that are not written are all devices."""
+    """Returns P of the largest group; without written groups, all devices are one group."""
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes)
         return 2 if pairs and any(a != b for a, b in re.findall(r"(\d+),(\d+)", pairs[1])) else 1

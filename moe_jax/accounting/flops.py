@@ -8,22 +8,20 @@ D model width, H heads, S sequence, V vocabulary, E experts, K choices per token
 """
 
 import dataclasses
-import math
+from collections import Counter
+from collections.abc import Callable
 
-from moe_jax.accounting.parameters import (
-    attention_parameters,
-    count_dense,
-    count_expert,
-    count_shared,
-    output_parameters,
-)
 from moe_jax.experts.execution import Work
 from moe_jax.experts.executions import EXECUTIONS
-from moe_jax.experts.plan import plan_here
-from moe_jax.layers.attention import computed_keys
-from moe_jax.models.config import ModelConfig, MoEConfig
-from moe_jax.routing import ROUTERS
+from moe_jax.experts.plan import Plan
+from moe_jax.layers.depth import tokens_that_run
+from moe_jax.layers.moe import MoEConfig
+from moe_jax.models.config import ModelConfig
+from moe_jax.models.layer_spec import MOE, LayerSpec
 from moe_jax.routing.capacity import capacity_per_expert
+from moe_jax.runtime.parameters import count_multiplied
+
+Planner = Callable[[MoEConfig], Plan]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +29,14 @@ class FlopCount:
     """Forward operations per token by component, over all layers; with two stacks, a mean over the tokens of both.
 
     Attributes:
-      attention_projections: query, key, value and output; in sparse attention of the K experts a token asks for.
+      attention_projections: query, key, value and output; in sparse attention those of the K experts of a token.
       attention_scores: scores and the weighted sum of values.
-      router: logits.
-      ffn: feed-forward networks; in sparse layers the K experts that a token asks for, and what all tokens share.
+      router: logits of routers.
+      ffn: feed-forward networks; in sparse layers the K experts of a token, and the network that all tokens share.
       output: logits over the vocabulary.
-      mixtures_executed: what experts add to `ffn` and `attention_projections` as they are carried out, with their empty
-        seats, without dropped tokens, and with the products that move tokens to their seats and back where these are
-        matrix products; negative where seats are fewer than choices.
+      mixtures_executed: operations that the execution of experts adds to `ffn` and `attention_projections`: for empty
+        seats, and for matrix products that move tokens to their seats and back. Dropped tokens are subtracted, so it is
+        negative where seats are fewer than choices.
     """
 
     attention_projections: float
@@ -64,92 +62,116 @@ class FlopCount:
         return self.forward + self.mixtures_executed
 
 
-def flops_per_token(config: ModelConfig, sequence_length: int, target_length: int = 0) -> FlopCount:
+def flops_per_token(
+    config: ModelConfig, sequence_length: int, target_length: int = 0, plan: Planner = MoEConfig.plan
+) -> FlopCount:
     """Counts the operations of a model of `config` per token.
 
     Args:
       config: the model.
-      sequence_length: of a decoder's text, or of an encoder's.
-      target_length: of the text of a decoder that has an encoder.
+      sequence_length: tokens of a decoder's text, or of an encoder's.
+      target_length: tokens of the text of a decoder that has an encoder.
+      plan: function that makes the plan of a mixture, which decides what is executed; by default the plan for the mesh
+        of the surrounding `jax.set_mesh`, or for one device.
     """
     stacks = config.stacks
     lengths = (sequence_length, target_length)[: len(stacks)]
-    counts = [_stack_flops(stack, length) for stack, length in zip(stacks, lengths, strict=True)]
     output = 2.0 * config.model_dim * config.vocab_size
+    counts = [count_stack(stack, length, plan) for stack, length in zip(stacks, lengths, strict=True)]
+    names = [field.name for field in dataclasses.fields(FlopCount)]
     if len(stacks) == 1:
-        return dataclasses.replace(counts[0], output=output)
-    whole = _cross_attention(config, sequence_length, target_length) | {"output": output * target_length}
-
-    def mean(name: str) -> float:
-        by_stack = sum(getattr(count, name) * length for count, length in zip(counts, lengths, strict=True))
-        return (by_stack + whole.get(name, 0)) / sum(lengths)
-
-    return FlopCount(**{field.name: mean(field.name) for field in dataclasses.fields(FlopCount)})
+        return FlopCount(**{name: float(counts[0][name]) for name in names} | {"output": output})
+    whole = count_cross_attention(config, sequence_length, target_length)
+    whole["output"] = output * target_length
+    for count, length in zip(counts, lengths, strict=True):
+        whole.update({name: value * length for name, value in count.items()})
+    return FlopCount(**{name: whole[name] / sum(lengths) for name in names})
 
 
-def _cross_attention(config: ModelConfig, sequence_length: int, target_length: int) -> dict[str, int]:
-    """Of a decoder's attention to the encoder, over both texts: targets ask and get, the encoder's tokens are seen."""
-    pair = 4 * config.num_heads * config.head_width
-    target = 4 * config.model_dim * config.head_width * config.num_heads
-    seen = 4 * config.model_dim * config.head_width * config.kv_heads
-    return {
-        "attention_projections": config.num_layers * (target_length * target + sequence_length * seen),
-        "attention_scores": config.num_layers * target_length * sequence_length * pair,
-    }
+def count_stack(config: ModelConfig, length: int, plan: Planner) -> Counter[str]:
+    """Counts one stack's operations per token of a text with sequences of `length`, by component.
+
+    The output projection is left out, and attention to an encoder.
+    """
+    total: Counter[str] = Counter()
+    for spec in config.layers:
+        total.update(count_layer(spec, config.model_dim, length, config.causal, plan))
+    return total
 
 
-def _stack_flops(config: ModelConfig, length: int) -> FlopCount:
-    """Of one stack, whose text has sequences of `length`, without logits and what a decoder attends to besides."""
-    skipped = len(config.depth_layers)
-    networks, attentions = (
-        sum(config.sparse(i, place) for i in range(config.num_layers)) for place in ("feed_forward", "attention")
+def count_layer(spec: LayerSpec, model_dim: int, length: int, causal: bool, plan: Planner) -> Counter[str]:
+    """Counts one layer's operations per token of a text with sequences of `length`, by component."""
+    # A token runs a layer that only some tokens run with their share; there it meets only these.
+    runs = length if spec.depth is None else tokens_that_run(spec.depth.capacity, length)
+    projections = spec.attention.parameters(model_dim, projects=spec.projections is None)
+    total = Counter(
+        attention_projections=2 * count_multiplied(projections),
+        attention_scores=spec.attention.computed_keys(runs, causal) * spec.attention.pair_flops(),
     )
-    # Of the layers that only some tokens run, a token runs their share; there it meets only its like.
-    chosen = math.ceil(round(config.depth.capacity * length, 6)) if skipped else length
-    share, whole = chosen / length, config.num_layers - skipped
-    layers = whole + skipped * share
-    keys = whole * computed_keys(length, config.causal) + skipped * share * computed_keys(chosen, config.causal)
-    moe, projections = config.moe, 2 * (attention_parameters(config) - output_parameters(config))
-    router, executed = 0, 0.0
-    ffn = (layers - networks) * 2 * count_dense(config).matrices
-    attention = layers * 2 * attention_parameters(config)
-    if networks or attentions:
-        group = moe.group_size or length
-        router = 2 * moe.checked_router().parameter_counts(group, config.model_dim)[0]
-    if networks:
-        expert = 2 * count_expert(config).matrices
-        ffn += networks * (moe.k * expert + 2 * count_shared(config).matrices)
-        run = _executed_slots if ROUTERS[moe.router].mixes else _executed
-        executed += networks * (run(moe, config.model_dim, config.model_dim, expert, group) - moe.k * expert)
-    if attentions:
-        attention += attentions * (moe.k - 1) * projections
-        for width in (config.num_heads * config.head_width, 2 * config.kv_heads * config.head_width):
-            expert = 2 * config.model_dim * width
-            executed += attentions * (_executed(moe, config.model_dim, width, expert, group) - moe.k * expert)
-    return FlopCount(
-        attention_projections=float(attention),
-        attention_scores=float(keys * 4 * config.num_heads * config.head_width),
-        router=float((networks + 2 * attentions) * router + skipped * 2 * config.model_dim),
-        ffn=float(ffn),
-        output=0.0,
-        mixtures_executed=float(executed),
+    if MOE not in spec.mixtures:
+        total["ffn"] = 2 * count_multiplied(spec.feed_forward.parameters(model_dim))
+    for name, moe in spec.mixtures.items():
+        width = model_dim if name == MOE else spec.attention.mixture_widths[name]
+        counted = count_mixture(moe, model_dim, width, moe.group_size or length, plan(moe))
+        total["attention_projections" if name != MOE else "ffn"] += counted.pop("active")
+        total.update(counted)
+    if spec.depth is None:
+        return total
+    share = Counter({name: value * runs / length for name, value in total.items()})
+    share["router"] += 2 * count_multiplied(spec.depth.parameters(model_dim))
+    return share
+
+
+def count_mixture(moe: MoEConfig, model_dim: int, width: int, group: int, plan: Plan) -> Counter[str]:
+    """Counts one mixture's operations per token: `active`, its `router`, and what it executes besides.
+
+    Args:
+      moe: the mixture.
+      model_dim: D.
+      width: width of the experts' results.
+      group: tokens that share a capacity.
+      plan: the way in which its experts are run.
+    """
+    parameters = moe.parameters(model_dim)
+
+    def of(*starts: str) -> int:
+        chosen = {path: parameter for path, parameter in parameters.items() if path.startswith(starts)}
+        return 2 * count_multiplied(chosen)
+
+    expert = of("experts_") // moe.num_experts
+    executed = _executed if moe.router.slots(group, moe.setting()) is None else _executed_slots
+    return Counter(
+        active=moe.k * expert + of("shared"),
+        router=of("router/"),
+        mixtures_executed=executed(moe, model_dim + width, expert, group, plan) - moe.k * expert,
     )
 
 
-def _executed(moe: MoEConfig, model_dim: int, width: int, expert: int, group: int) -> float:
-    """Counts the operations of a mixture per token of a `group` of tokens in training.
+def count_cross_attention(config: ModelConfig, sequence_length: int, target_length: int) -> Counter[str]:
+    """Counts a decoder's attention to the encoder over both texts: targets ask, the encoder's tokens are seen."""
+    total: Counter[str] = Counter()
+    for spec in config.layers:
+        attention = spec.attention.as_cross_attention()
+        seen = {"key/kernel", "value/kernel"}
+        for path, parameter in attention.parameters(config.model_dim).items():
+            length = sequence_length if path in seen else target_length
+            total["attention_projections"] += 2 * parameter.size * length * parameter.multiplies
+        total["attention_scores"] += target_length * sequence_length * attention.pair_flops()
+    return total
 
-    One expert costs a token `expert`, and its results have `width`.
+
+def _executed(moe: MoEConfig, width: int, expert: int, group: int, plan: Plan) -> float:
+    """Counts a mixture's operations per token of a `group` of tokens in training, as its experts are run.
+
+    One expert costs a token `expert`; `width` is that of a token and of its result together.
     """
     capacity = capacity_per_expert(moe.capacity_factor, group, moe.k, moe.num_experts, moe.capacity_rule)
-    work = Work(group, moe.k, moe.num_experts, capacity, expert, model_dim + width)
-    return EXECUTIONS[plan_here(moe.execution).execution].flops_per_token(work)
+    work = Work(group, moe.k, moe.num_experts, capacity, expert, width)
+    return EXECUTIONS[plan.execution].flops_per_token(work)
 
 
-def _executed_slots(moe: MoEConfig, model_dim: int, width: int, expert: int, group: int) -> float:
+def _executed_slots(moe: MoEConfig, width: int, expert: int, group: int, plan: Plan) -> float:
     """Counts as `_executed` where experts run slots that mix a group's tokens: mixing, and each slot as a token."""
-    capacity = capacity_per_expert(1.0, group, moe.k, moe.num_experts)
-    slots = moe.num_experts * capacity
-    work = Work(slots, 1, moe.num_experts, capacity, expert, model_dim + width)
-    flops_per_slot = EXECUTIONS[plan_here(moe.execution).execution].flops_per_token(work)
-    return 2.0 * slots * (model_dim + width) + slots / group * flops_per_slot
+    slots = moe.router.slots(group, moe.setting())
+    work = Work(slots, 1, moe.num_experts, slots // moe.num_experts, expert, width)
+    return 2.0 * slots * width + slots / group * EXECUTIONS[plan.execution].flops_per_token(work)

@@ -1,1 +1,1 @@
-"""What trained models do: who is routed where, what they answer, and what loss to expect of which size."""
+"""Analysis of trained models: their routing, their use of repeated text, and scaling laws."""

@@ -1,7 +1,7 @@
-"""What a decoder has from copying: its loss where the text repeats itself, and elsewhere. B batch, S sequence.
+"""The loss of a decoder on repeated text and on all other text. B batch, S sequence.
 
-A token is a repeat where some earlier place of its text has the same token and the same one after it, so that a model
-that looks back and copies what came next (an induction head: Olsson et al. 2022, arXiv:2209.11895) is right there.
+A token is a repeat if the same token, with the same next token, stands earlier in its document. There a model that
+looks back and copies the next token is right (an induction head: Olsson et al. 2022, arXiv:2209.11895).
 """
 
 import functools
@@ -18,12 +18,12 @@ from moe_jax.training.trained import TrainedRun
 
 
 class RepeatLoss(NamedTuple):
-    """Nats per target token.
+    """A loss in two parts, in nats per target token.
 
     Attributes:
-      repeats: where the text repeats itself.
-      others: elsewhere.
-      share: of the target tokens that are repeats.
+      repeats: mean loss of repeats.
+      others: mean loss of all other tokens.
+      share: share of the target tokens that are repeats.
     """
 
     repeats: float
@@ -34,19 +34,19 @@ class RepeatLoss(NamedTuple):
 def find_repeats(
     tokens: Int[np.ndarray, "B S"], targets: Int[np.ndarray, "B S"], segment_ids: Int[np.ndarray, "B S"]
 ) -> Bool[np.ndarray, "B S"]:
-    """Whether the token and the one after it have stood so in the same text before."""
+    """Marks each token that stands earlier in its document with the same next token."""
     same = functools.reduce(np.logical_and, (x[:, :, None] == x[:, None, :] for x in (tokens, targets, segment_ids)))
     return np.tril(same, -1).any(axis=-1)
 
 
 def loss_by_repeats(run: TrainedRun) -> RepeatLoss:
-    """The validation loss of a trained decoder in two parts.
+    """Computes the validation loss of a trained decoder on repeats and on other tokens.
 
     Raises:
-      ConfigError: the model is no decoder that says what comes next; or the corpus is no longer what it was.
+      ConfigError: the run's task is not `causal`, or its corpus has changed since it was trained.
     """
     config, data = run.config, load_text(run.config.data)
-    require(config.data.task == "causal", "data.task", config.data.task, "causal, where earlier text can be copied")
+    require(config.data.task == "causal", "data.task", config.data.task, "a run with task 'causal'")
     run.require_corpus(data.corpus_name, data.digest)
 
     @jax.jit

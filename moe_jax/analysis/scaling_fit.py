@@ -1,4 +1,4 @@
-"""Scaling laws fitted to losses, robustly and with intervals."""
+"""Robust fits of scaling laws to losses, with bootstrap intervals."""
 
 import dataclasses
 import itertools
@@ -16,17 +16,17 @@ from moe_jax.analysis.scaling_tables import law_columns
 from moe_jax.configuration import require
 
 HUBER = 0.01
-"""The residual in log10 L, 2.3% of the loss, above which a run's pull on the fit no longer grows."""
+"""Threshold of Huber's loss: a residual in log10 L (2.3% of the loss) above which a run's pull no longer grows."""
 
 LARGEST = 1e9
-"""Positive coefficients stay between 1 / LARGEST and LARGEST. An interval that ends there has no end in the data."""
+"""Bound of positive coefficients, from 1 / LARGEST to LARGEST. The data give no end to an interval that ends there."""
 
 LEVEL = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """A value, or an array of values, and the ends of its 95% interval."""
+    """A value or an array of values, with the ends of its 95% interval."""
 
     value: Float[np.ndarray, "*n"]
     low: Float[np.ndarray, "*n"]
@@ -35,13 +35,13 @@ class Quantity:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A law with the coefficients that a table of losses gives it.
+    """A law with coefficients fitted to a table of losses.
 
     Attributes:
-      name: of the law, in LAWS.
-      coefficients: by name.
-      resampled: the coefficients of each bootstrap sample.
-      residuals: log10 of the table's losses less that of the law's.
+      name: name of the law in LAWS.
+      coefficients: fitted coefficients by name.
+      resampled: coefficients of each bootstrap sample.
+      residuals: log10 of the table's losses minus log10 of the law's.
     """
 
     name: str
@@ -60,14 +60,14 @@ class Fit:
         return float(np.sqrt(np.mean(self.residuals**2)))
 
     def loss(self, columns: Columns) -> Quantity:
-        """The law's loss for each row of `columns`; the interval is of the curve, not of a further run."""
+        """Returns the law's loss for each row of `columns`; the interval is of the curve, not of a further run."""
         return self.quantity(lambda coefficients: 10.0 ** self.law.log_loss(coefficients, columns))
 
     def quantity(self, of: Callable[[Coefficients], Float[np.ndarray, "*n"] | float]) -> Quantity:
-        """What `of` makes of the coefficients, with its percentile interval.
+        """Applies `of` to the coefficients; returns the result with its percentile interval.
 
-        The percentiles are those that Student's t asks for, so that few rows give a wide interval (Hesterberg 2015,
-        "What teachers should know about the bootstrap", section 5).
+        The percentiles are widened as Student's t is against the normal distribution, so that few rows give a wide
+        interval (Hesterberg 2015, "What teachers should know about the bootstrap", section 5).
         """
         values = np.array([of(coefficients) for coefficients in self.resampled], float)
         tail = stats.norm.cdf(stats.t.ppf((1 - LEVEL) / 2, len(self.residuals) - len(self.coefficients)))
@@ -78,19 +78,19 @@ class Fit:
 
 
 def fit_law(table: pd.DataFrame, law: str, bootstrap: int = 200, seed: int = 0, progress: bool = False) -> Fit:
-    """Fits a law by Huber's loss of the residuals in log10 L, from several starts.
+    """Fits a law by Huber's loss of the residuals in log10 L, from several starting points.
 
-    Intervals come from the bootstrap of residuals: the law's losses with residuals drawn again are fitted anew. Runs
-    are not drawn, because a table is a designed grid, of which a sample of runs would lose whole sizes; so no
-    replicates are needed, and those there are count as further runs. It takes the law for true and the residuals for
-    independent; `moe_jax.analysis.scaling_report.shared_errors` says where they are not.
+    Intervals come from a bootstrap of residuals: resampled residuals are added to the law's losses, and the law is
+    fitted again. Runs are not resampled, because a table is a designed grid and a sample of runs would lose whole
+    sizes. Replicates are not needed; they count as further runs. The method assumes that the law is true and the
+    residuals independent; `moe_jax.analysis.scaling_report.shared_errors` tests the second.
 
     Args:
       table: a row for each run, with the law's columns and `loss` in nats per token.
       law: a name in `moe_jax.analysis.scaling_laws.LAWS`.
-      bootstrap: samples for the intervals, at least 40, so that one of them is in each tail.
-      seed: of the samples.
-      progress: show a bar if it takes long.
+      bootstrap: number of samples for the intervals, at least 40, so that at least one lies in each tail.
+      seed: seed of the samples.
+      progress: shows a progress bar if fitting takes long.
 
     Raises:
       ConfigError: `bootstrap` or `seed` is out of range, or the table cannot determine the law; see `law_columns`.
@@ -104,7 +104,7 @@ def fit_law(table: pd.DataFrame, law: str, bootstrap: int = 200, seed: int = 0, 
     coefficients = _decode(formula, best.x)
     fitted = formula.log_loss(coefficients, columns)
     residuals = observed - fitted
-    # A fit leaves smaller residuals than the noise: it has as many fewer degrees of freedom as coefficients.
+    # Residuals are smaller than the noise: each coefficient takes one degree of freedom.
     spread = np.sqrt(len(observed) / (len(observed) - len(coefficients))) * (residuals - residuals.mean())
     random = np.random.default_rng(seed)
     resampled = tuple(
@@ -115,7 +115,7 @@ def fit_law(table: pd.DataFrame, law: str, bootstrap: int = 200, seed: int = 0, 
 
 
 def _start(law: Law, columns: Columns, shape: tuple[float, ...]) -> Float[np.ndarray, " coefficients"]:
-    """From where to search with given coefficients within the terms: those of the terms by linear least squares."""
+    """Makes a starting point: given `shape` coefficients, linear least squares gives the coefficients of the terms."""
     names = dict(zip(law.shape, shape, strict=True))
     terms = np.stack(law.terms(names, columns), axis=1)
     if law.logarithmic:
@@ -130,7 +130,7 @@ def _start(law: Law, columns: Columns, shape: tuple[float, ...]) -> Float[np.nda
 
 
 def _decode(law: Law, x: Float[np.ndarray, " coefficients"]) -> dict[str, float]:
-    """Coefficients from what is searched: logarithms of those that are positive, or of what one has over another."""
+    """Inverts the parametrisation of the search: logarithms of positive coefficients, or of their differences."""
     linear, shape = x[: len(law.linear)], np.exp(x[len(law.linear) :])
     if not law.logarithmic:
         linear = np.exp(linear)
@@ -142,7 +142,7 @@ def _decode(law: Law, x: Float[np.ndarray, " coefficients"]) -> dict[str, float]
 def _minimize(
     law: Law, columns: Columns, observed: Float[np.ndarray, " runs"], start: Float[np.ndarray, " coefficients"]
 ) -> OptimizeResult:
-    """scipy's solution for `observed` log10 losses."""
+    """Minimizes Huber's loss to `observed` log10 losses with scipy."""
     limit = np.full(len(start), np.log(LARGEST))
     if law.logarithmic:
         limit[: len(law.linear)] = np.inf

@@ -1,4 +1,4 @@
-"""Scaling laws: the loss to expect of a model from its size, its experts and its training.
+"""Scaling laws: formulas for a model's loss by its size, its experts and its training.
 
 N parameters without embeddings, E experts per sparse layer (1: a dense model), G granularity (width of the dense
 network over that of an expert), D tokens of training, L loss in nats per token.
@@ -16,18 +16,18 @@ Columns = Mapping[str, Float[np.ndarray, " runs"]]
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """A formula for the loss: a sum of terms, each with a coefficient, that is log10 L or L itself.
+    """A formula for log10 L or L: a sum of terms, each with a coefficient.
 
     Attributes:
-      formula: for people.
-      paper: where it is from.
-      columns: what it is a function of, with the number of distinct values by which its coefficients can be told apart.
+      formula: the formula as text.
+      paper: the paper that the law is from.
+      columns: variables of the law, with the number of distinct values of each that determines its coefficients.
       linear: names of the terms' coefficients.
-      shape: names of the coefficients within the terms, all positive, with the values from which fits start.
-      terms: (coefficients of `shape`, columns) -> the terms, in the order of `linear`.
-      logarithmic: the terms sum to log10 L; else to L, and their coefficients are positive.
-      increasing: each coefficient of `shape` is above the one before.
-      published: the papers' coefficients, by whose they are.
+      shape: names of the coefficients within the terms, all positive, with the starting values of fits.
+      terms: function (coefficients of `shape`, columns) -> the terms, in the order of `linear`.
+      logarithmic: true if the terms sum to log10 L; else they sum to L and their coefficients are positive.
+      increasing: true if each coefficient of `shape` is larger than the one before.
+      published: the papers' coefficients, by the name of the router or the authors.
     """
 
     formula: str
@@ -46,18 +46,20 @@ class Law:
         return (*self.linear, *self.shape)
 
     def log_loss(self, coefficients: Coefficients, columns: Columns) -> Float[np.ndarray, " runs"]:
-        """log10 of the loss, for each row of the columns."""
+        """Computes log10 of the loss for each row of the columns."""
         terms = self.terms(coefficients, columns)
         total = sum(coefficients[name] * term for name, term in zip(self.linear, terms, strict=True))
         return total if self.logarithmic else np.log10(total)
 
 
 def effective_experts(experts: Float[np.ndarray, "*n"], e_start: float, e_max: float) -> Float[np.ndarray, "*n"]:
-    """Ehat of Clark et al. 2022: `e_start` for one expert, about E for some, and never above `e_max`.
+    """Computes the saturating number of experts Ehat of Clark et al. 2022.
+
+    Ehat is `e_start` for one expert, about E for a moderate number, and never above `e_max`.
 
     Args:
       experts: E, at least 1.
-      e_start, e_max: positive, the first below the second.
+      e_start, e_max: limits of Ehat, 0 < e_start < e_max.
     """
     return 1.0 / (1.0 / (experts - 1.0 + 1.0 / (1.0 / e_start - 1.0 / e_max)) + 1.0 / e_max)
 
@@ -65,12 +67,12 @@ def effective_experts(experts: Float[np.ndarray, "*n"], e_start: float, e_max: f
 def effective_parameters(
     coefficients: Coefficients, parameters: Float[np.ndarray, "*n"], experts: Float[np.ndarray, "*n"]
 ) -> Float[np.ndarray, "*n"]:
-    """The effective parameter count: N of the dense model whose loss is that of N parameters and E experts.
+    """Computes the effective parameter count: the size of the dense model with the loss of N parameters and E experts.
 
     It solves L(Nbar, 1) = L(N, E) (Clark et al. 2022, section 4).
 
     Args:
-      coefficients: of the law `routed` or `bilinear`.
+      coefficients: coefficients of the law `routed` or `bilinear`.
       parameters: N.
       experts: E.
     """
@@ -81,10 +83,10 @@ def effective_parameters(
 
 
 def cutoff_parameters(coefficients: Coefficients) -> float:
-    """N at and above which more experts no longer lower the loss, 10 ** (-b / c); infinite without such an N.
+    """Computes the N from which more experts no longer lower the loss, 10 ** (-b / c); infinite if there is none.
 
     Args:
-      coefficients: of the law `routed` or `bilinear`.
+      coefficients: coefficients of the law `routed` or `bilinear`.
     """
     b, c = coefficients["b"], coefficients["c"]
     if c <= 0:
@@ -94,7 +96,7 @@ def cutoff_parameters(coefficients: Coefficients) -> float:
 
 
 def _log_experts(coefficients: Coefficients, experts: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    """log10 of Ehat, or of E with a law that does not saturate."""
+    """Computes log10 of Ehat, or of E with a law that does not saturate."""
     if "E_start" not in coefficients:
         return np.log10(experts)
     return np.log10(effective_experts(experts, coefficients["E_start"], coefficients["E_max"]))
@@ -184,4 +186,4 @@ LAWS = {
         logarithmic=True,
     ),
 }
-"""The laws by name: Clark's with and without saturation, at one N and at one E; Krajewski's with and without G."""
+"""The laws by name: Clark's with and without saturation, at one N, and at one E; Krajewski's with and without G."""

@@ -1,4 +1,4 @@
-"""The figure of a scaling law: losses with the curves that were fitted to them, and what the curves leave over."""
+"""The figure of a scaling law: losses with the fitted curves, and residuals."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,13 +27,14 @@ _exact = EngFormatter()
 
 
 def plot_fit(fit: Fit, table: pd.DataFrame) -> Figure:
-    """Losses of a table over E, G or N with the law's curves and their 95% intervals; on the right the residuals.
+    """Plots losses over E, G or N with the law's curves and their 95% intervals; on the right the residuals.
 
-    One curve for each other size: colours are the first of the other variables, line styles the second.
+    There is one curve for each value of the law's other variables. Colours stand for the first of these, line styles
+    for the second.
 
     Args:
-      fit: of a law to that table.
-      table: as given to `fit_law`.
+      fit: fit of a law to `table`.
+      table: table that was given to `fit_law`.
 
     Raises:
       ConfigError: see `law_columns`.
@@ -52,7 +53,7 @@ def plot_fit(fit: Fit, table: pd.DataFrame) -> Figure:
         right.plot(group[x], group["residual"], "o", color=colour, markersize=5, alpha=0.8)
     right.axhline(0.0, color="black", linestyle=":", linewidth=1.2)
     left.set_yscale("log")
-    # Losses of one table span less than a decade, in which a logarithmic axis has hardly a tick of its own.
+    # Losses span less than a decade, where a logarithmic axis has hardly any ticks.
     left.yaxis.set_major_locator(MaxNLocator(8))
     left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_formatter(NullFormatter())
@@ -70,7 +71,7 @@ def plot_fit(fit: Fit, table: pd.DataFrame) -> Figure:
 def _plot_curve(
     axes: Axes, fit: Fit, group: pd.DataFrame, x: str, sizes: Mapping[str, float], colour: str, style: str
 ) -> None:
-    """One curve with its interval, over the range of its runs, and these as dots."""
+    """Plots one curve with its interval over the range of its runs, and the runs as dots."""
     line = np.geomspace(group[x].min(), group[x].max(), 60)
     loss = fit.loss({x: line} | {name: np.full(60, value) for name, value in sizes.items()})
     axes.fill_between(line, loss.low, loss.high, color=colour, alpha=0.2, linewidth=0)
@@ -79,7 +80,7 @@ def _plot_curve(
 
 
 def _log_axis(axes: Axes, name: str, values: Float[np.ndarray, " sizes"]) -> None:
-    """A logarithmic axis with a tick at each of the values, where these are few."""
+    """Makes an axis logarithmic, with a tick at each value if there are few."""
     axes.set_xscale("log")
     axes.set_xlabel(LABELS[name])
     axes.grid(alpha=0.25)
@@ -90,18 +91,18 @@ def _log_axis(axes: Axes, name: str, values: Float[np.ndarray, " sizes"]) -> Non
 
 
 def _colours(values: Float[np.ndarray, " sizes"]) -> dict[float, str]:
-    """Viridis, safe for the colour-blind, darker for the larger."""
+    """Chooses colours of viridis, which is safe for the colour-blind; darker for larger values."""
     shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(values))[::-1])
     return {value: to_hex(shade) for value, shade in zip(sorted(values), shades, strict=True)}
 
 
 def _styles(values: Float[np.ndarray, " sizes"]) -> dict[float, str]:
-    """Line styles; more values than there are styles share them."""
+    """Chooses line styles; values share them if there are more values than styles."""
     return {value: STYLES[i % len(STYLES)] for i, value in enumerate(sorted(values))}
 
 
 def _legend(figure: Figure, others: Sequence[str], colours: Mapping[float, str], styles: Mapping[float, str]) -> None:
-    """What dots, lines and shades are, and each colour and line style."""
+    """Draws the legend: dots, lines and shades, and each colour and line style."""
     axes = figure.axes[0]
     grey = {"color": "0.3"}
     handles = [

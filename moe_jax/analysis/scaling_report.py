@@ -1,4 +1,4 @@
-"""What a fitted scaling law says, for terminals and as JSON."""
+"""The report of a fitted scaling law, for terminals and as JSON."""
 
 import json
 import math
@@ -18,27 +18,26 @@ from moe_jax.analysis.scaling_tables import law_columns
 from moe_jax.runtime.files import write_beside, write_whole
 
 SUSPICIOUS = 0.01
-"""The p-value below which `format_fit` warns of runs that err together."""
+"""The p-value below which `format_fit` warns of shared errors."""
 
 _count = EngFormatter(places=2)
 
 
 def coefficient_table(fit: Fit) -> pd.DataFrame:
-    """Each coefficient with the ends of its 95% interval, and what papers published for the same law."""
+    """Tabulates each coefficient with the ends of its 95% interval and the published values."""
     found = {name: fit.quantity(lambda coefficients, name=name: coefficients[name]) for name in fit.coefficients}
     table = pd.DataFrame({name: _record(quantity) for name, quantity in found.items()}).T
     return table.join(pd.DataFrame(dict(fit.law.published), index=list(fit.coefficients)))
 
 
 def effective_table(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
-    """The effective parameter count of each sparse size of a table; see `effective_parameters`.
+    """Tabulates the effective parameter count of each sparse size of a table; see `effective_parameters`.
 
-    Columns: N, E, effective, low, high, and `extrapolated`, whether the law has to guess at dense models larger than
-    any of the table.
+    Columns: N, E, effective, low, high, and `extrapolated`, true if the count is above the largest N of the table.
 
     Args:
-      fit: of the law `routed` or `bilinear`.
-      table: as given to `fit_law`.
+      fit: fit of the law `routed` or `bilinear`.
+      table: table that was given to `fit_law`.
     """
     columns = law_columns(table, fit.name)
     sizes = np.unique(np.stack([columns["N"], columns["E"]], axis=1), axis=0)
@@ -57,14 +56,15 @@ def effective_table(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def shared_errors(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
-    """By the variables of the law, and `seed`: how likely chance alone makes runs of one value err so much together.
+    """Tests whether runs with the same value of a variable err together, for each variable of the law and `seed`.
 
-    They are p-values of the F test that the mean residual is the same for each value. Where one is small the law is
-    only near the truth, or a seed shifts all models alike, and intervals, which take runs for independent, mislead.
+    Returns p-values of the F test that the mean residual is the same for each value. A small p-value means that the
+    law is only an approximation, or that a seed shifts all models alike. The intervals, which assume independent runs,
+    are then too narrow.
 
     Args:
-      fit: of a law to that table.
-      table: as given to `fit_law`.
+      fit: fit of a law to `table`.
+      table: table that was given to `fit_law`.
     """
     names = [name for name in (*fit.law.columns, "seed") if name in table and 1 < table[name].nunique() < len(table)]
     groups = {name: pd.Series(fit.residuals).groupby(table[name].to_numpy()) for name in names}
@@ -72,7 +72,7 @@ def shared_errors(fit: Fit, table: pd.DataFrame) -> dict[str, float]:
 
 
 def format_fit(fit: Fit, table: pd.DataFrame) -> str:
-    """The law, its coefficients beside the published ones, its error, and what follows for the table's models."""
+    """Formats the law, its coefficients beside the published ones, its error, and effective parameter counts."""
     relative = 100 * (10**fit.rmse - 1)
     lines = [
         f"{fit.name}: {fit.law.formula}",
@@ -82,7 +82,7 @@ def format_fit(fit: Fit, table: pd.DataFrame) -> str:
         "",
         *_coefficient_lines(fit),
         *(
-            f"runs of one {name} err together (F test, p = {p:.0e}), but the intervals take them for independent"
+            f"runs of one {name} err together (F test, p = {p:.0e}), but the intervals assume independent runs"
             for name, p in shared_errors(fit, table).items()
             if p < SUSPICIOUS
         ),
@@ -93,12 +93,12 @@ def format_fit(fit: Fit, table: pd.DataFrame) -> str:
 
 
 def has_effective_parameters(fit: Fit) -> bool:
-    """Whether the law knows both N and E."""
+    """Returns true if the law has both variables N and E."""
     return {"N", "E"} <= fit.law.columns.keys()
 
 
 def fit_record(fit: Fit, table: pd.DataFrame) -> dict[str, Any]:
-    """The same in JSON's types; what is infinite is None."""
+    """Returns the contents of the report in JSON's types; infinite numbers are None."""
     record: dict[str, Any] = {
         "law": fit.name,
         "formula": fit.law.formula,
@@ -134,7 +134,7 @@ def _coefficient_lines(fit: Fit) -> list[str]:
         for name, row in table.iterrows()
     ]
     open_ended = (table["low"] < 2 / LARGEST) & (table["low"] > 0) | (table["high"] > LARGEST / 2)
-    note = [f"{', '.join(table.index[open_ended])}: the interval has no end in the data"] if open_ended.any() else []
+    note = [f"{', '.join(table.index[open_ended])}: the data do not bound the interval"] if open_ended.any() else []
     return [*_align([header, *cells]), *note]
 
 
@@ -167,7 +167,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _number(value: SupportsFloat) -> str:
-    """A count with its unit; beyond a million times a million times a million a power of ten."""
+    """Formats a count with its unit prefix; from 1e18 on as a power of ten."""
     value = float(value)
     if math.isinf(value):
         return "infinity"

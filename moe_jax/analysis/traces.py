@@ -1,4 +1,4 @@
-"""Who is routed where in a model. B batch, S sequence."""
+"""Routing traces: the decision of every router of a model on a batch. B batch, S sequence."""
 
 import dataclasses
 import functools
@@ -8,12 +8,10 @@ from jaxtyping import Array, Int
 
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.language_model import make_model
-from moe_jax.models.parameters import Params, init_router_state, unstack_layers
-from moe_jax.models.routing_metrics import mixtures
-from moe_jax.routing import Router
-from moe_jax.routing.assignment import Assignment
-from moe_jax.routing.router import RNG, STATE
-from moe_jax.routing.soft_moe import Slots
+from moe_jax.models.parameters import Params, init_router_state
+from moe_jax.models.paths import mixtures_of, unstack_layers
+from moe_jax.routing import Decision
+from moe_jax.routing.router import RNG, STATE, RouterModule
 from moe_jax.routing.statistics import METRICS
 
 
@@ -22,18 +20,18 @@ def trace_assignments(
     params: Params,
     *texts: Int[Array, "B _"] | None,
     router_state: Params | None = None,
-) -> dict[str, Assignment | Slots]:
-    """What the router of each mixture decides on a batch, by its name, `layer_i`; see `mixtures`.
+) -> dict[str, Decision]:
+    """Returns the decision of each mixture's router on a batch, by the mixture's name, `layer_i`; see `MixturePath`.
 
-    The evaluation capacity holds, groups are those of `config.moe.group_size`, and a router that draws draws the same
-    each time.
+    Capacity is that of evaluation, groups are those of `config.moe.group_size`, and random draws are the same each
+    time.
 
     Args:
-      config: the model's shape; scanned or recomputed layers give what plain ones do.
+      config: the model's configuration; scan and remat do not change the result.
       params: the model's parameters.
-      texts: the model's arguments: tokens, positions and segment ids, then an encoder's; see `Decoder` and
+      texts: the model's arguments: tokens, positions and segment ids, then those of an encoder; see `Decoder` and
         `EncoderDecoder`.
-      router_state: what its routers remember; None takes what they start with.
+      router_state: state of the routers; None takes the initial one.
     """
     state = init_router_state(config) if router_state is None else router_state
     if config.scan_layers:
@@ -41,10 +39,10 @@ def trace_assignments(
     plain = dataclasses.replace(config, scan_layers=False, remat=False, remat_saves=())
     run = functools.partial(
         make_model(plain).apply,
-        capture_intermediates=lambda module, method: isinstance(module, Router) and method == "__call__",
+        capture_intermediates=lambda module, method: isinstance(module, RouterModule) and method == "__call__",
         mutable=["intermediates", METRICS],
         rngs={RNG: jax.random.key(0)},
     )
     _, collections = jax.jit(run)({"params": params, STATE: state}, *texts)
-    traced = mixtures(collections["intermediates"], plain)
-    return {name: mixture["router"]["__call__"][0] for name, mixture in traced}
+    traced = mixtures_of(collections["intermediates"], plain)
+    return {path.name: mixture["router"]["__call__"][0] for path, mixture in traced}

@@ -1,4 +1,4 @@
-"""`moe-jax repeats`: what trained models have from copying."""
+"""Command `moe-jax repeats`: the loss of trained models on repeated text and on other text."""
 
 import argparse
 import json
@@ -12,9 +12,9 @@ def add(commands: Any) -> None:
     """Adds the command to the subparsers of `moe-jax`."""
     repeats = commands.add_parser(
         "repeats",
-        help="say what trained models have from copying",
-        description="The validation loss of trained decoders, in nats per token, where the text repeats itself and "
-        "elsewhere: a token is a repeat where it and the one before it have stood so in the same text before.",
+        help="compare the loss of trained models on repeated text and on other text",
+        description="Prints the validation loss of trained decoders, in nats per token, on repeats and on all other "
+        "tokens. A token is a repeat if it and the token before it stand next to each other earlier in the document.",
         epilog="example:\n  moe-jax repeats runs/dense runs/switch-16",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""`moe-jax score`: questions to a trained model, with and without solved examples before them."""
+"""Command `moe-jax score`: asks a trained model questions, with and without demonstrations."""
 
 import argparse
 import json
@@ -13,10 +13,10 @@ def add(commands: Any) -> None:
     """Adds the command to the subparsers of `moe-jax`."""
     score = commands.add_parser(
         "score",
-        help="ask a trained model questions, with and without solved examples before them",
-        description="Zero-, one- and few-shot results of a trained decoder on multiple choice or cloze. Accuracies "
-        "have Wilson's 95% intervals over the questions; of several seeds there is the mean, with Student's over the "
-        "draws of solved examples.",
+        help="score a trained model on questions, zero-shot or few-shot",
+        description="Prints zero-, one- and few-shot results of a trained decoder on multiple-choice or cloze "
+        "questions. Accuracies have Wilson's 95% intervals over the questions; with several seeds, the mean has "
+        "Student's 95% interval over the seeds.",
         epilog="examples:\n  moe-jax score runs/switch-16 corpus:continuation --examples 200 --shots 0,1,4\n"
         "  moe-jax score runs/switch-16 questions.jsonl --shots 0,4 --seeds 0,1,2 --json\n"
         "  moe-jax score runs/switch-16 tfds:piqa --context goal --choices sol1,sol2 --answer label --join ' '",
@@ -26,32 +26,45 @@ def add(commands: Any) -> None:
     score.add_argument(
         "task",
         metavar="TASK",
-        help="corpus:continuation or corpus:last_word, made of the run's validation documents; tfds:NAME[/CONFIG]; or "
-        'FILE.jsonl, each line {"context": TEXT, "choices": [TEXT, ...], "answer": INDEX} or {"context": TEXT, '
-        '"target": TEXT}',
+        help="corpus:continuation or corpus:last_word, made of the run's validation documents; tfds:NAME[/CONFIG], a "
+        'prepared data set; or FILE.jsonl, each line {"context": TEXT, "choices": [TEXT, ...], "answer": INDEX} or '
+        '{"context": TEXT, "target": TEXT}',
     )
     integers: dict[str, Any] = {"metavar": "N[,N...]", "type": _integers, "default": [0]}
-    score.add_argument("--shots", **integers, help="solved examples before each question (0)")
-    score.add_argument("--seeds", **integers, help="of the draws of solved examples (0)")
-    score.add_argument("--examples", metavar="N", type=int, help="questions at most (of corpus: 200, else all)")
-    score.add_argument("--demonstrations", metavar="TASK", help="where solved examples come from (TASK itself)")
+    score.add_argument("--shots", **integers, help="demonstrations (solved examples) before each question; default: 0")
+    score.add_argument("--seeds", **integers, help="seeds of the draws of demonstrations; default: 0")
+    score.add_argument(
+        "--examples", metavar="N", type=int, help="largest number of questions; default: 200 of corpus:, else all"
+    )
+    score.add_argument("--demonstrations", metavar="TASK", help="source of demonstrations; default: TASK itself")
     score.add_argument(
         "--normalisation",
         choices=["sum", "per_token", "per_byte", "unconditional"],
         default="per_token",
-        help="what log-probabilities of choices are compared by (per_token)",
+        help="normalisation of the choices' log-probabilities before they are compared; default: per_token",
     )
-    score.add_argument("--neutral", metavar="TEXT", default="Answer:", help="context for unconditional (Answer:)")
-    score.add_argument("--lines", metavar="N", type=int, default=4, help="lines of a context, of corpus: (4)")
-    score.add_argument("--split", metavar="NAME", default="validation", help="of a TFDS task (validation)")
-    score.add_argument("--demonstrations-split", metavar="NAME", default="train", help="of its demonstrations (train)")
-    for name, says in (("context", "text"), ("answer", "index of the right choice"), ("target", "text to be found")):
-        score.add_argument(f"--{name}", metavar="FIELD", default=name, help=f"field with the {says} ({name})")
     score.add_argument(
-        "--choices", metavar="FIELD[,...]", default="choices", help="field that lists the choices, or one for each"
+        "--neutral", metavar="TEXT", default="Answer:", help="context of normalisation unconditional; default: Answer:"
     )
-    score.add_argument("--join", metavar="TEXT", default="", help="put between a context and what follows it")
-    score.add_argument("--batch-size", metavar="N", type=int, default=16, help="sequences that are scored at once (16)")
+    score.add_argument("--lines", metavar="N", type=int, default=4, help="lines of a context of corpus:; default: 4")
+    score.add_argument("--split", metavar="NAME", default="validation", help="split of tfds:; default: validation")
+    score.add_argument(
+        "--demonstrations-split", metavar="NAME", default="train", help="split of its demonstrations; default: train"
+    )
+    for name, says in (
+        ("context", "context"),
+        ("answer", "index of the right choice"),
+        ("target", "answer of a cloze"),
+    ):
+        score.add_argument(f"--{name}", metavar="FIELD", default=name, help=f"field with the {says}; default: {name}")
+    score.add_argument(
+        "--choices",
+        metavar="FIELD[,...]",
+        default="choices",
+        help="field that lists the choices, or one field for each choice; default: choices",
+    )
+    score.add_argument("--join", metavar="TEXT", default="", help="text between a context and a choice; default: none")
+    score.add_argument("--batch-size", metavar="N", type=int, default=16, help="sequences scored at once; default: 16")
     score.add_argument("--json", action="store_true", help="one JSON object per line")
     score.set_defaults(run=_score)
 
@@ -59,14 +72,16 @@ def add(commands: Any) -> None:
 def _integers(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}; accepted: integers of at least 0, separated by commas")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of integers; accepted: integers of at least 0, separated by commas"
+        )
     return [int(part) for part in parts]
 
 
 def _score(options: argparse.Namespace) -> int:
-    from moe_jax.analysis.few_shot import score_rows, scorer_of
     from moe_jax.data.corpora import load_corpus
     from moe_jax.data.examples import spread
+    from moe_jax.evaluation.few_shot import score_rows, scorer_of
     from moe_jax.training.trained import load_run
 
     require(options.batch_size >= 1, "--batch-size", options.batch_size, "an integer of at least 1")
@@ -99,13 +114,15 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _questions(options: argparse.Namespace, corpus: Any) -> tuple[list[Any], list[Any]]:
-    """The questions of a task, and what their demonstrations are drawn from."""
-    from moe_jax.data.corpus_tasks import corpus_task
+    """Reads or makes the questions of a task and the pool of their demonstrations."""
     from moe_jax.data.examples import Fields, read_examples
+    from moe_jax.evaluation.questions import corpus_task
 
     others = options.demonstrations
     if options.task.startswith("corpus:"):
-        require(others is None, "--demonstrations", others, "none, with a task of the corpus, which has its own")
+        require(
+            others is None, "--demonstrations", others, "no --demonstrations with a task corpus:, which has its own"
+        )
         count = 200 if options.examples is None else options.examples
         return corpus_task(options.task.removeprefix("corpus:"), corpus, count, options.lines)
     fields = Fields(options.context, tuple(options.choices.split(",")), options.answer, options.target, options.join)

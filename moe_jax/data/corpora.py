@@ -1,4 +1,4 @@
-"""Corpora by name: documents in a fixed order, split for training and validation, with a digest of all of it."""
+"""Corpora by name: documents in a fixed order, split into training and validation, with a digest of the whole."""
 
 import contextlib
 import dataclasses
@@ -26,9 +26,9 @@ class Corpus:
     """Text to train and validate on.
 
     Attributes:
-      name: as the configuration has it.
-      digest: SHA-256 over what the documents are and how they are split, in hex; data derived from them is kept by it.
-      documents: reads the documents of a split, the same in the same order each time; none is empty.
+      name: `data.corpus` of the configuration.
+      digest: SHA-256 over the documents and their splits, in hex; it names the files of data derived from them.
+      documents: reads the documents of a split, always in the same order; none is empty.
     """
 
     name: str
@@ -37,22 +37,22 @@ class Corpus:
 
 
 def load_corpus(config: DataConfig, cache_dir: Path | None = None) -> Corpus:
-    """Finds the corpus that `config.corpus` names, and prepares `python_source` where this interpreter's is not cached.
+    """Finds the corpus that `config.corpus` names; prepares `python_source` unless it is cached.
 
-    - `python_source`, `python_source/installed`: files go to a split by the hash of their content.
-    - `text_files:GLOB[,GLOB...]`: likewise. Where that leaves a split empty, as with a single file, the tail of every
-      file validates instead, cut between paragraphs or lines.
+    - `python_source`, `python_source/installed`: the hash of a file's content decides its split.
+    - `text_files:GLOB[,GLOB...]`: likewise. If that leaves a split empty, as with a single file, the tail of every file
+      validates instead, cut between paragraphs or lines.
     - `tfds:NAME[/CONFIG]`: a data set on disk in TFDS's array_record format, below `TFDS_DATA_DIR` or TFDS's default.
-      It validates on its split `validation`, else `test`, else on the last examples of `train`.
+      It validates on its split `validation`, else `test`, else on the last examples of `train`. Its text is decoded
+      only when its documents are read.
 
     Args:
-      config: what to read.
-      cache_dir: where `python_source` is kept; `cache_directory()` if None.
+      config: names the corpus and the share of it that validates.
+      cache_dir: folder of prepared corpora; `cache_directory()` if None.
 
     Raises:
-      ConfigError: nothing matches, nothing is in it, it is not UTF-8, or a TFDS data set is not prepared, has no
-        training split or lacks the text feature. Nothing has been written then. The text of a TFDS data set is decoded
-        only when its documents are read.
+      ConfigError: no file matches, the corpus is empty, it is not UTF-8, or a TFDS data set is not prepared, has no
+        training split or lacks the text feature. Nothing has been written then.
     """
     kind, _, name = config.corpus.partition(":")
     if kind == "text_files":
@@ -93,19 +93,23 @@ def _text_files(config: DataConfig) -> Corpus:
 
 
 def matching_files(config: DataConfig) -> list[Path]:
-    """The files that the globs of `config.corpus` match, each once, sorted; every glob must match one."""
+    """Returns the files that the globs of `config.corpus` match, each once, sorted.
+
+    Raises:
+      ConfigError: a glob matches no file.
+    """
     patterns = config.corpus.partition(":")[2]
     paths = set()
     for pattern in patterns.split(","):
         matches = [Path(match) for match in glob.glob(os.path.expanduser(pattern), recursive=True)]
         files = [path.absolute() for path in matches if path.is_file()]
-        require(bool(files), "data.corpus", config.corpus, f"paths or globs of files; {pattern!r} has none")
+        require(bool(files), "data.corpus", config.corpus, f"paths or globs of files; {pattern!r} matches none")
         paths.update(files)
     return sorted(paths)
 
 
 def _read_files(config: DataConfig, paths: list[Path]) -> list[Document]:
-    """One document for each file with something in it."""
+    """Makes a document of each file that is not empty."""
     root = os.path.commonpath([path.parent for path in paths])
     documents = []
     for path in paths:
@@ -118,7 +122,7 @@ def _read_files(config: DataConfig, paths: list[Path]) -> list[Document]:
 
 
 def _decode(content: bytes, config: DataConfig, place: str) -> str:
-    """The text of `content`, or an error that says in what place it is not UTF-8."""
+    """Decodes `content`; raises ConfigError that names its `place` unless it is UTF-8."""
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -126,7 +130,7 @@ def _decode(content: bytes, config: DataConfig, place: str) -> str:
 
 
 def _head_and_tail(document: Document, validation_fraction: float) -> list[Document]:
-    """The part of a whole file that trains and the part that validates, without those that are empty."""
+    """Divides a whole file into a part that trains and a part that validates; leaves out empty parts."""
     text = document.text()
     cut = docs.tail_boundary(text, validation_fraction)
     parts: list[tuple[Split, int, int]] = [("train", 0, cut), ("validation", cut, len(text))]
@@ -144,7 +148,7 @@ def _require_both_splits(documents: list[Document], config: DataConfig) -> None:
             any(document.split == split for document in documents),
             "data.validation_fraction",
             config.validation_fraction,
-            f"a fraction that leaves both splits a document; {split} has none of {len(documents)}",
+            f"a fraction that puts a document in each split; {split} has none of the {len(documents)}",
         )
 
 
@@ -165,18 +169,18 @@ def _tfds(config: DataConfig, name: str) -> Corpus:
 
 
 def prepared_builder(name: str, field: str, value: str) -> tfds.core.DatasetBuilder:
-    """A TFDS data set as it lies on disk; the code that made it, which may need TensorFlow, is not imported.
+    """Opens a TFDS data set on disk, without importing the code that made it, which may need TensorFlow.
 
     Args:
       name: NAME[/CONFIG], below `TFDS_DATA_DIR` or TFDS's default.
-      field, value: who asks for it, for messages.
+      field, value: the field that names the data set and its value, for messages.
 
     Raises:
-      ConfigError: it is not prepared, or not in the array_record format.
+      ConfigError: the data set is not prepared, or not in the array_record format.
     """
     accepted = (
-        f"a data set that is prepared; prepare it with `tfds build {name} --file_format=array_record` and set "
-        "TFDS_DATA_DIR to where it is"
+        f"a prepared data set; prepare it with `tfds build {name} --file_format=array_record` and set TFDS_DATA_DIR "
+        "to its folder"
     )
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
@@ -193,14 +197,16 @@ def _require_text_feature(config: DataConfig, builder: tfds.core.DatasetBuilder)
         config.text_feature in known,
         "data.text_feature",
         config.text_feature,
-        f"a text feature of {config.corpus}: {', '.join(known) or 'it has none'}",
+        f"a text feature of {config.corpus}, which has {', '.join(known) or 'none'}",
     )
 
 
 def _tfds_parts(config: DataConfig, builder: tfds.core.DatasetBuilder) -> dict[Split, tuple[str, range]]:
-    """For each of our splits, the split of the data set to read and the numbers of its examples."""
+    """Returns, for each split of ours, the split of the data set to read and the numbers of its examples."""
     splits = {name: info.num_examples for name, info in builder.info.splits.items()}
-    require("train" in splits, "data.corpus", config.corpus, f"a data set with a split train; it has {list(splits)}")
+    require(
+        "train" in splits, "data.corpus", config.corpus, f"a data set with a split 'train'; this one has {list(splits)}"
+    )
     held_out = next((name for name in ("validation", "test") if name in splits), None)
     if held_out is None:
         cut = splits["train"] - round(splits["train"] * config.validation_fraction)
@@ -208,12 +214,12 @@ def _tfds_parts(config: DataConfig, builder: tfds.core.DatasetBuilder) -> dict[S
     else:
         parts = {"train": ("train", range(splits["train"])), "validation": (held_out, range(splits[held_out]))}
     for split, (_, numbers) in parts.items():
-        require(len(numbers) > 0, "data.corpus", config.corpus, f"a corpus that is not empty; {split} has no example")
+        require(len(numbers) > 0, "data.corpus", config.corpus, f"a corpus with examples; split {split} has none")
     return parts
 
 
 def _tfds_digest(config: DataConfig, builder: tfds.core.DatasetBuilder, parts: dict[Split, tuple[str, range]]) -> str:
-    """`corpus_digest` over the files of the data set, which spares decoding every example."""
+    """Digests the files of the data set with `corpus_digest`, which spares decoding every example."""
     entries = []
     for split, (tfds_split, numbers) in parts.items():
         for path in builder.info.splits[tfds_split].filepaths:

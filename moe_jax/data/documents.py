@@ -1,4 +1,4 @@
-"""Documents in files: which split each belongs to, and what identifies the set of them."""
+"""Documents in files: the split of each, and the digest of a set of them."""
 
 import dataclasses
 import hashlib
@@ -12,14 +12,14 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A file, or a part of one, that is one document of a corpus.
+    """One document of a corpus: a file or a part of one.
 
     Attributes:
-      key: the file's path relative to the corpus, with `/`; the same on every machine.
-      path: where the file is on this one.
+      key: path of the file relative to the corpus, with `/`; the same on every machine.
+      path: path of the file on this machine.
       digest: SHA-256 of the document's text, in hex.
-      split: where the document belongs.
-      start, stop: the characters of the file that are the document; None is the end.
+      split: split of the document.
+      start, stop: range of the document's characters in the file; None is the end.
     """
 
     key: str
@@ -35,22 +35,22 @@ class Document:
 
 
 def content_digest(content: bytes) -> str:
-    """SHA-256 in hex."""
+    """Returns the SHA-256 of `content` in hex."""
     return hashlib.sha256(content).hexdigest()
 
 
 def split_by_content(digest: str, validation_fraction: float) -> Split:
-    """The split of a document, from its digest alone: adding or renaming other documents does not move it."""
+    """Returns the split of a document, from its digest alone, so that other documents do not change it."""
     return "validation" if int(digest[:16], 16) < validation_fraction * 2**64 else "train"
 
 
 def corpus_digest(entries: Iterable[tuple[str, str, str]]) -> str:
-    """SHA-256 in hex over the sorted (key, content digest, split) of a corpus, whatever order they come in."""
+    """Returns the SHA-256 in hex over the sorted (key, content digest, split) entries of a corpus."""
     return content_digest("\n".join("\t".join(entry) for entry in sorted(entries)).encode())
 
 
 def documents_digest(documents: Iterable[Document]) -> str:
-    """`corpus_digest` of `documents`."""
+    """Returns the `corpus_digest` of `documents`."""
     return corpus_digest((document.key, document.digest, document.split) for document in documents)
 
 
@@ -60,9 +60,9 @@ def texts(documents: Iterable[Document], split: Split) -> Iterator[str]:
 
 
 def tail_boundary(text: str, validation_fraction: float) -> int:
-    """The character where a contiguous tail of about `validation_fraction` of `text` begins.
+    """Returns the index of the character where a tail of about `validation_fraction` of `text` begins.
 
-    The cut moves on to the end of a paragraph, else of a line, where that leaves half of the tail; else it stays.
+    The cut moves to the next end of a paragraph, else of a line, if that leaves at least half of the tail.
     """
     tail = round(len(text) * validation_fraction)
     cut = len(text) - tail

@@ -1,4 +1,4 @@
-"""Questions to ask a language model: texts and how they may go on, from lines of JSON or a prepared TFDS data set."""
+"""Questions for a language model: contexts and their choices, from lines of JSON or a prepared TFDS data set."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +14,13 @@ from moe_jax.runtime.files import json_records
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A text and how it may go on.
+    """A question: a context and its possible continuations.
 
     Attributes:
-      context: the text, which may be empty.
-      choices: what may follow it, letter by letter: where a blank is to stand between the two, it is in one of them. A
-        single choice is a cloze: the text to be found.
-      answer: the index of the right choice.
+      context: the text before the answer, which may be empty.
+      choices: the possible continuations, joined to the context as they are, so a blank between the two belongs to one
+        of them. A single choice makes a cloze: the model has to find it.
+      answer: index of the right choice.
     """
 
     context: str
@@ -29,20 +29,20 @@ class Example:
 
     @property
     def solved(self) -> str:
-        """The text with the right choice."""
+        """The context followed by the right choice."""
         return self.context + self.choices[self.answer]
 
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Where a record has the parts of an example.
+    """Names of the fields of a record that hold the parts of an example.
 
     Attributes:
-      context: name of the field with the text.
-      choices: of the one that lists the choices, or of several fields with a choice each.
-      answer: of the one with the index of the right choice, from 0.
-      target: of the one with the text to be found; a record with it is a cloze, and has no choices.
-      join: put between the text and what follows it.
+      context: field with the context.
+      choices: field that lists the choices, or several fields with one choice each.
+      answer: field with the index of the right choice, from 0.
+      target: field with the answer of a cloze; a record with it has no choices.
+      join: text put between the context and a choice.
     """
 
     context: str = "context"
@@ -56,17 +56,17 @@ DEFAULT_FIELDS = Fields()
 
 
 def read_examples(task: str, fields: Fields = DEFAULT_FIELDS, split: str = "validation") -> list[Example]:
-    """The examples of a file or a data set, all of them multiple choice or all of them cloze.
+    """Reads the examples of a file or a data set, which are all multiple choice or all cloze.
 
     Args:
       task: path of a file of JSON lines (.jsonl), each {"context": text, "choices": [text, ...], "answer": index} or
         {"context": text, "target": text}; or tfds:NAME[/CONFIG], a data set on disk in TFDS's array_record format.
-      fields: what the parts are called there, if anything else.
-      split: of a TFDS data set.
+      fields: names of the fields, if others.
+      split: split of a TFDS data set.
 
     Raises:
-      ConfigError: there is nothing of this name, or nothing in it; or a record, which the message names by file and
-        line, or by data set and number, is not such an example.
+      ConfigError: no such file or data set, or it is empty; or a record is no such example. The message names the
+        record by file and line, or by data set and number.
     """
     if task.startswith("tfds:"):
         records = _tfds_records(task, split)
@@ -79,12 +79,12 @@ def read_examples(task: str, fields: Fields = DEFAULT_FIELDS, split: str = "vali
         example = example_from(record, fields, where)
         _require_same_kind(example, examples, where)
         examples.append(example)
-    require(bool(examples), "TASK", task, "one with at least one example")
+    require(bool(examples), "TASK", task, "a task with at least one example")
     return examples
 
 
 def spread(examples: Sequence[Example], count: int | None) -> list[Example]:
-    """At most `count` of the examples, at equal distances; all of them if None."""
+    """Selects at most `count` examples at equal distances; all of them if None."""
     require(count is None or count >= 1, "examples", count, "an integer of at least 1")
     if count is None or count >= len(examples):
         return list(examples)
@@ -92,9 +92,9 @@ def spread(examples: Sequence[Example], count: int | None) -> list[Example]:
 
 
 def example_from(record: Any, fields: Fields, where: str) -> Example:
-    """The example that a record holds; `where` the record is, for messages. Raises ConfigError if it is none."""
+    """Makes an example of a record; raises ConfigError that names the place `where` the record is if it is none."""
     if not isinstance(record, Mapping):
-        raise ConfigError(f"{where} is a {type(record).__name__}; accepted: an object with fields")
+        raise ConfigError(f"{where} is a {type(record).__name__}; accepted: a JSON object")
     context = _text(record, fields.context, where)
     if (fields.target in record) == any(name in record for name in fields.choices):
         raise ConfigError(
@@ -121,7 +121,7 @@ def _choices(record: Mapping[str, Any], fields: Fields, where: str) -> list[str]
 
 
 def _text(record: Mapping[str, Any], name: str, where: str, filled: bool = False) -> str:
-    """A field that must be a text that UTF-8 can write, and if it is to be `filled`, not an empty one."""
+    """Returns a field that must be text that UTF-8 can encode, and not empty if `filled`."""
     value = _field(record, name, where)
     is_text = isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
     accepted = "a text that is not empty" if filled else "a text"
@@ -131,15 +131,15 @@ def _text(record: Mapping[str, Any], name: str, where: str, filled: bool = False
 
 def _field(record: Mapping[str, Any], name: str, where: str) -> Any:
     if name not in record:
-        raise ConfigError(f"{where}: {name} is missing; accepted: a record with it; this has {', '.join(record)}")
+        raise ConfigError(f"{where}: {name} is missing; the record has the fields {', '.join(record)}")
     return record[name]
 
 
 def _require_same_kind(example: Example, examples: list[Example], where: str) -> None:
-    """That an example is a cloze if those before it are; choices may differ in number."""
+    """Raises ConfigError if one example is a cloze and another multiple choice; the number of choices may differ."""
     kinds = ["a cloze" if len(one.choices) == 1 else "multiple choice" for one in (example, *examples[:1])]
     if len(set(kinds)) > 1:
-        raise ConfigError(f"{where} is {kinds[0]}; accepted: {kinds[1]}, as the examples before it")
+        raise ConfigError(f"{where} is {kinds[0]}; accepted: {kinds[1]}, like the examples before it")
 
 
 def _tfds_records(task: str, split: str) -> Iterable[tuple[str, Any]]:
@@ -147,14 +147,15 @@ def _tfds_records(task: str, split: str) -> Iterable[tuple[str, Any]]:
     try:
         source = builder.as_data_source(split)
     except (ValueError, KeyError) as error:
-        raise ConfigError(f"split is {split!r}; accepted: of {task} {', '.join(builder.info.splits)}") from error
+        accepted = f"a split of {task}: {', '.join(builder.info.splits)}"
+        raise ConfigError(f"split is {split!r}; accepted: {accepted}") from error
     for number in range(len(source)):
         where = f"{task}, example {number} of {split}"
         yield where, {name: _plain(value, where) for name, value in source[number].items()}
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A feature's value in the types of JSON; what has none stays as it is."""
+    """Converts a feature's value to JSON's types; leaves it as it is if there is none."""
     if isinstance(value, bytes):
         try:
             return value.decode()

@@ -1,15 +1,15 @@
-"""Lengths of texts of which spans are hidden. N tokens of a text."""
+"""Lengths of texts with hidden spans. N tokens of a text."""
 
 from typing import NamedTuple
 
 
 class Lengths(NamedTuple):
-    """How many tokens of a text of a given length are where, the same for every text.
+    """Lengths of the parts of a corrupted text, the same for every text of N tokens.
 
     Attributes:
       text: N.
-      hidden: tokens in spans.
-      spans: how many spans, and sentinels.
+      hidden: number of tokens in hidden spans.
+      spans: number of hidden spans, and of sentinels.
     """
 
     text: int
@@ -18,24 +18,24 @@ class Lengths(NamedTuple):
 
     @property
     def inputs(self) -> int:
-        """What is left of the text, a sentinel for each span, and the end."""
+        """Length of the encoder's text: the tokens that stay, a sentinel for each span, and the end."""
         return self.text - self.hidden + self.spans + 1
 
     @property
     def targets(self) -> int:
-        """The spans, each after its sentinel, and the end."""
+        """Length of the decoder's text: the spans, a sentinel before each, and the end."""
         return self.hidden + self.spans + 1
 
 
 def corrupted_lengths(text: int, rate: float, mean_span: float) -> Lengths:
-    """Of a text of at least two tokens, some of it hidden and some not."""
+    """Returns the lengths for a text of at least two tokens; at least one is hidden and at least one stays."""
     hidden = min(max(round(text * rate), 1), text - 1)
     spans = min(max(round(hidden / mean_span), 1), text - hidden)
     return Lengths(text, hidden, spans)
 
 
 def longest_text(inputs: int, rate: float, mean_span: float) -> Lengths:
-    """Of the longest text whose corrupted form has at most `inputs` tokens (at least 4)."""
+    """Returns the lengths for the longest text whose corrupted form has at most `inputs` (at least 4) tokens."""
     text = 2
     while corrupted_lengths(text + 1, rate, mean_span).inputs <= inputs:
         text += 1

@@ -1,4 +1,4 @@
-"""Masked language modelling: tokens are hidden, and the model is to say what they were (Devlin et al. 2018, sec 3.1).
+"""Masked language modelling: the model predicts hidden tokens (Devlin et al. 2018, section 3.1).
 
 B batch, S sequence.
 """
@@ -9,21 +9,21 @@ from jaxtyping import Bool, Int
 from moe_jax.data.packing import Batch
 
 KEPT = -1
-"""Shown in the place of a hidden token that stays as it is."""
+"""Mark in `shown` of a hidden token that stays as it is."""
 
 
 def draw_masks(shape: tuple[int, int], rng: np.random.Generator, rate: float, boundary_id: int, mask_id: int) -> Batch:
-    """Which tokens of a batch to hide, and by what: 80% by the mask, 10% by any token, 10% stay as they are.
+    """Draws the tokens of a batch to hide: 80% become the mask, 10% a random token, 10% stay as they are.
 
     Args:
       shape: B, S.
-      rng: of the draws.
-      rate: each token's chance of being hidden.
-      boundary_id: the token that begins a document, above all of text.
-      mask_id: the mask's.
+      rng: source of the draws.
+      rate: probability that a token is hidden.
+      boundary_id: the token that begins a document; all tokens of text are below it.
+      mask_id: the mask token.
 
     Returns:
-      `hidden`, bool, and `shown`, tokens or KEPT.
+      `hidden` [B, S], bool, and `shown` [B, S], the token shown in its place, or KEPT.
     """
     hidden, fate = rng.random(shape) < rate, rng.random(shape)
     random = rng.integers(0, boundary_id, shape, dtype=np.int32)
@@ -33,15 +33,15 @@ def draw_masks(shape: tuple[int, int], rng: np.random.Generator, rate: float, bo
 def hide_tokens(
     batch: Batch, hidden: Bool[np.ndarray, "B S"], shown: Int[np.ndarray, "B S"], boundary_id: int
 ) -> Batch:
-    """Hides tokens of packed sequences; document boundaries and padding never are hidden.
+    """Hides tokens of packed sequences, but never document boundaries or padding.
 
     Args:
-      batch: of examples as `pack_example` gives them.
+      batch: examples of `pack_example`.
       hidden, shown: see `draw_masks`.
       boundary_id: the token that begins a document.
 
     Returns:
-      The sequences with `targets` the tokens as they were and `loss_mask` true where they were hidden.
+      The sequences, with the original tokens as `targets` and `loss_mask` true at hidden tokens.
     """
     tokens = batch["tokens"]
     hidden = hidden & (batch["segment_ids"] != 0) & (tokens != boundary_id)

@@ -1,4 +1,4 @@
-"""Documents end to end in one stream of tokens, and sequences of equal length cut from it.
+"""Packing: documents end to end in one stream of tokens, cut into sequences of equal length.
 
 Axes: B batch, S sequence, T tokens of the stream.
 """
@@ -27,13 +27,15 @@ DOCUMENTS_PER_CALL = 256
 def token_stream(
     corpus: Corpus, split: Split, tokenizer: Tokenizer, cache_dir: Path | None = None
 ) -> Integer[np.ndarray, "T"]:
-    """All tokens of a split, each document after a boundary, mapped from a file that is kept by the corpus's digest.
+    """Returns all tokens of a split, each document after a boundary, as a memory-mapped file.
+
+    The file is cached by the corpus's digest and the tokenizer's name.
 
     Args:
-      corpus: where the documents come from.
+      corpus: the source of the documents.
       split: `train` or `validation`.
-      tokenizer: as `load_tokenizer` gives it for this corpus.
-      cache_dir: where streams are kept; `cache_directory()` if None.
+      tokenizer: result of `load_tokenizer` for this corpus.
+      cache_dir: folder of cached streams; `cache_directory()` if None.
 
     Returns:
       [T] of uint16, or uint32 where the vocabulary needs it.
@@ -59,29 +61,29 @@ def tokenise(documents: Iterable[str], tokenizer: Tokenizer) -> Integer[np.ndarr
 
 
 def example_count(stream: Integer[np.ndarray, "T"], sequence_length: int) -> int:
-    """The number of sequences in a stream, the last of which may be partial; its last token is only a target."""
+    """Counts the sequences of a stream; the last may be partial, and the stream's last token is only a target."""
     return max(0, -(-(len(stream) - 1) // sequence_length))
 
 
 def pack_example(stream: Integer[np.ndarray, "T"], index: int, sequence_length: int, boundary_id: int) -> Example:
-    """Cuts sequence `index`, the tokens from index S to (index + 1) S, from a stream.
+    """Cuts sequence `index` from a stream: the tokens index * S to (index + 1) * S.
 
-    A boundary begins a document, so it is the first token of a segment; as the target of the token before, it says
-    that a document ends, and is learned like any other.
+    A boundary begins a document, so it is the first token of a segment. As the target of the token before it, it marks
+    the end of a document and is learned like any other token.
 
     Args:
-      stream: [T], as `tokenise` gives it.
+      stream: [T], result of `tokenise`.
       index: from 0 to `example_count` - 1.
       sequence_length: S.
       boundary_id: the token that begins a document.
 
     Returns:
-      int32 arrays [S], and a mask; past the end of the stream all are 0.
+      int32 arrays [S] and a bool mask; past the end of the stream all are 0.
       - `tokens`: the inputs.
-      - `targets`: the token that follows each of them in the stream.
-      - `segment_ids`: the document that a token belongs to, from 1 in each sequence; 0 is padding.
-      - `positions`: the place in the document's part of this sequence, from 0.
-      - `loss_mask`: bool, whether there is a target.
+      - `targets`: the next token of the stream.
+      - `segment_ids`: number of the document within this sequence, from 1; 0 is padding.
+      - `positions`: position in the document's part of this sequence, from 0.
+      - `loss_mask`: true at positions with a target.
     """
     start = index * sequence_length
     cut = stream[start : start + sequence_length + 1]

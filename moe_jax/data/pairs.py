@@ -1,4 +1,4 @@
-"""Pairs of texts, for a model that reads one and is to say the other."""
+"""Pairs of texts, for a model that reads the first and predicts the second."""
 
 import ast
 import dataclasses
@@ -20,22 +20,22 @@ from moe_jax.data.corpora import Corpus, load_corpus, matching_files
 from moe_jax.data.documents import SPLITS, Split
 from moe_jax.runtime.files import json_records, write_beside
 
-SCHEME = "v2"  # Part of the names of cached files: change it with what pairs are made of a corpus.
+SCHEME = "v2"  # Part of the names of cached files: change it with the way pairs are made from a corpus.
 
 NAME = "_"
-"""What stands in the place of a function's name."""
+"""Placeholder for a function's name in its code."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A text, and what is to be said of it."""
+    """A text and the text that a model is to predict from it."""
 
     inputs: str
     targets: str
 
     @property
     def digest(self) -> str:
-        """SHA-256 of both."""
+        """SHA-256 of both texts, in hex."""
         return docs.content_digest(json.dumps([self.inputs, self.targets]).encode())
 
 
@@ -44,9 +44,9 @@ class Pairs:
     """A corpus of pairs.
 
     Attributes:
-      name: as the configuration has it.
-      digest: SHA-256 over the pairs and how they are split, in hex.
-      splits: the pairs of each split, in the order of their digests, none twice.
+      name: `data.corpus` of the configuration.
+      digest: SHA-256 over the pairs and their splits, in hex.
+      splits: the pairs of each split, in order of their digests, without repeats.
     """
 
     name: str
@@ -57,13 +57,13 @@ class Pairs:
 def load_pairs(config: DataConfig, cache_dir: Path | None = None) -> Pairs:
     """Finds the pairs that `config.corpus` names.
 
-    - `python_functions`: from the source of each function of the standard library, its name replaced by NAME, to its
-      name. A function is of the split of its file.
-    - `json_lines:GLOB[,GLOB...]`: each line an object with texts `inputs` and `targets`; a pair is of a split by its
-      digest.
+    - `python_functions`: the source of each function of the standard library, with its name replaced by NAME, and the
+      name. A function belongs to the split of its file.
+    - `json_lines:GLOB[,GLOB...]`: each line an object with texts `inputs` and `targets`. The digest of a pair decides
+      its split.
 
     Raises:
-      ConfigError: nothing matches, a line is no such object, or a split is empty.
+      ConfigError: no file matches, a line is no such object, or a split is empty.
     """
     if config.corpus == "python_functions":
         source = DataConfig(corpus="python_source", validation_fraction=config.validation_fraction)
@@ -72,19 +72,19 @@ def load_pairs(config: DataConfig, cache_dir: Path | None = None) -> Pairs:
         found = _json_lines(config)
     splits: dict[Split, dict[str, Pair]] = {split: {} for split in SPLITS}
     for split, pair in found:
-        # What one split has, the other may not.
+        # The splits must not share a pair.
         if not any(pair.digest in pairs for pairs in splits.values()):
             splits[split][pair.digest] = pair
     entries = [(digest, digest, split) for split, pairs in splits.items() for digest in pairs]
     for split, pairs in splits.items():
-        accepted = f"a corpus with pairs in both splits; {split} has none"
+        accepted = f"a corpus with pairs in both splits; split {split} has none"
         require(bool(pairs), "data.corpus", config.corpus, accepted)
     by_digest = {split: [pairs[digest] for digest in sorted(pairs)] for split, pairs in splits.items()}
     return Pairs(config.corpus, docs.corpus_digest(entries), by_digest)
 
 
 def _functions(corpus: Corpus, cache_dir: Path) -> Iterator[tuple[Split, Pair]]:
-    """Kept by the corpus's digest: to parse a library takes a minute."""
+    """Yields the functions of a corpus, cached by its digest because parsing a library takes a minute."""
     path = cache_dir / "pairs" / f"{corpus.digest[:16]}-functions-{SCHEME}.json"
     if not path.exists():
         documents = [(split, text) for split in SPLITS for text in corpus.documents(split)]
@@ -97,9 +97,9 @@ def _functions(corpus: Corpus, cache_dir: Path) -> Iterator[tuple[Split, Pair]]:
 
 
 def functions_of(text: str) -> list[Pair]:
-    """From each function of a module to its name, in whose place NAME is wherever it was; none of what is no Python.
+    """Makes a pair of each function of a module: its code, with NAME for its name, and the name.
 
-    Names with two underscores at both ends, which many classes share, are left out.
+    Functions named like `__init__`, which many classes share, are left out. Text that is not Python gives no pairs.
     """
     with warnings.catch_warnings(action="ignore"):
         try:

@@ -1,4 +1,4 @@
-"""From a configuration to batches: an endless, resumable stream to train on and a fixed list to validate on.
+"""The input pipeline: an endless, resumable stream of training batches and a fixed list of validation batches.
 
 Axes: B batch, S sequence, T tokens of a stream.
 """
@@ -26,12 +26,12 @@ class TextData:
     """A corpus as batches; a batch is a dictionary of arrays [B, S] with the keys of an example.
 
     Attributes:
-      corpus_name: as the configuration has it.
-      digest: the corpus's.
-      tokenizer: what made the tokens.
+      corpus_name: `data.corpus` of the configuration.
+      digest: digest of the corpus.
+      tokenizer: the tokenizer that made the tokens.
       batch_size: B, over all processes.
-      train: what to train on.
-      validation: what to validate on.
+      train: training examples.
+      validation: validation examples.
     """
 
     corpus_name: str
@@ -42,26 +42,26 @@ class TextData:
     validation: Examples
 
     def bytes_per_target(self, batches: Sequence[Batch]) -> float:
-        """UTF-8 bytes for each target that `batches` score: bits/byte = nats/token / (ln 2 * this)."""
+        """Returns the mean UTF-8 bytes of a target of `batches`: bits/byte = nats/token / (ln 2 * this)."""
         targets = np.concatenate([batch["targets"][batch["loss_mask"]] for batch in batches])
         # Sentinels come after the tokenizer's tokens and stand for no bytes, as its boundary, the last of them, does.
         known = np.minimum(targets, self.tokenizer.boundary_id)
         return float(self.tokenizer.token_bytes[known].mean(dtype=np.float64))
 
     def train_batches(self, seed: int, process_index: int = 0, process_count: int = 1) -> grain.DatasetIterator:
-        """Shuffles the training sequences, anew in each epoch, and gives one process its rows of every batch, forever.
+        """Yields one process's rows of every training batch, forever, in an order shuffled anew in each epoch.
 
-        The rows of all processes, in the order of the processes, are the same global batch for any number of them.
-        The iterator's `get_state()` is a JSON-able dictionary that says which batch comes next, and is exact whatever
-        was read ahead; `set_state()` on a new iterator with the same arguments goes on from there.
+        The rows of all processes together are the same global batch for any number of processes. The iterator's
+        `get_state()` is a JSON-able dictionary that says which batch comes next, exact however much was read ahead;
+        `set_state()` on a new iterator with the same arguments goes on from there.
 
         Args:
-          seed: of the order.
-          process_index: which process this is.
-          process_count: how many processes share a batch.
+          seed: seed of the order and of the draws of a task.
+          process_index: index of this process.
+          process_count: number of processes that share a batch.
 
         Raises:
-          ConfigError: the processes cannot share a batch evenly.
+          ConfigError: the batch size is not a multiple of the number of processes.
         """
         require(
             self.batch_size % process_count == 0,
@@ -73,7 +73,7 @@ class TextData:
         rows = slice(process_index * size, (process_index + 1) * size)
 
         def complete(batch: Batch, rng: np.random.Generator) -> Batch:
-            """With what every process draws for all of a batch, of which it has a part."""
+            """Draws for the whole batch, as every process does, and completes this process's part."""
             drawn = self.train.draw(self.batch_size, rng)
             return self.train.complete(batch, {name: values[rows] for name, values in drawn.items()})
 
@@ -83,17 +83,17 @@ class TextData:
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
     def validation_batches(self, count: int) -> list[Batch]:
-        """The same `count` batches each time, of different sequences spread evenly over the validation stream.
+        """Returns `count` batches of sequences at equal distances in the validation data, always the same.
 
         Raises:
-          ConfigError: the stream is too short for so many batches.
+          ConfigError: there are too few validation sequences.
         """
         available = len(self.validation) // self.batch_size
         require(
             1 <= count <= available,
             "eval_batches",
             count,
-            f"1 to {available}, as {self.corpus_name} has {len(self.validation)} examples to validate on",
+            f"1 to {available}; {self.corpus_name} has {len(self.validation)} validation examples",
         )
         rows, size = count * self.batch_size, self.batch_size
         examples = [self.validation[row * len(self.validation) // rows] for row in range(rows)]
@@ -103,11 +103,11 @@ class TextData:
 
 
 def load_text(config: DataConfig, cache_dir: Path | None = None) -> TextData:
-    """Loads, or prepares and keeps, the corpus, the tokenizer and the token streams that `config` asks for.
+    """Loads the corpus, the tokenizer and the token streams of `config`; prepares and caches them if they are new.
 
     Args:
-      config: what to read.
-      cache_dir: where what was prepared is kept; `cache_directory()` if None.
+      config: names the corpus, the tokenizer and the task.
+      cache_dir: folder of prepared data; `cache_directory()` if None.
 
     Raises:
       ConfigError: see `load_corpus`, `load_pairs` and `load_tokenizer`; or the corpus is too small for one batch.
@@ -127,12 +127,12 @@ def load_text(config: DataConfig, cache_dir: Path | None = None) -> TextData:
         train, validation = (_examples(config, stream, tokenizer.boundary_id) for stream in streams)
         what = f"the training sequences of {config.sequence_length} tokens"
     size, most = config.batch_size, len(train)
-    require(most >= size, "data.batch_size", size, f"at most {most}, {what} that {config.corpus} has")
+    require(most >= size, "data.batch_size", size, f"at most {most}, {what} of {config.corpus}")
     return TextData(config.corpus, digest, tokenizer, size, train, validation)
 
 
 def _tokenizer(config: DataConfig, corpus: Corpus | None, cache_dir: Path | None) -> Tokenizer:
-    """Trained on another corpus than the run's if the configuration says so."""
+    """Loads the tokenizer, trained on `tokenizer_corpus` if the configuration names one."""
     if config.tokenizer_corpus is not None:
         trained_on = DataConfig(corpus=config.tokenizer_corpus, validation_fraction=config.validation_fraction)
         corpus = load_corpus(trained_on, cache_dir)
@@ -140,7 +140,7 @@ def _tokenizer(config: DataConfig, corpus: Corpus | None, cache_dir: Path | None
 
 
 def _examples(config: DataConfig, stream: Integer[np.ndarray, "T"], boundary_id: int) -> Examples:
-    """What the task makes of a stream."""
+    """Makes the task's examples of a stream."""
     if config.task == "span_corruption":
         lengths = config.sequence_length, config.target_length
         return CorruptedTexts(stream, config.corrupted, *lengths, boundary_id)

@@ -1,4 +1,4 @@
-"""Examples by their number, as grain reads them, and what of a batch is drawn anew each time it is seen.
+"""Examples by index, as grain reads them, and the random draws that complete each batch.
 
 B batch, S sequence, N tokens of a text, T tokens of a stream.
 """
@@ -20,25 +20,25 @@ from moe_jax.data.tokenization import Tokenizer
 
 @runtime_checkable
 class Examples(Protocol):
-    """What a model is to learn or to be tested on."""
+    """A sequence of examples; random draws, such as masks, are made batch by batch."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
-        """What is always the same of an example."""
+        """Returns the part of an example that needs no random draws."""
         ...
 
     def draw(self, count: int, rng: np.random.Generator) -> Batch:
-        """What is drawn for a batch of `count` examples: arrays [count, ...] by name, none where nothing is."""
+        """Draws arrays [count, ...] by name for a batch of `count` examples; {} if it needs none."""
         ...
 
     def complete(self, batch: Batch, drawn: Batch) -> Batch:
-        """A batch of examples with what was drawn for them."""
+        """Returns a batch of examples with its draws applied."""
         ...
 
 
-class Fixed:
-    """Of which nothing is drawn."""
+class Deterministic:
+    """Examples that need no random draws."""
 
     def draw(self, count: int, rng: np.random.Generator) -> Batch:
         return {}
@@ -48,8 +48,8 @@ class Fixed:
 
 
 @dataclasses.dataclass(frozen=True)
-class NextTokens(Fixed):
-    """The sequences of a stream, each token with the next as its target: see `pack_example`."""
+class NextTokens(Deterministic):
+    """Sequences of a stream for task `causal`: the target of a token is the next one; see `pack_example`."""
 
     stream: Integer[np.ndarray, "T"]
     sequence_length: int
@@ -64,7 +64,7 @@ class NextTokens(Fixed):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedTokens(NextTokens):
-    """The same sequences with tokens to find: see `mask_example`; the mask is the token after the boundary."""
+    """Sequences of a stream for task `masked`; see `hide_tokens`. The mask is the token after the boundary."""
 
     mask_rate: float
 
@@ -77,13 +77,15 @@ class MaskedTokens(NextTokens):
 
 @dataclasses.dataclass(frozen=True)
 class CorruptedTexts:
-    """Texts of a stream with spans to say: see `corrupt_spans`. As in T5, one may hold parts of several documents.
+    """Texts of a stream for task `span_corruption`; see `corrupt_spans`.
+
+    As in T5, a text may hold parts of several documents.
 
     Attributes:
       stream: tokens.
-      lengths: of a text and its parts.
-      input_length, target_length: of the encoder's and the decoder's sequences.
-      boundary_id: what begins the decoder's text and ends both; sentinels are the tokens after it.
+      lengths: lengths of a text and its parts.
+      input_length, target_length: lengths of the encoder's and the decoder's sequences.
+      boundary_id: the token that begins the decoder's text and ends both; sentinels are the tokens after it.
     """
 
     stream: Integer[np.ndarray, "T"]
@@ -108,13 +110,14 @@ class CorruptedTexts:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairedTexts(Fixed):
-    """Pairs of texts, what of them is too long cut off.
+class PairedTexts(Deterministic):
+    """Pairs of texts for task `text_to_text`; texts that are too long are cut off.
 
     Attributes:
       pairs: the texts.
-      tokenizer: of both.
-      input_length, target_length: of the encoder's and the decoder's sequences, with the boundary that ends each.
+      tokenizer: tokenizer of both texts.
+      input_length, target_length: lengths of the encoder's and the decoder's sequences, with the boundary that ends
+        each.
     """
 
     pairs: Sequence[Pair]

@@ -1,6 +1,7 @@
-"""T5's pre-training task: spans of a text are cut out, and the model is to say them (Raffel et al. 2020, section 3.3).
+"""Span corruption: the model predicts spans that are cut out of a text (T5: Raffel et al. 2020, section 3.3).
 
-Each span leaves a sentinel in its place, the target names each sentinel and says its span, and both end alike.
+A sentinel stands in the place of each span. The target is each sentinel followed by its span. Both end with the same
+token.
 B texts, N tokens of a text, R sequence of the encoder, S sequence of the decoder.
 """
 
@@ -12,9 +13,9 @@ from moe_jax.data.packing import Batch, Example
 
 
 def draw_spans(lengths: Lengths, count: int, rng: np.random.Generator) -> Bool[np.ndarray, "B N"]:
-    """Which tokens of `count` texts are hidden: spans apart; a text begins with none and ends with one.
+    """Draws the hidden tokens of `count` texts: spans that do not touch; each text ends with one, none begins with one.
 
-    All ways to cut the hidden tokens into that many spans, and those that stay into as many pieces, are as likely.
+    All divisions of the hidden tokens into spans, and of the others into as many pieces, are equally likely.
     """
     stay = _cut(lengths.text - lengths.hidden, lengths.spans, count, rng)
     hidden = _cut(lengths.hidden, lengths.spans, count, rng)
@@ -23,7 +24,7 @@ def draw_spans(lengths: Lengths, count: int, rng: np.random.Generator) -> Bool[n
 
 
 def _cut(total: int, parts: int, count: int, rng: np.random.Generator) -> Int[np.ndarray, "B parts"]:
-    """Sizes of at least 1 of `parts` parts of each of `count` wholes."""
+    """Cuts each of `count` wholes of size `total` at random into `parts` parts of at least 1; returns their sizes."""
     places = rng.permuted(np.tile(np.arange(1, total), (count, 1)), axis=1)[:, : parts - 1]
     return np.diff(np.sort(places), prepend=0, append=total)
 
@@ -31,18 +32,19 @@ def _cut(total: int, parts: int, count: int, rng: np.random.Generator) -> Int[np
 def corrupt_spans(
     text: Integer[np.ndarray, "B N"], hidden: Bool[np.ndarray, "B N"], first_sentinel: int, end: int
 ) -> tuple[Int[np.ndarray, "B inputs"], Int[np.ndarray, "B targets"]]:
-    """Inputs and targets: each has what the other has not, and in its place a sentinel.
+    """Divides texts into inputs and targets: each has the tokens that the other lacks, and sentinels in their place.
 
     Args:
       text: tokens.
-      hidden: which are cut out, of every text as many in as many spans; the first is not, the last is.
-      first_sentinel: of the first span; the others' follow it.
+      hidden: true at tokens to cut out, equally many in equally many spans in every text; the first token of a text
+        stays and the last is hidden.
+      first_sentinel: sentinel of the first span; the others follow it.
       end: the token that ends both.
     """
     begins = hidden & ~np.pad(hidden[:, :-1], ((0, 0), (1, 0)))
     sentinels = first_sentinel + np.cumsum(begins, axis=1) - 1
     inputs = np.where(begins, sentinels, text)[~hidden | begins]
-    # Before each token that begins a span its sentinel, then all that are hidden.
+    # Each span: its sentinel, then its tokens.
     targets = np.stack([sentinels, text], axis=-1)[np.stack([begins, hidden], axis=-1)]
     ends = np.full((len(text), 1), end)
     return tuple(np.concatenate([part.reshape(len(text), -1), ends], axis=1) for part in (inputs, targets))
@@ -55,18 +57,18 @@ def pair_example(
     target_length: int,
     start: int,
 ) -> Example | Batch:
-    """A pair of texts, or a batch of pairs of equal lengths, as an encoder-decoder's example, padded.
+    """Makes a padded example for an encoder-decoder of a pair of texts, or a batch of pairs of equal lengths.
 
     Args:
-      inputs: what the encoder sees.
-      targets: what the decoder is to say; it sees `start` and then what it should have said.
+      inputs: the encoder's text.
+      targets: the tokens that the decoder predicts; its own input is `start` and all targets but the last.
       input_length: R.
       target_length: S.
       start: the token that the decoder begins with.
 
     Returns:
-      int32 arrays, and a mask; `encoder_tokens`, `encoder_segment_ids` and `encoder_positions` [*B, R], `tokens`,
-      `targets`, `segment_ids`, `positions` and `loss_mask` [*B, S], of which all padding is 0.
+      int32 arrays and a bool mask, 0 at padding: `encoder_tokens`, `encoder_segment_ids` and `encoder_positions`
+      [*B, R]; `tokens`, `targets`, `segment_ids`, `positions` and `loss_mask` [*B, S].
     """
     seen = np.concatenate([np.full_like(targets[..., :1], start), targets[..., :-1]], axis=-1)
     return {

@@ -1,4 +1,4 @@
-"""Text to tokens and back: UTF-8 bytes, or a byte-level byte-pair encoding trained on the corpus.
+"""Tokenizers: UTF-8 bytes, or a byte-level byte-pair encoding trained on the corpus.
 
 Axes: T tokens, V vocabulary.
 """
@@ -18,19 +18,19 @@ from moe_jax.data.cache import cache_directory
 from moe_jax.data.corpora import Corpus
 from moe_jax.runtime.files import write_beside
 
-SCHEME = "v1"  # Part of the names of cached files: change it with anything that changes a corpus's tokens.
+SCHEME = "v1"  # Part of the names of cached files: change it with every change of a corpus's tokens.
 BPE_SAMPLE_CHARACTERS = 8_000_000
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Turns text into tokens and back. The document boundary is the last token, and no text encodes to it.
+    """A map from text to tokens and back. The document boundary is the last token, and no text encodes to it.
 
     Attributes:
-      name: as the configuration has it.
+      name: `data.tokenizer` of the configuration.
       vocab_size: V, with the boundary.
       boundary_id: the token that precedes each document, V - 1.
-      token_bytes: [V], the UTF-8 bytes that each token stands for; 0 for the boundary.
+      token_bytes: [V], number of UTF-8 bytes that each token stands for; 0 for the boundary.
     """
 
     name: str
@@ -39,20 +39,20 @@ class Tokenizer(Protocol):
     token_bytes: Int32[np.ndarray, "V"]
 
     def encode(self, text: str) -> Int32[np.ndarray, "T"]:
-        """The tokens of `text`, without a boundary."""
+        """Returns the tokens of `text`, without a boundary."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of each text."""
+        """Encodes each text."""
         ...
 
     def decode(self, ids: Integer[np.ndarray, "T"]) -> str:
-        """The text of `ids`, exactly what `encode` was given; without boundaries, U+FFFD where it is not UTF-8."""
+        """Inverts `encode`; leaves out boundaries, and writes U+FFFD for bytes that are not UTF-8."""
         ...
 
 
 class ByteTokenizer:
-    """A token for each of the 256 bytes, and the boundary."""
+    """A tokenizer with a token for each of the 256 bytes, and the boundary."""
 
     name = "bytes"
     vocab_size = 257
@@ -72,11 +72,11 @@ class ByteTokenizer:
 class BytePairTokenizer:
     """A byte-pair encoding of the library `tokenizers`, with the boundary after the library's own tokens.
 
-    The library does not know the boundary: no text, whatever is written in it, can encode to it.
+    The library does not know the boundary, so no text can encode to it.
     """
 
     def __init__(self, encoding: tokenizers.Tokenizer) -> None:
-        """Takes an encoding whose tokens are all made of the byte-level alphabet, a character for each byte."""
+        """Wraps an encoding whose tokens are made of the byte-level alphabet, one character for each byte."""
         self.encoding = encoding
         self.boundary_id = encoding.get_vocab_size()
         self.vocab_size = self.boundary_id + 1
@@ -95,15 +95,15 @@ class BytePairTokenizer:
 
 
 def load_tokenizer(name: str, corpus: Corpus | None, cache_dir: Path | None = None) -> Tokenizer:
-    """Gives the tokenizer `bytes`, or `bpe:SIZE` trained on the training documents of `corpus`, cached by its digest.
+    """Returns the tokenizer `bytes`, or `bpe:SIZE` trained on the training documents of `corpus`, cached by its digest.
 
     Args:
       name: `data.tokenizer`.
-      corpus: what the encoding is trained on; `bytes` needs none.
-      cache_dir: where trained encodings are kept; `cache_directory()` if None.
+      corpus: training text of the encoding; None with `bytes`.
+      cache_dir: folder of trained encodings; `cache_directory()` if None.
 
     Raises:
-      ConfigError: the corpus has too few pairs for a vocabulary of SIZE.
+      ConfigError: the corpus is too small for a vocabulary of SIZE.
     """
     if name == "bytes":
         return ByteTokenizer()
@@ -113,14 +113,16 @@ def load_tokenizer(name: str, corpus: Corpus | None, cache_dir: Path | None = No
         print(f"Training a byte-pair encoding of {size} tokens on {corpus.name}", file=sys.stderr, flush=True)
         encoding = _train(corpus, size - 1)
         reached = encoding.get_vocab_size() + 1
-        require(reached == size, "data.tokenizer", name, f"a SIZE of at most {reached}, which {corpus.name} gives")
+        require(
+            reached == size, "data.tokenizer", name, f"a SIZE of at most {reached}, the most that {corpus.name} gives"
+        )
         with write_beside(path) as beside:
             encoding.save(str(beside))
     return BytePairTokenizer(tokenizers.Tokenizer.from_file(str(path)))
 
 
 def _train(corpus: Corpus, size: int) -> tokenizers.Tokenizer:
-    """Trains an encoding of `size` tokens, the 256 bytes among them; fewer if the corpus runs out of pairs."""
+    """Trains an encoding of `size` tokens with the 256 bytes; it has fewer if the corpus has too few pairs to merge."""
     encoding = tokenizers.Tokenizer(tokenizers.models.BPE())
     encoding.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     encoding.decoder = tokenizers.decoders.ByteLevel()
@@ -131,7 +133,7 @@ def _train(corpus: Corpus, size: int) -> tokenizers.Tokenizer:
 
 
 def _sample(corpus: Corpus, limit: int) -> Iterator[str]:
-    """Yields training documents at equal distances, at most `limit` characters of them in all."""
+    """Yields training documents at equal distances, at most `limit` characters in all."""
     stride = -(-sum(map(len, corpus.documents("train"))) // limit)
     left = limit
     for text in itertools.islice(corpus.documents("train"), 0, None, max(stride, 1)):

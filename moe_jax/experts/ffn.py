@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from moe_jax.runtime.parameters import Parameter
 from moe_jax.runtime.remat import saveable
 
 FFNParams = Mapping[str, Float[Array, "..."]]
@@ -19,6 +20,19 @@ FFNParams = Mapping[str, Float[Array, "..."]]
 "up" and, if gated, "gate" [..., D, F]; "down" [..., F, D]; for a linear network "map" [..., D, F]. Vectors are matrices
 of one row.
 """
+
+
+# The start of the name of a parameter with an axis for experts, within its layer.
+EXPERTS = "experts_"
+
+# The mesh axes that divide the dimensions of a network's matrices, and the last one of experts' vectors.
+MATRIX_AXES: dict[str, tuple[str | None, str | None]] = {
+    "gate": ("fsdp", "tensor"),
+    "up": ("fsdp", "tensor"),
+    "down": ("tensor", "fsdp"),
+    "map": ("fsdp", None),
+}
+EXPERT_VECTOR_AXES = {"gate_bias": "tensor", "up_bias": "tensor", "down_bias": "fsdp", "hidden_scale": "tensor"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +63,29 @@ class FFNKind:
             shapes |= {f"{name}_bias": (1, width) for name, (_, width) in shapes.items()}
         return shapes | ({"hidden_scale": (1, expert_dim)} if self.scaled else {})
 
+    def parameters(self, model_dim: int, hidden_dim: int, num_experts: int | None = None) -> dict[str, Parameter]:
+        """Declares the parameters of one network, or of `num_experts` as `experts_NAME` with an axis for them in front.
+
+        Args:
+          model_dim: D.
+          hidden_dim: F, the width of hidden values; for a linear network the width of its results.
+          num_experts: E; None for one network.
+        """
+        parameters = {}
+        for name, shape in self.shapes(model_dim, hidden_dim).items():
+            matrix = name in MATRIX_AXES
+            if num_experts is None:
+                axes = MATRIX_AXES[name] if matrix else (None, None)
+                parameters[name] = Parameter(shape, axes, matrix)
+            else:
+                parameters[EXPERTS + name] = Parameter((num_experts, *shape), expert_axes(name), matrix)
+        return parameters
+
+
+def expert_axes(name: str) -> tuple[str | None, ...]:
+    """Returns the mesh axis that divides each dimension of the experts' parameter `name`; None for an undivided one."""
+    return ("expert", *(MATRIX_AXES[name] if name in MATRIX_AXES else (None, EXPERT_VECTOR_AXES[name])))
+
 
 def _gelu_exact(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.gelu(x, approximate=False)
@@ -73,6 +110,9 @@ FFN_KINDS: dict[str, FFNKind] = {
 
 LINEAR = FFNKind(lambda x: x, gated=False, linear=True)
 """The network of experts that take the place of a projection; it is no feed-forward network."""
+
+EXPERT_KINDS: dict[str, FFNKind] = FFN_KINDS | {"linear": LINEAR}
+"""The networks that experts may be, by name."""
 
 
 class Products(NamedTuple):

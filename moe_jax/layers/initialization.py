@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from moe_jax.experts.ffn import FFNKind, FFNParams
+from moe_jax.experts.ffn import EXPERTS, FFNKind, FFNParams
 
 
 def kernel_init(scale: float, batch_axes: Sequence[int] = ()) -> nn.initializers.Initializer:
@@ -15,7 +15,7 @@ def kernel_init(scale: float, batch_axes: Sequence[int] = ()) -> nn.initializers
     )
 
 
-def network_weights(
+def network_params(
     module: nn.Module,
     kind: FFNKind,
     model_dim: int,
@@ -24,19 +24,19 @@ def network_weights(
     dtype: jnp.dtype,
     num_experts: int | None = None,
 ) -> FFNParams:
-    """Declares the weights of one network, or of `num_experts` as `experts_NAME` with an axis for them, in `module`.
+    """Declares the parameters of one network, or of `num_experts` as `experts_NAME` with an axis for them, in `module`.
 
     Matrices start by `kernel_init(scale)`, biases at 0 and scales at 1; float32, given as `dtype`.
     """
-    experts, prefix = ((), "") if num_experts is None else ((num_experts,), "experts_")
-    matrix = kernel_init(scale, tuple(range(len(experts))))
+    parameters = kind.parameters(model_dim, inner_dim, num_experts)
+    matrix = kernel_init(scale, () if num_experts is None else (0,))
 
     def start(name: str) -> nn.initializers.Initializer:
-        if name.endswith("_bias"):
-            return nn.initializers.zeros
-        return nn.initializers.ones if name.endswith("_scale") else matrix
+        if parameters[name].multiplies:
+            return matrix
+        return nn.initializers.ones if name.endswith("_scale") else nn.initializers.zeros
 
     return {
-        name: module.param(prefix + name, start(name), (*experts, *shape), jnp.float32).astype(dtype)
-        for name, shape in kind.shapes(model_dim, inner_dim).items()
+        name.removeprefix(EXPERTS): module.param(name, start(name), parameter.shape, jnp.float32).astype(dtype)
+        for name, parameter in parameters.items()
     }

@@ -1,11 +1,13 @@
-"""The mixture-of-experts layer: joins a router and a way of running experts.
+"""The mixture-of-experts layer and its configuration: joins a router and a way of running experts.
 
 B batch, S sequence (in `_run` G groups of S tokens), D model width, E experts, F expert width, O width of results
-(D, but of linear experts).
+(D, but of linear experts F).
 """
 
+import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -13,79 +15,237 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.configuration import require
+from moe_jax.configuration import ConfigError, require, require_name
 from moe_jax.experts.apply import apply_experts
 from moe_jax.experts.combine import Combine
-from moe_jax.experts.ffn import FFN_KINDS, LINEAR, FFNKind, FFNParams
+from moe_jax.experts.executions import EXECUTIONS
+from moe_jax.experts.ffn import EXPERT_KINDS, FFNKind, FFNParams
 from moe_jax.experts.kernels.choice import KernelChoice
 from moe_jax.experts.parallel.strategies import ParallelConfig
-from moe_jax.experts.plan import plan_here
+from moe_jax.experts.plan import Plan, plan_here
 from moe_jax.layers.dropout import with_dropout
-from moe_jax.layers.feed_forward import FeedForward
-from moe_jax.layers.initialization import kernel_init, network_weights
-from moe_jax.routing import make_router
-from moe_jax.routing.assignment import Assignment
+from moe_jax.layers.feed_forward import Network
+from moe_jax.layers.initialization import kernel_init, network_params
+from moe_jax.layers.mode import Mode
+from moe_jax.routing import KINDS, AnyRouter, Assignment, Setting, check_router
 from moe_jax.routing.capacity import CapacityRule
 from moe_jax.routing.losses import LossLevel
 from moe_jax.routing.router import STATE, Tokens
-from moe_jax.routing.soft_moe import Slots
 from moe_jax.routing.statistics import mean_of_parts, report
+from moe_jax.routing.switch import Switch
 from moe_jax.runtime.mesh import keep_sharded_by_token
+from moe_jax.runtime.parameters import Parameter, within
+
+Place = Literal["feed_forward", "attention"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """A mixture of experts: which router, how many experts per token, and how the experts are run.
+
+    Attributes:
+      num_experts: E.
+      router: the router and its options, one of `moe_jax.routing.ROUTERS`; a name takes the default options.
+      k: experts per token (on average, for expert choice).
+      capacity_factor: C = ceil(capacity_factor * S * k / E) seats per expert in a group; None drops nothing.
+      eval_capacity_factor: capacity factor in evaluation; None takes `capacity_factor`.
+      group_size: S, tokens that share one capacity; None makes each sequence a group. Independent of the devices.
+      expert_dim: F of one expert; None takes the model's `ffn_dim`, a layer without a model requires it.
+      ffn: the network that an expert is, a name in `moe_jax.experts.ffn.FFN_KINDS`, or `linear`, a matrix from D to F;
+        None takes the model's `ffn`, a layer without a model requires it.
+      execution: how experts are run, a name in `moe_jax.experts.executions.EXECUTIONS`; `auto` takes the fastest.
+      kernel: of grouped matrix products (execution `dropless`), a name in `moe_jax.experts.kernels.choice.KERNELS`;
+        `auto` takes the fastest.
+      losses: coefficients of the router's losses by name, each a mean over layers; a loss that is not named has the
+        coefficient of the router's paper (`Router.losses`), as have all with None.
+      loss_level: parts of the batch over which losses are means, `group`, `sequence` or `batch`; None takes the
+        router's own.
+      capacity_rule: how a capacity factor becomes seats; see `moe_jax.routing.capacity.capacity_per_expert`.
+      combine: weights on the experts' `output`, on their `input` (Llama 4), or as a `mix` with the token (BASE).
+      shared_dim: width of a network that every token runs besides its experts (DeepSeekMoE); None has none.
+      shared_gate: whether a token weighs that network by the sigmoid of a learned projection (Qwen2-MoE).
+      parallel: how tokens reach experts on other devices, where `jax.set_mesh` says that there are any.
+      allow_noncausal_router: run a router that lets a token see later ones (expert choice) in a causal model.
+      places: parts of a sparse layer that are mixtures: its `feed_forward`, or the `attention`'s projections to
+        queries, keys and values (Switch Transformer, appendix A), or both.
+      dropout: share of the experts' hidden values that training sets to 0 (expert dropout: Switch Transformer, section
+        4.2); None takes the model's `dropout`, and without a model drops nothing.
+      router_dtype: precision to which the router's logits and weights are rounded, float32 but to see what bfloat16
+        does (Switch Transformer, table 2).
+    """
+
+    num_experts: int
+    router: AnyRouter = dataclasses.field(default_factory=Switch)
+    k: int = 1
+    capacity_factor: float | None = 1.25
+    eval_capacity_factor: float | None = None
+    group_size: int | None = None
+    expert_dim: int | None = None
+    ffn: str | None = None
+    execution: str = "auto"
+    kernel: KernelChoice = "auto"
+    losses: Mapping[str, float] | None = None
+    loss_level: LossLevel | None = None
+    capacity_rule: CapacityRule = "ceil"
+    combine: Combine = "output"
+    shared_dim: int | None = None
+    shared_gate: bool = False
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+    allow_noncausal_router: bool = False
+    places: tuple[Place, ...] = ("feed_forward",)
+    dropout: float | None = None
+    router_dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "router", KINDS.make(self.router, "router"))
+        if self.losses is not None:
+            object.__setattr__(self, "losses", FrozenDict(self.losses))
+        accepted = f"one or both of {', '.join(get_args(Place))}"
+        require(len(set(self.places)) == len(self.places) >= 1, "places", self.places, accepted)
+        require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "0 to below 1, or None")
+        require(self.num_experts >= 1, "num_experts", self.num_experts, "an integer of at least 1")
+        require_name(self.execution, ["auto", *EXECUTIONS], "execution")
+        if self.ffn is not None:
+            require_name(self.ffn, EXPERT_KINDS, "ffn")
+        require(1 <= self.k <= self.num_experts, "k", self.k, f"1 to num_experts ({self.num_experts})")
+        for name in ("capacity_factor", "eval_capacity_factor"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < math.inf, name, value, "a positive number, finite, or None")
+        for name in ("group_size", "expert_dim", "shared_dim"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "an integer of at least 1, or None")
+        require(
+            self.shared_dim is None or self.ffn != "linear", "shared_dim", self.shared_dim, "None, with ffn='linear'"
+        )
+        require(self.shared_dim is not None or not self.shared_gate, "shared_gate", True, "False, without shared_dim")
+        self._check_router()
+
+    def _check_router(self) -> None:
+        named, rule = f"with router {self.router_name!r}", self.capacity_rule
+        accepted = "ceil, with capacity_factor=None"
+        require(self.capacity_factor is not None or rule == "ceil", "capacity_rule", rule, accepted)
+        check_router(self.router, self.setting(), "router")
+        accepted = f"an integer, {named}: the number of its parameters depends on it"
+        require(self.group_size is not None or not self.router.needs_group_size, "group_size", None, accepted)
+        combines = self.router.decision.combines
+        require(self.combine in combines, "combine", self.combine, f"{', '.join(combines)}, {named}")
+        if "attention" in self.places or self.ffn == "linear":
+            accepted = "output, with a mixture in the attention, whose experts' results are no tokens"
+            require(self.combine == "output", "combine", self.combine, accepted)
+        for loss, coefficient in (self.losses or {}).items():
+            known = self.router.losses
+            require(
+                loss in known, "losses", loss, f"losses of router {self.router_name!r}: {', '.join(known) or 'none'}"
+            )
+            number = isinstance(coefficient, int | float) and coefficient >= 0
+            require(number, f"losses.{loss}", coefficient, "a number of at least 0")
+
+    @property
+    def router_name(self) -> str:
+        """The router's name in `moe_jax.routing.ROUTERS`."""
+        return KINDS.name_of(self.router)
+
+    def setting(self, training: bool = True) -> Setting:
+        """Returns the numbers that the layer sets for its router, with the capacity of training or of evaluation."""
+        factor = self.capacity_factor
+        if not training and self.eval_capacity_factor is not None:
+            factor = self.eval_capacity_factor
+        return Setting(self.num_experts, self.k, factor, self.capacity_rule, self.loss_level)
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token's experts and weights depend on later tokens, with the capacity of training."""
+        return self.router.causal(self.setting())
+
+    @property
+    def rows_per_token(self) -> float:
+        """Rows sent to experts for each token in training, empty seats included."""
+        return self.k * (1.0 if self.capacity_factor is None else self.capacity_factor)
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """The coefficient of each of the router's losses."""
+        return dict(self.router.losses) | dict(self.losses or {})
+
+    def plan(self, training: bool = True) -> Plan:
+        """Makes the plan by which experts run on the mesh of the surrounding `jax.set_mesh`, or on one device.
+
+        Raises:
+          ConfigError: experts cannot be run as the configuration asks.
+        """
+        factor = self.setting(training).capacity_factor
+        rows_per_token = self.k * (1.0 if factor is None else factor)
+        return plan_here(self.execution, self.kernel, self.parallel, rows_per_token)
+
+    def projection(self, width: int) -> "MoEConfig":
+        """Returns the mixture of matrices from D to `width` that takes the place of one of the attention's."""
+        return dataclasses.replace(self, ffn="linear", expert_dim=width, shared_dim=None, shared_gate=False)
+
+    def resolve(self, ffn_dim: int, ffn: str, dropout: float) -> "MoEConfig":
+        """Returns the mixture with the model's values for the fields that are None and take these."""
+        return dataclasses.replace(
+            self,
+            expert_dim=self.expert_dim or ffn_dim,
+            ffn=self.ffn or ffn,
+            dropout=dropout if self.dropout is None else self.dropout,
+        )
+
+    def require_causal(self) -> None:
+        """Raises ConfigError where a token would see later ones, unless `allow_noncausal_router` says that it may."""
+        if not self.causal and not self.allow_noncausal_router:
+            raise ConfigError(
+                f"router is {self.router_name!r}, with which a token's experts depend on later tokens, so a causal "
+                "model would see the future it is to predict; accepted: another router, or allow_noncausal_router=True "
+                "to run it knowingly"
+            )
+
+    def router_parameters(self, model_dim: int) -> dict[str, Parameter]:
+        """Returns the router's parameters by path within it."""
+        # Only routers that need a group's size have parameters that depend on it.
+        return self.router.parameters(model_dim, self.group_size or 1, self.setting())
+
+    def parameters(self, model_dim: int) -> dict[str, Parameter]:
+        """Returns the layer's parameters by path within it, for tokens of width `model_dim`.
+
+        Raises:
+          ConfigError: `expert_dim` or `ffn` is None, and not taken from a model yet.
+        """
+        self.require_resolved()
+        parameters = EXPERT_KINDS[self.ffn].parameters(model_dim, self.expert_dim, self.num_experts)
+        parameters |= within("router", self.router_parameters(model_dim))
+        if self.shared_dim is not None:
+            parameters |= within("shared", EXPERT_KINDS[self.ffn].parameters(model_dim, self.shared_dim))
+        if self.shared_gate:
+            parameters["shared_gate/kernel"] = Parameter((model_dim, 1), (None, None))
+        return parameters
+
+    def require_resolved(self) -> None:
+        """Raises ConfigError where the experts' width or network is still to be taken from a model."""
+        for field, accepted in (("expert_dim", "an integer of at least 1"), ("ffn", ", ".join(sorted(EXPERT_KINDS)))):
+            value = getattr(self, field)
+            require(value is not None, field, value, f"{accepted}; only a model has one to take for None")
 
 
 class MoE(nn.Module):
     """Routes groups of tokens and runs their experts; a token that no expert runs gets zeros.
 
     Attributes:
-      num_experts: E.
-      expert_dim: F.
-      router: a name in ROUTERS.
-      k: experts per token.
-      capacity_factor: seats relative to even load; None drops nothing.
-      group_size: tokens that share one capacity; None makes each sequence a group.
-      kind: what an expert computes, a name in FFN_KINDS, or `linear`, a matrix from D to F.
-      execution: a name in EXECUTIONS, or `auto`; see `plan_for`.
-      kernel: of grouped matrix products, where the execution has any; see `plan_for`.
-      router_options: further fields of the router's module.
-      router_dtype: what the router rounds to; see `Router`.
-      capacity_rule: how the factor becomes seats; see `capacity_per_expert`.
-      loss_level: what the router's losses are means over; None takes the router's own.
-      combine: how weights are applied; see `Combine`.
-      shared_dim: width of a network that every token runs besides its experts; None has none.
-      shared_gate: whether each token weighs that network by the sigmoid of a learned projection (Qwen2-MoE).
-      training: whether the router draws and explores as in training.
+      config: the mixture, with `expert_dim` and `ffn`.
+      training: whether the training capacity holds, the router draws and explores, and hidden values drop out.
       init_scale: see `kernel_init`.
       dtype: compute type of the experts.
-      dropout: share of the experts' hidden values that are set to 0.
-      parallel: how tokens reach experts on other devices, where `jax.set_mesh` says that there are any.
     """
 
-    num_experts: int
-    expert_dim: int
-    router: str = "switch"
-    k: int = 1
-    capacity_factor: float | None = 1.25
-    group_size: int | None = None
-    kind: str = "relu"
-    execution: str = "auto"
-    kernel: KernelChoice = "auto"
-    router_options: Mapping[str, Any] = FrozenDict()
-    router_dtype: jnp.dtype = jnp.dtype(jnp.float32)
-    capacity_rule: CapacityRule = "ceil"
-    loss_level: LossLevel | None = None
-    combine: Combine = "output"
-    shared_dim: int | None = None
-    shared_gate: bool = False
+    config: MoEConfig
     training: bool = False
     init_scale: float = 1.0
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
-    dropout: float = 0.0
-    parallel: ParallelConfig = ParallelConfig()
 
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B S D"],
+        x: Float[Array, "..."],
         token_valid: Bool[Array, "B S"] | None = None,
         ids: Int[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
@@ -93,16 +253,25 @@ class MoE(nn.Module):
         """Runs tokens.
 
         Args:
-          x: the tokens.
+          x: the tokens [B, S, D].
           token_valid: false for padding, which gets zeros; None where there is none.
-          ids: in the vocabulary, for routers that look at them.
-          positions: in the document, likewise.
+          ids: index of each token in the vocabulary, for routers that look at it.
+          positions: position of each token in its document, for routers that look at it.
+
+        Raises:
+          ConfigError: `x` has other axes, `group_size` does not divide its tokens, or the configuration leaves
+            `expert_dim` or `ffn` to a model.
         """
+        config = self.config
+        config.require_resolved()
+        require(x.ndim == 3, "shape of x", x.shape, "[batch, sequence, model width]")
         if token_valid is None:
             token_valid = jnp.ones(x.shape[:2], bool)
-        kind, width = self._expert(), x.shape[-1]
-        weights = network_weights(self, kind, width, self.expert_dim, self.init_scale, self.dtype, self.num_experts)
-        group_size = self.group_size or x.shape[1]
+        kind = self._expert()
+        params = network_params(
+            self, kind, x.shape[-1], config.expert_dim, self.init_scale, self.dtype, config.num_experts
+        )
+        group_size = config.group_size or x.shape[1]
         count = token_valid.size
         require(count % group_size == 0, "group_size", group_size, f"a divisor of {count} tokens")
         # Padding may hold anything, even NaN, which a weight of 0 would pass on.
@@ -112,50 +281,40 @@ class MoE(nn.Module):
             return None if values is None else keep_sharded_by_token(values.reshape(-1, group_size, *values.shape[2:]))
 
         tokens = Tokens(by_group(x), by_group(token_valid), by_group(ids), by_group(positions), x.shape[1])
-        router = make_router(
-            self.router,
-            self.num_experts,
-            self.k,
-            self.capacity_factor,
-            self.router_options,
-            capacity_rule=self.capacity_rule,
-            training=self.training,
-            dtype=self.router_dtype,
-            name="router",
-            **({} if self.loss_level is None else {"loss_level": self.loss_level}),
-        )
+        setting, precision = config.setting(self.training), jnp.dtype(config.router_dtype)
+        router = config.router.module(setting, self.training, precision, name="router")
         inputs = tokens.x.astype(self.dtype)
         decision = router(tokens)
-        if isinstance(decision, Slots):
-            y = decision.read(self._run(decision.fill(inputs), self._placed(decision.assignment()), weights, kind))
-        else:
-            y = self._run(inputs, self._placed(decision), weights, kind)
+        y = decision.leave(self._run(decision.enter(inputs), self._placed(decision.assignment()), params, kind))
         y = keep_sharded_by_token(y.reshape(*x.shape[:2], -1))
-        return y if self.shared_dim is None else y + self._shared(x)
+        return y if config.shared_dim is None else y + self._shared(x)
 
     def _placed(self, assignment: Assignment) -> Assignment:
-        """With the places of experts among the stored weights for their numbers, where places may change."""
-        if self.parallel.rebalance_every is None:
+        """Replaces experts' numbers by their places among the stored parameters, where places may change."""
+        if self.config.parallel.rebalance_every is None:
             return assignment
-        placement = self.variable(STATE, "placement", lambda: jnp.arange(self.num_experts, dtype=jnp.int32))
+        count = self.config.num_experts
+        placement = self.variable(STATE, "placement", lambda: jnp.arange(count, dtype=jnp.int32))
         return assignment.replace(expert=placement.value[assignment.expert])
 
     def _expert(self) -> FFNKind:
-        """What an expert computes."""
-        return LINEAR if self.kind == "linear" else with_dropout(FFN_KINDS[self.kind], self.dropout)
+        """Returns the network that an expert is."""
+        kind, dropout = EXPERT_KINDS[self.config.ffn], self.config.dropout
+        return with_dropout(kind, dropout) if self.training and dropout and not kind.linear else kind
 
     def _run(
         self, x: Float[Array, "G S D"], assignment: Assignment, params: FFNParams, kind: FFNKind
     ) -> Float[Array, "G S O"]:
-        rows = self.k * (1.0 if self.capacity_factor is None else self.capacity_factor)
-        plan = plan_here(self.execution, self.kernel, self.parallel, rows)
-        y, metrics = apply_experts(plan, x, assignment, params, kind, self.combine)
+        plan = self.config.plan(self.training)
+        y, metrics = apply_experts(plan, x, assignment, params, kind, self.config.combine)
         report(self, {name: mean_of_parts(value) for name, value in metrics.items()})
         return y
 
     def _shared(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        y = FeedForward(self.kind, self.shared_dim, self.init_scale, self.dtype, name="shared")(x)
-        if not self.shared_gate:
+        config = self.config
+        mode = Mode(init_scale=self.init_scale, dtype=self.dtype)
+        y = Network(config.shared_dim, config.ffn).make(mode, "shared")(x)
+        if not config.shared_gate:
             return y
         gate = nn.Dense(1, use_bias=False, dtype=self.dtype, kernel_init=kernel_init(1.0), name="shared_gate")(x)
         return jax.nn.sigmoid(gate) * y

@@ -1,9 +1,10 @@
-"""From tokens to the model's first values, from its last ones to logits, and to losses without all logits at once.
+"""Vocabulary: embedded tokens, logits of a model's last values, and losses without all logits at once.
 
 B batch, S sequence, D model width, V vocabulary, C positions of a chunk.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,22 +20,22 @@ Project = Callable[[Float[Array, "_ D"]], Float[Array, "_ V"]]
 
 
 def token_embedding(vocab_size: int, model_dim: int, std: float, dtype: jnp.dtype) -> nn.Embed:
-    """The parameter `embedding` [V, D] of the module that calls, which starts with standard deviation `std`."""
+    """Makes the module `embedding` [V, D], which starts with standard deviation `std`."""
     start = nn.initializers.normal(std)
     return nn.Embed(vocab_size, model_dim, dtype=dtype, embedding_init=start, name="embedding")
 
 
 def output_of(embedding: Float[Array, "V D"]) -> Float[Array, "D V"]:
-    """The output projection's matrix that is the embedding's.
+    """Returns the embedding as the matrix of the output projection.
 
-    Behind a barrier, or XLA would make its gradient the other way round, vocabulary first, a product that is slow on
+    It stands behind a barrier: XLA would compute its gradient transposed, vocabulary first, a product that is slow on
     CPUs where D is small.
     """
     return jax.lax.optimization_barrier(embedding.T)
 
 
 class OutputMatrix(nn.Module):
-    """The output projection's matrix, where it is not the embedding's.
+    """Matrix of an output projection that is not the embedding.
 
     Attributes:
       vocab_size: V.
@@ -44,31 +45,43 @@ class OutputMatrix(nn.Module):
 
     @nn.compact
     def __call__(self, model_dim: int) -> Float[Array, "D V"]:
+        """Declares the matrix."""
         return self.param("kernel", kernel_init(1.0), (model_dim, self.vocab_size), jnp.float32)
 
 
-def scores(
-    matrix: Float[Array, "D V"], x: Float[Array, "B S D"], targets: Int[Array, "B S"] | None, chunk: int | None
-) -> Float[Array, "B S V"] | Float[Array, "B S"]:
-    """Float32 logits of the last values `x`; with `targets` the nats of those, see `cross_entropy`."""
+class Output(NamedTuple):
+    """Last values of a model and the matrix that turns them into logits.
 
-    def project(rows: Float[Array, "_ D"]) -> Float[Array, "_ V"]:
-        return (rows @ matrix).astype(jnp.float32)
+    Attributes:
+      matrix: of the output projection.
+      x: the last values.
+    """
 
-    return apply_by_row(project, x) if targets is None else cross_entropy(project, x, targets, chunk)
+    matrix: Float[Array, "D V"]
+    x: Float[Array, "B S D"]
+
+    def logits(self) -> Float[Array, "B S V"]:
+        """Returns float32 logits."""
+        return apply_by_row(self._project, self.x)
+
+    def nats(self, targets: Int[Array, "B S"], chunk: int | None) -> Float[Array, "B S"]:
+        """Returns `cross_entropy` of `targets`."""
+        return cross_entropy(self._project, self.x, targets, chunk)
+
+    def _project(self, rows: Float[Array, "_ D"]) -> Float[Array, "_ V"]:
+        return (rows @ self.matrix).astype(jnp.float32)
 
 
 def cross_entropy(
     project: Project, x: Float[Array, "B S D"], targets: Int[Array, "B S"], chunk: int | None
 ) -> Float[Array, "B S"]:
-    """Float32 nats of each target under the logits `project(x)`.
+    """Computes float32 nats of each target under the logits `project(x)`.
 
     Args:
-      project: from rows to float32 logits.
+      project: turns rows into float32 logits.
       x: the model's last values.
-      targets: what is scored.
-      chunk: C, positions whose logits [B, C, V] are there at once, in the backward pass too, which computes them anew;
-        None takes all S.
+      targets: the tokens to score.
+      chunk: C, positions whose logits [B, C, V] exist at once; the backward pass computes them again. None takes all S.
 
     Raises:
       ConfigError: `chunk` does not divide S.

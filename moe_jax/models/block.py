@@ -1,115 +1,92 @@
-"""One layer: attention and a dense or sparse feed-forward.
+"""Block: one layer, attention and a dense or sparse feed-forward part.
 
-B batch, S sequence, R sequence of an encoder, D model width, H heads, M width of a mixture's results.
+B batch, S sequence, D model width, M width of a mixture's results.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from moe_jax.layers.attention import Attention
-from moe_jax.layers.feed_forward import FeedForward
+from moe_jax.layers.attention.context import Context, take
+from moe_jax.layers.depth import best_tokens, depth_metrics
+from moe_jax.layers.mode import Mode
 from moe_jax.layers.moe import MoE
-from moe_jax.layers.norms import RMSNorm
-from moe_jax.layers.positions import RotaryAngles
-from moe_jax.models.config import ModelConfig
+from moe_jax.models.layer_spec import ATTENTION, CROSS_ATTENTION, FEED_FORWARD, MOE, LayerSpec
+from moe_jax.routing.statistics import report
+from moe_jax.runtime.remat import decided
+
+Sublayer = Callable[[Float[Array, "B S D"]], Float[Array, "B S M"]]
 
 
 class Block(nn.Module):
-    """Attention, then a dense or a sparse feed-forward, each on a normed copy added to the residual stream.
+    """Attention, then a feed-forward part, each on a normed copy added to the residual stream.
 
     Attributes:
-      config: of the model.
-      layer: which of its layers this is, which says what of it is sparse.
-      training: whether the training capacity holds, values drop out, and routers draw and explore.
+      spec: the layer.
+      mode: how it computes.
+      causal: whether no token sees a later one.
     """
 
-    config: ModelConfig
-    layer: int
-    training: bool
+    spec: LayerSpec
+    mode: Mode
+    causal: bool
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        angles: RotaryAngles | None,
-        mask: Bool[Array, "B 1 S S"],
-        bias: Float[Array, "#B H S S"] | None,
-        token_valid: Bool[Array, "B S"],
-        ids: Int[Array, "B S"],
-        positions: Int[Array, "B S"],
-        memory: Float[Array, "B R D"] | None = None,
-        memory_mask: Bool[Array, "B 1 S R"] | None = None,
-    ) -> Float[Array, "B S D"]:
-        """Runs tokens; those of a decoder that has an encoder attend to its values `memory`, too."""
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
-        routed = token_valid, ids, positions
-        dropout = nn.Dropout(config.dropout, deterministic=not self.training)
+    def __call__(self, x: Float[Array, "B S D"], context: Context) -> Float[Array, "B S D"]:
+        """Runs tokens; with an encoder's values in the context they attend to these, too."""
+        return self.run(x, context)
 
-        def mixture(width: int, name: str) -> Callable[[Float[Array, "B S D"]], Float[Array, "B S M"]]:
-            return lambda x: self._moe(name, expert_dim=width, kind="linear")(x, *routed)
+    def run(self, x: Float[Array, "B S D"], context: Context) -> Float[Array, "B S D"]:
+        """Runs all tokens of the context."""
+        spec, mode, drop = self.spec, self.mode, self.mode.drop()
+        mixtures = {name: self._mixture(name, context) for name in spec.mixtures}
+        attention = spec.attention.make(mode, self.causal, mixtures if spec.projections else None, ATTENTION)
+        x = x + drop(attention(self._normed(x, ATTENTION), context.of(spec.attention)))
+        if context.memory is not None:
+            cross = spec.attention.as_cross_attention().make(mode, False, None, CROSS_ATTENTION)
+            normed = self._normed(x, CROSS_ATTENTION)
+            x = x + drop(cross(normed, context.memory_attending, context.memory))
+        normed = self._normed(x, FEED_FORWARD)
+        network = mixtures[MOE] if MOE in mixtures else spec.feed_forward.make(mode, FEED_FORWARD)
+        return x + drop(network(normed))
 
-        sparse = config.sparse(self.layer, "attention")
-        attention = self._attention("attention", config.causal, mixture=mixture if sparse else None)
-        x = x + dropout(attention(RMSNorm(dtype, name="attention_norm")(x), angles, mask, bias))
-        if memory is not None:
-            normed = RMSNorm(dtype, name="cross_attention_norm")(x)
-            x = x + dropout(self._attention("cross_attention", False)(normed, None, memory_mask, None, memory))
-        normed = RMSNorm(dtype, name="feed_forward_norm")(x)
-        if config.sparse(self.layer, "feed_forward"):
-            return x + dropout(self._moe("moe", expert_dim=config.expert_dim, kind=config.expert_ffn)(normed, *routed))
-        feed_forward = FeedForward(
-            config.ffn,
-            config.ffn_dim,
-            config.init_scale,
-            dtype,
-            config.dropout if self.training else 0.0,
-            name="feed_forward",
-        )
-        return x + dropout(feed_forward(normed))
+    def _normed(self, x: Float[Array, "B S D"], part: str) -> Float[Array, "B S D"]:
+        return self.spec.norm.make(self.mode.dtype, f"{part}_norm")(x)
 
-    def _attention(self, name: str, causal: bool, **fields: Any) -> Attention:
-        config = self.config
-        return Attention(
-            num_heads=config.num_heads,
-            num_kv_heads=config.kv_heads,
-            head_dim=config.head_width,
-            causal=causal,
-            init_scale=config.init_scale,
-            dtype=jnp.dtype(config.dtype),
-            dropout=config.dropout,
-            training=self.training,
-            name=name,
-            **fields,
-        )
+    def _mixture(self, name: str, context: Context) -> Sublayer:
+        mixture, mode = self.spec.mixtures[name], self.mode
 
-    def _moe(self, name: str, expert_dim: int, kind: str) -> MoE:
-        config, moe = self.config, self.config.moe
-        evaluation = moe.capacity_factor if moe.eval_capacity_factor is None else moe.eval_capacity_factor
-        return MoE(
-            num_experts=moe.num_experts,
-            router=moe.router,
-            k=moe.k,
-            capacity_factor=moe.capacity_factor if self.training else evaluation,
-            group_size=moe.group_size,
-            kind=kind,
-            expert_dim=expert_dim,
-            execution=moe.execution,
-            kernel=moe.kernel,
-            router_options=moe.router_options,
-            router_dtype=jnp.dtype(moe.router_dtype),
-            capacity_rule=moe.capacity_rule,
-            loss_level=moe.loss_level,
-            combine=moe.combine,
-            shared_dim=None if kind == "linear" else moe.shared_dim,
-            shared_gate=moe.shared_gate,
-            training=self.training,
-            init_scale=config.init_scale,
-            dtype=jnp.dtype(config.dtype),
-            dropout=config.expert_dropout if self.training else 0.0,
-            parallel=moe.parallel,
-            name=name,
-        )
+        def run(x: Float[Array, "B S D"]) -> Float[Array, "B S M"]:
+            moe = MoE(mixture, mode.training, mode.init_scale, mode.dtype, name=name, parent=self)
+            return moe(x, context.token_valid, context.ids, context.positions)
+
+        return run
+
+
+class DepthBlock(Block):
+    """A block that only some tokens run; see `moe_jax.layers.depth.DepthConfig`."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"], context: Context) -> Float[Array, "B S D"]:
+        """Runs the tokens that the router chooses; the others pass by."""
+        depth, valid = self.spec.depth, context.token_valid
+        kernel = self.param("depth_kernel", nn.initializers.normal(0.02), (x.shape[-1],), jnp.float32)
+        score = jnp.matmul(x.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)
+        index, best = best_tokens(score, valid, depth.capacity)
+        positive = decided(score > 0) & valid
+        runs = best if self.mode.training else positive
+        report(self, depth_metrics(score, best, positive, runs, valid))
+        if not self.mode.training:
+            y = self.run(x, context.hide(runs))
+            return x + _weighted(y - x, score, runs)
+        rows, chosen = take(x, index), context.take(index, runs)
+        change = _weighted(self.run(rows, chosen) - rows, take(score, index), chosen.token_valid)
+        return jax.vmap(lambda row, place, more: row.at[place].add(more))(x, index, change)
+
+
+def _weighted(change: Float[Array, "B S D"], score: Float[Array, "B S"], runs: Bool[Array, "B S"]) -> Array:
+    """Returns the layer's change of the tokens that run it, times their scores."""
+    return jnp.where(runs, score, 0.0)[..., None].astype(change.dtype) * change

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.layers.vocabulary import OutputMatrix, output_of, scores, token_embedding
+from moe_jax.layers.vocabulary import Output, OutputMatrix, output_of, token_embedding
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.stack import complete, run_blocks
 from moe_jax.runtime.mesh import keep_sharded_by_token
@@ -24,27 +24,44 @@ class Decoder(nn.Module):
     config: ModelConfig
     training: bool = False
 
-    @nn.compact
     def __call__(
         self,
         tokens: Int[Array, "B S"],
         positions: Int[Array, "B S"] | None = None,
         segment_ids: Int[Array, "B S"] | None = None,
-        targets: Int[Array, "B S"] | None = None,
-    ) -> Float[Array, "B S V"] | Float[Array, "B S"]:
-        """Float32 logits of each next token, or of what each token of an encoder was; with `targets`, nats of those.
+    ) -> Float[Array, "B S V"]:
+        """Returns float32 logits of each next token, or of the tokens themselves for an encoder.
 
         Args:
           tokens: the text.
-          positions: of each token in its document; None if each sequence is one document.
+          positions: place of each token in its document; None if each sequence is one document.
           segment_ids: number of each token's document, 0 for padding, which nothing routes and nothing should score;
             None likewise.
-          targets: tokens to score, `config.loss_chunk` positions at a time.
         """
+        return self._output(tokens, positions, segment_ids).logits()
+
+    def nats(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
+        *,
+        targets: Int[Array, "B S"],
+    ) -> Float[Array, "B S"]:
+        """Returns float32 nats of `targets` under the logits, `config.loss_chunk` positions at a time."""
+        return self._output(tokens, positions, segment_ids).nats(targets, self.config.loss_chunk)
+
+    @nn.compact
+    def _output(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"] | None,
+        segment_ids: Int[Array, "B S"] | None,
+    ) -> Output:
         text = complete(tokens, positions, segment_ids)
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         embed = token_embedding(config.vocab_size, config.model_dim, config.model_dim**-0.5, dtype)
         x = run_blocks(config, self.training, keep_sharded_by_token(embed(tokens)), text)
         tied = config.tie_embeddings
         matrix = output_of(embed.embedding) if tied else OutputMatrix(config.vocab_size, name="head")(config.model_dim)
-        return scores(matrix.astype(dtype), x, targets, config.loss_chunk)
+        return Output(matrix.astype(dtype), x)

@@ -7,18 +7,18 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.layers.attention import memory_mask
-from moe_jax.layers.vocabulary import OutputMatrix, output_of, scores, token_embedding
+from moe_jax.layers.vocabulary import Output, OutputMatrix, output_of, token_embedding
 from moe_jax.models.config import ModelConfig
+from moe_jax.models.paths import DECODER, ENCODER
 from moe_jax.models.stack import Stack, complete
 from moe_jax.runtime.mesh import keep_sharded_by_token
 
 
 class EncoderDecoder(nn.Module):
-    """T5 (Raffel et al. 2020, section 2.1), in both stacks of whose layers feed-forwards may be mixtures.
+    """T5 (Raffel et al. 2020, section 2.1); the feed-forward parts of both stacks may be mixtures.
 
-    Its logits of attention are divided by the root of a head's width; T5 leaves that to the start of its queries, which
-    is smaller by as much, so both start alike.
+    The logits of attention are divided by the root of a head's width. T5 leaves that to the initialisation of its
+    queries, which is smaller by as much, so both start alike.
 
     Attributes:
       config: the model's shape.
@@ -28,7 +28,6 @@ class EncoderDecoder(nn.Module):
     config: ModelConfig
     training: bool = False
 
-    @nn.compact
     def __call__(
         self,
         tokens: Int[Array, "B S"],
@@ -37,29 +36,50 @@ class EncoderDecoder(nn.Module):
         encoder_tokens: Int[Array, "B R"],
         encoder_positions: Int[Array, "B R"] | None = None,
         encoder_segment_ids: Int[Array, "B R"] | None = None,
-        targets: Int[Array, "B S"] | None = None,
-    ) -> Float[Array, "B S V"] | Float[Array, "B S"]:
-        """Float32 logits of what follows each of `tokens`; with `targets`, nats of those.
+    ) -> Float[Array, "B S V"]:
+        """Returns float32 logits of the token that follows each of `tokens`.
 
         Args:
-          tokens: the decoder's text; it begins with a token that says no more than that.
+          tokens: the decoder's text; its first token only marks the beginning.
           positions, segment_ids: see `Decoder`; a segment of the decoder attends to the encoder's of the same number.
           encoder_tokens: the encoder's text.
           encoder_positions, encoder_segment_ids: likewise.
-          targets: tokens to score, `config.loss_chunk` positions at a time.
         """
-        text = complete(tokens, positions, segment_ids)
-        encoder_text = complete(encoder_tokens, encoder_positions, encoder_segment_ids)
-        dtype, (encoder, decoder) = jnp.dtype(self.config.dtype), self.config.stacks
-        embed = token_embedding(self.config.vocab_size, self.config.model_dim, 1.0, dtype)
-        memory = Stack(encoder, self.training, name="encoder")(
-            keep_sharded_by_token(embed(encoder_tokens)), encoder_text
-        )
-        seen = memory_mask(text.segment_ids, encoder_text.segment_ids)
-        x = Stack(decoder, self.training, name="decoder")(keep_sharded_by_token(embed(tokens)), text, memory, seen)
-        if self.config.tie_embeddings:
+        decoder = tokens, positions, segment_ids
+        return self._output(decoder, (encoder_tokens, encoder_positions, encoder_segment_ids)).logits()
+
+    def nats(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"] | None,
+        segment_ids: Int[Array, "B S"] | None,
+        encoder_tokens: Int[Array, "B R"],
+        encoder_positions: Int[Array, "B R"] | None = None,
+        encoder_segment_ids: Int[Array, "B R"] | None = None,
+        *,
+        targets: Int[Array, "B S"],
+    ) -> Float[Array, "B S"]:
+        """Returns float32 nats of `targets` under the logits, `config.loss_chunk` positions at a time."""
+        decoder = tokens, positions, segment_ids
+        output = self._output(decoder, (encoder_tokens, encoder_positions, encoder_segment_ids))
+        return output.nats(targets, self.config.loss_chunk)
+
+    @nn.compact
+    def _output(
+        self,
+        decoder_text: tuple[Int[Array, "B S"] | None, ...],
+        encoder_text: tuple[Int[Array, "B R"] | None, ...],
+    ) -> Output:
+        config, text, read = self.config, complete(*decoder_text), complete(*encoder_text)
+        dtype, (encoder, decoder) = jnp.dtype(config.dtype), config.stacks
+        embed = token_embedding(config.vocab_size, config.model_dim, 1.0, dtype)
+        embedded = keep_sharded_by_token(embed(read.tokens))
+        memory = Stack(encoder, self.training, name=ENCODER)(embedded, read)
+        embedded = keep_sharded_by_token(embed(text.tokens))
+        x = Stack(decoder, self.training, name=DECODER)(embedded, text, memory, read)
+        if config.tie_embeddings:
             # Embeddings start with variance 1, a matrix of outputs with 1 / D.
-            matrix = output_of(embed.embedding) * self.config.model_dim**-0.5
+            matrix = output_of(embed.embedding) * config.model_dim**-0.5
         else:
-            matrix = OutputMatrix(self.config.vocab_size, name="head")(self.config.model_dim)
-        return scores(matrix.astype(dtype), x, targets, self.config.loss_chunk)
+            matrix = OutputMatrix(config.vocab_size, name="head")(config.model_dim)
+        return Output(matrix.astype(dtype), x)

@@ -1,4 +1,4 @@
-"""The model of a configuration, and what it takes of a batch."""
+"""Language model: the module of a configuration, and the arguments that it takes from a batch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,12 @@ TEXT = ("tokens", "positions", "segment_ids")
 
 
 def make_model(config: ModelConfig, training: bool = False) -> Decoder | EncoderDecoder:
-    """The Linen module of `config.architecture`."""
+    """Makes the Linen module of `config.architecture`."""
     model = Decoder if config.architecture == "decoder" else EncoderDecoder
     return model(config, training)
 
 
 def model_inputs(config: ModelConfig, batch: Mapping[str, Any]) -> tuple[Any, ...]:
-    """A model's arguments, but for `targets`, in their order."""
+    """Returns a model's arguments from a batch, in their order."""
     encoder = () if config.architecture == "decoder" else tuple(f"encoder_{name}" for name in TEXT)
     return tuple(batch[name] for name in (*TEXT, *encoder))

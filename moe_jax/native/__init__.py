@@ -1,1 +1,1 @@
-"""Code for CPUs in C++, which XLA calls: built when moe_jax is installed."""
+"""C++ code for CPUs, called by XLA: grouped products and counting sort. Installation builds it."""

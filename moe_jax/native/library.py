@@ -1,4 +1,4 @@
-"""The library of handlers that XLA calls on CPUs."""
+"""The library of handlers that XLA calls on the CPU."""
 
 import ctypes
 import functools
@@ -18,7 +18,7 @@ HANDLERS = ("product", "product_transposed", "product_sum", "product_sum_transpo
 
 @functools.cache
 def is_installed() -> bool:
-    """Returns whether the library is built; if it is, registers its handlers with XLA."""
+    """Returns true if the library exists, and registers its handlers with XLA."""
     if not LIBRARY.exists():
         return False
     library = ctypes.CDLL(str(LIBRARY))
@@ -32,7 +32,7 @@ def call(name: str, results: Sequence[tuple[tuple[int, ...], Any]], *operands: A
     """Calls a handler of the library.
 
     Args:
-      name: a name in HANDLERS; each is described where it is defined, in `handlers.cc`.
+      name: a name in HANDLERS; `handlers.cc` says what each computes.
       results: shape and type of each result.
       *operands: arguments of the handler.
 
@@ -40,7 +40,7 @@ def call(name: str, results: Sequence[tuple[tuple[int, ...], Any]], *operands: A
       RuntimeError: the library is not installed.
     """
     if not is_installed():
-        raise RuntimeError(f"{LIBRARY} does not exist; install moe_jax to build it: pip install -e .")
+        raise RuntimeError(f"{LIBRARY} does not exist; build it by installing moe_jax: pip install -e .")
     operands = vary_alike(operands)
     # Within `shard_map` results vary as the operands do.
     kind = jax.typeof(operands[0])

@@ -1,13 +1,11 @@
-"""Who runs which token."""
+"""Routing: a router turns tokens into a decision, which experts run which token with what weight."""
 
-import dataclasses
-import typing
-from collections.abc import Mapping
 from typing import Any
 
-from moe_jax.configuration import ConfigError, check_values, require
+from moe_jax.configuration import ConfigError, require
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.base_layers import BASE, Sinkhorn
+from moe_jax.routing.decision import Decision
 from moe_jax.routing.deepseek import DeepSeek
 from moe_jax.routing.dense_mixture import DenseMixture
 from moe_jax.routing.expert_choice import ExpertChoice
@@ -17,7 +15,7 @@ from moe_jax.routing.hierarchical import Hierarchical
 from moe_jax.routing.noisy_top_k import NoisyTopK, VMoE
 from moe_jax.routing.quantile import Quantile
 from moe_jax.routing.remoe import ReMoE
-from moe_jax.routing.router import Router
+from moe_jax.routing.router import KINDS, ROUTERS, AnyRouter, Router, Setting
 from moe_jax.routing.soft_moe import SoftMoE
 from moe_jax.routing.sparse_mixer import SparseMixer
 from moe_jax.routing.st_moe import STMoE
@@ -26,7 +24,7 @@ from moe_jax.routing.top_k import TopK
 from moe_jax.routing.uniform_random import UniformRandom
 
 # Where routers are named: a new router is one file and one line here.
-ROUTERS: dict[str, type[Router]] = {
+ROUTERS |= {
     "dense_mixture": DenseMixture,
     "noisy_top_k": NoisyTopK,
     "hierarchical": Hierarchical,
@@ -47,82 +45,44 @@ ROUTERS: dict[str, type[Router]] = {
     "quantile": Quantile,
 }
 
-__all__ = ["ROUTERS", "Assignment", "Router", "check_router", "describe_routers", "make_router", "own_fields"]
+__all__ = [
+    "KINDS",
+    "ROUTERS",
+    "AnyRouter",
+    "Assignment",
+    "Decision",
+    "Router",
+    "Setting",
+    "check_router",
+    "describe_routers",
+]
 
 
-def make_router(
-    name: str, /, num_experts: int, k: int, capacity_factor: float | None, options: Mapping[str, Any], **fields: Any
-) -> Router:
-    """The router `name` as a module.
-
-    Args:
-      name: a name in ROUTERS.
-      num_experts: E.
-      k: experts per token.
-      capacity_factor: seats relative to even load.
-      options: its own fields.
-      fields: fields that every router has, and Linen's.
-    """
-    return ROUTERS[name](num_experts=num_experts, k=k, capacity_factor=capacity_factor, **options, **fields)
-
-
-def check_router(
-    name: str,
-    num_experts: int,
-    k: int,
-    capacity_factor: float | None,
-    options: Mapping[str, Any],
-    losses: Mapping[str, Any],
-    path: str,
-    options_path: str,
-    **fields: Any,
-) -> Router:
-    """Builds a router as a configuration asks for it.
+def check_router(router: Router, setting: Setting, path: str = "") -> None:
+    """Raises ConfigError where a router does not go with what a layer sets for it.
 
     Args:
-      name, num_experts, k, capacity_factor, options, fields: see `make_router`.
-      losses: coefficients by name.
-      path: dotted name of the mixture in the configuration, for messages.
-      options_path: and of `options`.
-
-    Raises:
-      ConfigError: the router does not have what it is asked for.
+      router: the router.
+      setting: the layer's numbers; messages name its fields as the layer does.
+      path: dotted name of the router within the layer, for messages about its options.
     """
-    kind = ROUTERS[name]
-    allowed = (num_experts,) if kind.choices_allowed == "all" else kind.choices_allowed
+    named = f"with router {KINDS.name_of(router)!r}"
+    allowed = (setting.num_experts,) if router.choices_allowed == "all" else router.choices_allowed
     if allowed is not None:
-        require(k in allowed, f"{path}k", k, " or ".join(map(str, allowed)) + f", with router {name!r}")
-    if not kind.drops:
-        require(capacity_factor is None, f"{path}capacity_factor", capacity_factor, f"None, with router {name!r}")
-    if "loss_level" in fields:
-        accepted = f"{', '.join(kind.loss_levels) or None}, with router {name!r}"
-        require(fields["loss_level"] in kind.loss_levels, f"{path}loss_level", fields["loss_level"], accepted)
-    hints = {field: hint for field, hint in typing.get_type_hints(kind).items() if field in own_fields(kind)}
-    converted = check_values(hints, options, options_path)
-    for loss, coefficient in losses.items():
-        has = ", ".join(kind.losses) or "none"
-        require(loss in kind.losses, f"{path}losses", loss, f"losses of router {name!r}: {has}")
-        require(
-            isinstance(coefficient, int | float) and coefficient >= 0,
-            f"{path}losses.{loss}",
-            coefficient,
-            "a number of at least 0",
-        )
-    router = make_router(name, num_experts, k, capacity_factor, converted, parent=None, **fields)
+        require(setting.k in allowed, "k", setting.k, f"{' or '.join(map(str, allowed))}, {named}")
+    if not router.drops:
+        require(setting.capacity_factor is None, "capacity_factor", setting.capacity_factor, f"None, {named}")
+    level = setting.loss_level
+    accepted = f"{', '.join(router.loss_levels) or None}, {named}"
+    require(level is None or level in router.loss_levels, "loss_level", level, accepted)
     try:
-        router.check()
+        router.check(setting)
     except ConfigError as error:
-        raise ConfigError(f"{options_path}.{error}") from error
-    return router
-
-
-def own_fields(router: type[Router]) -> set[str]:
-    """The fields a router's module adds to those every router has."""
-    return {f.name for f in dataclasses.fields(router)} - {f.name for f in dataclasses.fields(Router)}
+        raise error.within(path) from error
 
 
 def describe_routers() -> list[dict[str, Any]]:
-    """What there is to know of each router before one reads its paper, of its default options, in JSON's types."""
+    """Returns one row for each router with its default options, in JSON's types: name, paper, k, causal, losses."""
     rows = []
     for name, kind in ROUTERS.items():
         allowed = kind.choices_allowed
@@ -133,7 +93,7 @@ def describe_routers() -> list[dict[str, Any]]:
                 "paper": kind.paper,
                 "year": kind.year,
                 "k": list(allowed) if isinstance(allowed, tuple) else allowed,
-                "causal": make_router(name, 4, k, 1.0, {}, parent=None).causal,
+                "causal": kind().causal(Setting(4, k, 1.0)),
                 "drops": kind.drops,
                 "losses": dict(kind.losses),
             }

@@ -3,6 +3,7 @@
 G groups, S tokens of a group, E experts, K choices per token, A assignments of a group, C capacity.
 """
 
+from collections.abc import Callable
 from typing import get_args
 
 import jax
@@ -12,12 +13,15 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.configuration import require_name
 from moe_jax.routing.capacity import Priority, seats_by_position, seats_by_score
+from moe_jax.routing.decision import Decision
+from moe_jax.routing.metrics import load_metrics
+from moe_jax.routing.statistics import Metrics, Statistic, mean_of_parts, mean_where, ratio
 from moe_jax.runtime.mesh import shard_over_groups
 from moe_jax.runtime.remat import decided
 
 
 @struct.dataclass
-class Assignment:
+class Assignment(Decision):
     """The value that routers make and ways of running experts take.
 
     y[t] = sum over a with token[a] = t and kept[a] of weight[a] * expert[expert[a]](x[t]), within each group.
@@ -73,6 +77,43 @@ class Assignment:
     def combine_weights(self) -> Float[Array, "G S E"]:
         """The weight of each expert's output in each token's result; 0 where the expert does not run the token."""
         return self._dense(jnp.where(self.kept, self.weight, 0.0))
+
+    def enter(self, x: Float[Array, "G S D"]) -> Float[Array, "G S D"]:
+        return x
+
+    def assignment(self) -> "Assignment":
+        return self
+
+    def leave(self, y: Float[Array, "G S O"]) -> Float[Array, "G S O"]:
+        return y
+
+    def expert_weights(self) -> Float[Array, "G S E"]:
+        return self.combine_weights()
+
+    def rounded(self, rounding: Callable[[Float[Array, "..."]], Float[Array, "..."]]) -> "Assignment":
+        return self.replace(weight=rounding(self.weight))
+
+    def metrics(self, token_valid: Bool[Array, "G S"], k: int) -> Metrics:
+        """Returns the metrics that describe the decision alone.
+
+        Returns:
+          those of `load_metrics`, for the requested assignments, before any is dropped.
+          fraction_dropped: share of the requested assignments that got no seat.
+          tokens_unrouted: share of the valid tokens that no expert runs.
+          seats_filled: share of all seats that are taken.
+          capacity_factor: seats relative to even load, as realised after rounding.
+        """
+        requested = self.requested.sum(dtype=jnp.float32)
+        kept = self.kept.sum(dtype=jnp.float32)
+        seats = jnp.float32(self.num_groups * self.num_experts * self.capacity)
+        runs = self.dispatch_mask().any(axis=-1)
+        realised = jnp.float32(self.capacity * self.num_experts / (self.num_tokens * k))
+        return load_metrics(self.load()) | {
+            "fraction_dropped": Statistic((requested - kept, requested), ratio),
+            "tokens_unrouted": mean_where((~runs).astype(jnp.float32), token_valid),
+            "seats_filled": Statistic((kept, seats), ratio),
+            "capacity_factor": mean_of_parts(realised),
+        }
 
     def _dense(self, values: Shaped[Array, "G A"]) -> Shaped[Array, "G S E"]:
         def add(

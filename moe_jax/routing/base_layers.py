@@ -3,6 +3,7 @@
 G groups, S tokens of a group, D model width, E experts, C capacity.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import ClassVar
@@ -14,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
-from moe_jax.routing.router import Metrics, Router, Tokens, exact_matmul
+from moe_jax.routing.router import Call, Router, Setting, Tokens
+from moe_jax.routing.statistics import Metrics
 from moe_jax.runtime.mesh import shard_over_groups
 from moe_jax.runtime.remat import decided
 
@@ -133,6 +135,7 @@ def balanced_assignment(
     return decided(shard_over_groups(jax.vmap(lambda scores: auction(scores, seats, tolerance)))(worth))
 
 
+@dataclasses.dataclass(frozen=True)
 class BASE(Router):
     """BASE layers: in training a linear assignment, exactly even; in evaluation each token its best expert.
 
@@ -152,27 +155,26 @@ class BASE(Router):
     paper = "Lewis et al. 2021, BASE Layers, arXiv:2103.16716"
     year = 2021
 
-    @property
-    def causal(self) -> bool:
+    def causal(self, setting: Setting) -> bool:
         return False
 
-    def check(self) -> None:
-        finest = self.num_experts / 1e8
+    def check(self, setting: Setting) -> None:
+        finest = setting.num_experts / 1e8
         require(finest <= self.tolerance < 1, "tolerance", self.tolerance, f"a number from {finest:g} to below 1")
 
-    def project(self, x: Float[Array, "G S D"]) -> Float[Array, "G S E"]:
+    def initializer(self, name: str) -> nn.initializers.Initializer:
         # Orthogonal with gain 0.1, as its authors' code starts the experts' centroids.
-        start = nn.initializers.orthogonal(0.1, column_axis=-1)
-        return exact_matmul(x, self.param("kernel", start, (x.shape[-1], self.num_experts), jnp.float32))
+        return nn.initializers.orthogonal(0.1, column_axis=-1)
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
-        if self.training:
-            capacity = -(-logits.shape[1] // self.num_experts)
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
+        capacity = call.capacity
+        if call.training:
+            capacity = -(-logits.shape[1] // call.num_experts)
             expert = balanced_assignment(logits, tokens.valid, capacity, self.tolerance)[..., None]
         else:
             _, expert = best_choices(logits, 1)
         weight = jax.nn.sigmoid(jnp.take_along_axis(logits, expert, axis=-1))
-        return assign_choices(expert, weight, tokens.valid[..., None], self.num_experts, capacity), {}
+        return assign_choices(expert, weight, tokens.valid[..., None], call.num_experts, capacity), {}
 
 
 def sinkhorn(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], iterations: int) -> Float[Array, "G S E"]:
@@ -192,6 +194,7 @@ def sinkhorn(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], ite
     return jax.lax.fori_loop(0, iterations, scale, jnp.where(valid, logits, -jnp.inf))
 
 
+@dataclasses.dataclass(frozen=True)
 class Sinkhorn(Router):
     """S-BASE: in training the experts of the largest entries of a nearly balanced plan, in evaluation of the logits.
 
@@ -208,18 +211,17 @@ class Sinkhorn(Router):
     paper = "Clark et al. 2022, Unified Scaling Laws for Routed Language Models, arXiv:2202.01169"
     year = 2022
 
-    @property
-    def causal(self) -> bool:
+    def causal(self, setting: Setting) -> bool:
         return False
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         require(self.iterations >= 1, "iterations", self.iterations, "an integer of at least 1")
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
         plan = jax.lax.stop_gradient(logits)
-        if self.training:
+        if call.training:
             plan = sinkhorn(plan, tokens.valid, self.iterations)
-        _, expert = best_choices(plan, self.k)
+        _, expert = best_choices(plan, call.k)
         weight = jnp.take_along_axis(jax.nn.softmax(logits), expert, axis=-1)
         requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
-        return assign_choices(expert, weight, requested, self.num_experts, capacity), {}
+        return assign_choices(expert, weight, requested, call.num_experts, call.capacity), {}

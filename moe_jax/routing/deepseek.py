@@ -6,6 +6,7 @@ MiniMax-M2 are settings of it.
 G groups, S tokens of a group, E experts, N groups of experts, K choices per token, C capacity.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -16,8 +17,9 @@ from jaxtyping import Array, Float, Int
 from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.losses import LossLevel, updated_bias
-from moe_jax.routing.router import STATE, Metrics, Router, Tokens
-from moe_jax.routing.top_k import Score, scores_of, shares_of
+from moe_jax.routing.router import Call, Router, Setting, Tokens
+from moe_jax.routing.statistics import Metrics
+from moe_jax.routing.top_k import Score, require_learnable, scores_of, shares_of
 from moe_jax.runtime.mesh import shard_over_groups
 from moe_jax.runtime.remat import decided
 
@@ -51,6 +53,7 @@ def group_limited_choices(
     return decided(shard_over_groups(choose)(selection))
 
 
+@dataclasses.dataclass(frozen=True)
 class DeepSeek(Router):
     """Top-k of sigmoid or softmax scores, limited to groups of experts, and balanced by a bias on the selection alone.
 
@@ -73,40 +76,48 @@ class DeepSeek(Router):
     renormalize: bool = True
     scale: float = 1.0
     bias_rate: float = 0.001
-    loss_level: LossLevel = "sequence"
 
+    own_loss_level: ClassVar[LossLevel] = "sequence"
     losses: ClassVar[Mapping[str, float]] = {"balance_loss": 0.0001, "z_loss": 0.0}
     paper = "DeepSeek-AI 2024, DeepSeek-V3, arXiv:2412.19437"
     year = 2024
 
-    def check(self) -> None:
-        experts, groups, allowed = self.num_experts, self.num_groups, self.groups_per_token
-        require(groups >= 1 and experts % groups == 0, "num_groups", groups, f"a divisor of num_experts ({experts})")
+    def __post_init__(self) -> None:
+        groups, allowed = self.num_groups, self.groups_per_token
+        require(groups >= 1, "num_groups", groups, "an integer of at least 1")
         require(1 <= allowed <= groups, "groups_per_token", allowed, f"1 to num_groups ({groups})")
-        room = allowed * experts // groups
-        require(self.k <= room, "groups_per_token", allowed, f"enough groups for k={self.k} experts; these have {room}")
-        if self.group_score == "top2_sum" and allowed < groups:
-            require(experts >= 2 * groups, "num_groups", groups, "groups of two experts or more, with 'top2_sum'")
-        accepted = "False, with k=1, or every weight is 1 and the router learns nothing"
-        require(self.k > 1 or not self.renormalize, "renormalize", True, accepted)
         require(self.scale > 0, "scale", self.scale, "a positive number")
         require(self.bias_rate >= 0, "bias_rate", self.bias_rate, "a number of at least 0")
 
-    def probabilities(self, logits: Float[Array, "G S E"]) -> Float[Array, "G S E"]:
+    def check(self, setting: Setting) -> None:
+        experts, k, groups, allowed = setting.num_experts, setting.k, self.num_groups, self.groups_per_token
+        require(experts % groups == 0, "num_groups", groups, f"a divisor of num_experts ({experts})")
+        room = allowed * experts // groups
+        require(k <= room, "groups_per_token", allowed, f"enough groups for k={k} experts; these have {room}")
+        if self.group_score == "top2_sum" and allowed < groups:
+            require(experts >= 2 * groups, "num_groups", groups, "groups of two experts or more, with 'top2_sum'")
+        require_learnable(self.renormalize, k)
+
+    def initial_state(self, setting: Setting) -> dict[str, Array]:
+        return {"bias": jnp.zeros((setting.num_experts,), jnp.float32)} if self.bias_rate else {}
+
+    def probabilities(self, logits: Float[Array, "G S E"], call: Call) -> Float[Array, "G S E"]:
         return shares_of(logits, self.score)
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
         scores = scores_of(logits, self.score)
         selection = jax.lax.stop_gradient(scores)
         if self.bias_rate:
-            selection += self.variable(STATE, "bias", jnp.zeros, (self.num_experts,), jnp.float32).value[None, None]
-        expert = group_limited_choices(selection, self.k, self.num_groups, self.groups_per_token, self.group_score)
+            selection += call.state["bias"][None, None]
+        expert = group_limited_choices(selection, call.k, self.num_groups, self.groups_per_token, self.group_score)
         weight = jnp.take_along_axis(scores, expert, axis=-1)
         if self.renormalize:
             weight = weight / (weight.sum(axis=-1, keepdims=True) + 1e-20)
         requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
-        assignment = assign_choices(expert, weight * self.scale, requested, self.num_experts, capacity)
-        return assignment, {"balance_loss": self.balance(self.probabilities(logits), expert, tokens)}
+        assignment = assign_choices(expert, weight * self.scale, requested, call.num_experts, call.capacity)
+        return assignment, {"balance_loss": call.balance_loss(self.probabilities(logits, call), expert, tokens)}
 
-    def next_state(self, state: Mapping[str, Array], metrics: Mapping[str, Array]) -> Mapping[str, Array]:
+    def next_state(
+        self, state: Mapping[str, Array], metrics: Mapping[str, Array], setting: Setting
+    ) -> Mapping[str, Array]:
         return {"bias": updated_bias(state["bias"], metrics["load"], self.bias_rate)} if self.bias_rate else state

@@ -3,6 +3,7 @@
 T cases, G groups, S tokens of a group, E experts, C capacity, O outputs.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.routing.assignment import Assignment, assign_choices
-from moe_jax.routing.router import Metrics, Router, Tokens
+from moe_jax.routing.router import Call, Router, Tokens
+from moe_jax.routing.statistics import Metrics
 
 
 def cooperative_loss(
@@ -42,6 +44,7 @@ def likelihood_loss(
     return -jnp.mean(jax.nn.logsumexp(-errors / 2, axis=-1, b=gate))
 
 
+@dataclasses.dataclass(frozen=True)
 class DenseMixture(Router):
     """Softmax gate over all experts; `k` is E."""
 
@@ -52,7 +55,7 @@ class DenseMixture(Router):
     paper = "Jacobs et al. 1991, Adaptive Mixtures of Local Experts, Neural Computation 3(1)"
     year = 1991
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
-        expert = jnp.broadcast_to(jnp.arange(self.num_experts, dtype=jnp.int32)[None, None], logits.shape)
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
+        expert = jnp.broadcast_to(jnp.arange(call.num_experts, dtype=jnp.int32)[None, None], logits.shape)
         requested = jnp.broadcast_to(tokens.valid[..., None], logits.shape)
-        return assign_choices(expert, jax.nn.softmax(logits), requested, self.num_experts, capacity), {}
+        return assign_choices(expert, jax.nn.softmax(logits), requested, call.num_experts, call.capacity), {}

@@ -3,6 +3,7 @@
 G groups, S tokens of a group, E experts, C capacity, A = E * C assignments.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -13,7 +14,8 @@ from jaxtyping import Array, Bool, Float
 
 from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices
-from moe_jax.routing.router import Metrics, Router, Tokens
+from moe_jax.routing.router import Call, Router, Setting, Tokens
+from moe_jax.routing.statistics import Metrics
 from moe_jax.runtime.mesh import shard_over_groups
 from moe_jax.runtime.remat import decided
 
@@ -132,6 +134,7 @@ def expert_choice_seen(logits: Float[Array, "G S E"], token_valid: Bool[Array, "
     return assign_choices(expert, probabilities, takes, num_experts, capacity)
 
 
+@dataclasses.dataclass(frozen=True)
 class ExpertChoice(Router):
     """Expert choice; `k` is the mean number of experts per token (the paper's capacity factor, with capacity_factor=1).
 
@@ -155,23 +158,24 @@ class ExpertChoice(Router):
     paper = "Zhou et al. 2022, Mixture-of-Experts with Expert Choice Routing, arXiv:2202.09368"
     year = 2022
 
-    @property
-    def causal(self) -> bool:
+    def causal(self, setting: Setting) -> bool:
         return self.among == "seen"
 
-    @property
-    def chooses_by_capacity(self) -> bool:
+    def chooses_by_capacity(self, setting: Setting) -> bool:
         return True
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         require(self.entropy > 0, "entropy", self.entropy, "a positive number")
         require(self.iterations >= 1, "iterations", self.iterations, "an integer of at least 1")
-        if self.most is not None:
-            require(self.among == "group", "most", self.most, "None, among the tokens seen")
-            accepted = f"k ({self.k}) to num_experts ({self.num_experts})"
-            require(self.k <= self.most <= self.num_experts, "most", self.most, accepted)
+        require(self.most is None or self.among == "group", "most", self.most, "None, among the tokens seen")
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+    def check(self, setting: Setting) -> None:
+        k, experts = setting.k, setting.num_experts
+        require(
+            self.most is None or k <= self.most <= experts, "most", self.most, f"k ({k}) to num_experts ({experts})"
+        )
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
         if self.among == "seen":
-            return expert_choice_seen(logits, tokens.valid, capacity), {}
-        return expert_choice(logits, tokens.valid, capacity, self.most, self.entropy, self.iterations), {}
+            return expert_choice_seen(logits, tokens.valid, call.capacity), {}
+        return expert_choice(logits, tokens.valid, call.capacity, self.most, self.entropy, self.iterations), {}

@@ -5,6 +5,7 @@ Lepikhin et al. 2020, algorithm 1; variants as in its authors' code, mesh-tensor
 G groups, S tokens of a group, E experts, C capacity.
 """
 
+import dataclasses
 from typing import Literal, get_args
 
 import jax
@@ -13,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Key
 
 from moe_jax.configuration import require, require_name
 from moe_jax.routing.assignment import Assignment, assign_choices, top_experts
-from moe_jax.routing.router import RNG, Metrics, Router, Tokens
+from moe_jax.routing.router import Call, Router, Tokens
+from moe_jax.routing.statistics import Metrics
 from moe_jax.runtime.remat import decided
 
 SecondPolicy = Literal["all", "none", "threshold", "random"]
@@ -61,6 +63,7 @@ def _asks_second(
     return jnp.full(weight.shape, policy == "all")
 
 
+@dataclasses.dataclass(frozen=True)
 class GShard(Router):
     """GShard's top-2 router. Its balance loss counts first choices only, as its authors' does.
 
@@ -81,11 +84,11 @@ class GShard(Router):
     paper = "Lepikhin et al. 2020, GShard, arXiv:2006.16668"
     year = 2020
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         require(self.init_std > 0, "init_std", self.init_std, "a positive number")
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
-        rng = self.make_rng(RNG) if self.second_policy == "random" else None
-        assignment = gshard(logits, tokens.valid, capacity, self.second_policy, self.second_threshold, rng)
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
+        rng = call.rng() if self.second_policy == "random" else None
+        assignment = gshard(logits, tokens.valid, call.capacity, self.second_policy, self.second_threshold, rng)
         first_choice = assignment.expert[:, : logits.shape[1], None]
-        return assignment, {"balance_loss": self.balance(jax.nn.softmax(logits), first_choice, tokens)}
+        return assignment, {"balance_loss": call.balance_loss(jax.nn.softmax(logits), first_choice, tokens)}

@@ -3,6 +3,7 @@
 G groups, S tokens of a group, E experts, C capacity, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -12,7 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.configuration import ConfigError, require
 from moe_jax.routing.assignment import Assignment, assign_choices
-from moe_jax.routing.router import Metrics, Router, Tokens
+from moe_jax.routing.router import Call, Router, Tokens
+from moe_jax.routing.statistics import Metrics
 from moe_jax.runtime.remat import decided
 
 By = Literal["token", "balanced", "position"]
@@ -41,6 +43,7 @@ def balanced_table(counts: Sequence[int], num_experts: int) -> Int[np.ndarray, "
     return table
 
 
+@dataclasses.dataclass(frozen=True)
 class Hash(Router):
     """Hash routing: no parameters, no losses, weight 1.
 
@@ -61,21 +64,22 @@ class Hash(Router):
     paper = "Roller et al. 2021, Hash Layers For Large Sparse Models, arXiv:2106.04426"
     year = 2021
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         balanced = self.by == "balanced"
         accepted = "the count of each id, with by='balanced', and () without"
         require(balanced == bool(self.counts), "counts", self.counts, accepted)
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
         known = tokens.positions if self.by == "position" else tokens.ids
         if known is None:
+            needed, argument = ("positions",) * 2 if self.by == "position" else ("token ids", "ids")
             raise ConfigError(
-                f"by is {self.by!r}, of which this call says nothing; accepted: what the layer is told of"
+                f"router 'hash' with by={self.by!r} needs {needed}, but the layer was called without `{argument}`"
             )
         if self.by == "balanced":
-            expert = jnp.asarray(balanced_table(self.counts, self.num_experts))[known]
+            expert = jnp.asarray(balanced_table(self.counts, call.num_experts))[known]
         else:
-            expert = mixed(known, self.seed) % self.num_experts
+            expert = mixed(known, self.seed) % call.num_experts
         expert = decided(expert[..., None])
         weight = jnp.ones(expert.shape, jnp.float32)
-        return assign_choices(expert, weight, tokens.valid[..., None], self.num_experts, capacity), {}
+        return assign_choices(expert, weight, tokens.valid[..., None], call.num_experts, call.capacity), {}

@@ -3,22 +3,27 @@
 G groups of tokens, S tokens of a group, N groups of experts, M experts of each, E = N * M, A assignments.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-from flax.core import FrozenDict
 from jaxtyping import Array, Float, Shaped
 
-from moe_jax.configuration import require, require_name
+from moe_jax.configuration import ConfigError, Kinds, require
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.losses import LossLevel, squared_variation
-from moe_jax.routing.noisy_top_k import EXPECTED_LOAD
-from moe_jax.routing.router import RNG, STATE, Metrics, Router, Tokens
-from moe_jax.routing.statistics import Statistic
+from moe_jax.routing.noisy_top_k import EXPECTED_LOAD, NoisyTopK
+from moe_jax.routing.router import FLOAT32, RNG, ROUTERS, STATE, Router, RouterLike, RouterModule, Setting, Tokens
+from moe_jax.routing.statistics import Metrics, Statistic
+from moe_jax.runtime.parameters import Parameter, within
+
+LEVELS = Kinds(ROUTERS)
+Level = Annotated[RouterLike, LEVELS]
 
 
+@dataclasses.dataclass(frozen=True)
 class Hierarchical(Router):
     """The product of two decisions by any two routers; weights are multiplied.
 
@@ -28,104 +33,109 @@ class Hierarchical(Router):
 
     Attributes:
       groups: N.
-      outer: name of the router that chooses groups.
-      inner: name of the router that chooses experts within a group.
+      outer: the router that chooses groups.
+      inner: the router that chooses experts within a group.
       outer_k: groups per token.
-      outer_options: further fields of the outer router.
-      inner_options: and of the inner one.
     """
 
     groups: int = 2
-    outer: str = "noisy_top_k"
-    inner: str = "noisy_top_k"
+    outer: Level = dataclasses.field(default_factory=NoisyTopK)
+    inner: Level = dataclasses.field(default_factory=NoisyTopK)
     outer_k: int = 2
-    outer_options: Mapping[str, Any] = FrozenDict()
-    inner_options: Mapping[str, Any] = FrozenDict()
-    loss_level: LossLevel = "batch"
 
     loss_levels = ("batch",)
+    own_loss_level: ClassVar[LossLevel] = "batch"
     losses: ClassVar[Mapping[str, float]] = {"importance_loss": 0.1, "load_loss": 0.1}
     paper = "Shazeer et al. 2017, Outrageously Large Neural Networks, arXiv:1701.06538"
     year = 2017
 
-    def check(self) -> None:
-        experts, accepted = self.num_experts, f"a divisor of num_experts ({self.num_experts}), of at least 2"
-        require(self.groups >= 2 and experts % self.groups == 0, "groups", self.groups, accepted)
-        accepted = f"a divisor of k ({self.k}), at most groups ({self.groups})"
-        require(1 <= self.outer_k <= self.groups and self.k % self.outer_k == 0, "outer_k", self.outer_k, accepted)
-        most = self.outer_k * experts // self.groups
-        require(self.k <= most, "outer_k", self.outer_k, f"enough groups for k={self.k} experts; these have {most}")
-        self._check_level("outer", self.groups, self.outer_k, None, self.outer_options)
-        inner = self.num_experts // self.groups, self.k // self.outer_k, self._inner_factor
-        self._check_level("inner", *inner, self.inner_options)
+    def __post_init__(self) -> None:
+        require(self.groups >= 2, "groups", self.groups, "an integer of at least 2")
+        accepted = f"1 to groups ({self.groups})"
+        require(1 <= self.outer_k <= self.groups, "outer_k", self.outer_k, accepted)
+        for role in ("outer", "inner"):
+            router = LEVELS.make(getattr(self, role), role)
+            object.__setattr__(self, role, router)
+            stateless = type(router).next_state is Router.next_state
+            plain = router.decision is Assignment and stateless and not isinstance(router, Hierarchical)
+            accepted = "a router of one level that assigns tokens and has no state of its own"
+            require(plain, role, LEVELS.name_of(router), accepted)
 
-    def _check_level(
-        self, role: str, experts: int, k: int, capacity_factor: float | None, options: Mapping[str, Any]
-    ) -> None:
+    def check(self, setting: Setting) -> None:
         # Here, because the list of routers names this one too.
-        from moe_jax.routing import ROUTERS, check_router
+        from moe_jax.routing import check_router
 
-        name = getattr(self, role)
-        require_name(name, ROUTERS, role)
-        kind = ROUTERS[name]
-        plain = kind is not Hierarchical and not kind.mixes and kind.next_state is Router.next_state
-        require(plain, role, name, "a router of one level that assigns tokens and has no state of its own")
-        check_router(name, experts, k, capacity_factor, options, {}, f"{role}.", f"{role}_options")
+        experts, k, groups, outer_k = setting.num_experts, setting.k, self.groups, self.outer_k
+        require(experts % groups == 0, "groups", groups, f"a divisor of num_experts ({experts}), of at least 2")
+        require(k % outer_k == 0, "outer_k", outer_k, f"a divisor of k ({k}), at most groups ({groups})")
+        most = outer_k * experts // groups
+        require(k <= most, "outer_k", outer_k, f"enough groups for k={k} experts; these have {most}")
+        for role, level in zip(("outer", "inner"), self.levels(setting), strict=True):
+            try:
+                check_router(getattr(self, role), level)
+            except ConfigError as error:
+                raise error.within(role) from error
 
-    @property
-    def causal(self) -> bool:
-        return self._outer(parent=None).causal and self._inner(parent=None).causal
+    def levels(self, setting: Setting) -> tuple[Setting, Setting]:
+        """Returns the settings of the outer router and of each inner router."""
+        # The share of the tokens that a group of experts sees on average, times the capacity factor.
+        factor = None if setting.capacity_factor is None else setting.capacity_factor * self.outer_k / self.groups
+        inner = Setting(setting.num_experts // self.groups, setting.k // self.outer_k, factor)
+        return Setting(self.groups, self.outer_k), inner
 
-    @property
-    def chooses_by_capacity(self) -> bool:
-        return self._outer(parent=None).chooses_by_capacity or self._inner(parent=None).chooses_by_capacity
+    def causal(self, setting: Setting) -> bool:
+        outer, inner = self.levels(setting)
+        return self.outer.causal(outer) and self.inner.causal(inner)
 
-    def parameter_counts(self, tokens: int, model_dim: int) -> tuple[int, int]:
-        outer = self._outer(parent=None).parameter_counts(tokens, model_dim)
-        inner = self._inner(parent=None).parameter_counts(tokens, model_dim)
-        return outer[0] + self.groups * inner[0], outer[1] + self.groups * inner[1]
+    def chooses_by_capacity(self, setting: Setting) -> bool:
+        outer, inner = self.levels(setting)
+        return self.outer.chooses_by_capacity(outer) or self.inner.chooses_by_capacity(inner)
 
-    def _outer(self, **fields: Any) -> Router:
-        from moe_jax.routing import make_router
+    def parameters(self, model_dim: int, tokens: int, setting: Setting) -> dict[str, Parameter]:
+        outer, inner = self.levels(setting)
+        copies = {
+            name: p._replace(shape=(self.groups, *p.shape), axes=(None, *p.axes))
+            for name, p in self.inner.parameters(model_dim, tokens, inner).items()
+        }
+        return within("outer", self.outer.parameters(model_dim, tokens, outer)) | within("inner", copies)
 
-        return make_router(
-            self.outer, self.groups, self.outer_k, None, self.outer_options, training=self.training, **fields
-        )
+    def module(
+        self,
+        setting: Setting,
+        training: bool = False,
+        dtype: jnp.dtype = FLOAT32,
+        name: str | None = None,
+    ) -> "TwoLevels":
+        return TwoLevels(self, setting, training, dtype, name=name)
 
-    def _inner(self, **fields: Any) -> Router:
-        from moe_jax.routing import make_router
 
-        experts, k = self.num_experts // self.groups, self.k // self.outer_k
-        fields |= {"training": self.training}
-        return make_router(self.inner, experts, k, self._inner_factor, self.inner_options, **fields)
-
-    @property
-    def _inner_factor(self) -> float | None:
-        """The share of the tokens that a group of experts sees on average, times the capacity factor."""
-        return None if self.capacity_factor is None else self.capacity_factor * self.outer_k / self.groups
+class TwoLevels(RouterModule):
+    """The Linen module of hierarchical routing: one router `outer`, and N routers `inner` with a leading axis."""
 
     @nn.compact
     def route(self, tokens: Tokens) -> tuple[Assignment, Metrics]:
-        first, outer = self._outer(name="outer").route(tokens)
+        outer_setting, inner_setting = self.router.levels(self.setting)
+        first, outer = self.router.outer.module(outer_setting, self.training, name="outer").route(tokens)
         sent, weight = first.dispatch_mask(), first.combine_weights()
 
-        def within(router: Router, valid: Array) -> tuple[Assignment, Metrics]:
+        def within_group(router: RouterModule, valid: Array) -> tuple[Assignment, Metrics]:
             return router.route(tokens.replace(valid=valid))
 
         lifted = nn.vmap(
-            within, variable_axes={"params": 0, STATE: 0}, split_rngs={"params": True, RNG: True}, in_axes=0
+            within_group, variable_axes={"params": 0, STATE: 0}, split_rngs={"params": True, RNG: True}, in_axes=0
         )
-        second, inner = lifted(self._inner(name="inner"), jnp.moveaxis(sent, 2, 0))
+        router = self.router.inner.module(inner_setting, self.training, name="inner")
+        second, inner = lifted(router, jnp.moveaxis(sent, 2, 0))
         assignment = self._product(weight, second)
         gates = assignment.replace(capacity=assignment.num_tokens + 1).combine_weights()
         return assignment, {
-            "importance_loss": self.variation(gates, tokens),
+            "importance_loss": self.call(tokens, {}, {}).variation_loss(gates, tokens),
             "load_loss": self._load_loss(assignment, outer, inner, sent),
         }
 
     def _product(self, weight: Float[Array, "G S N"], second: Assignment) -> Assignment:
         """Inner assignments, with a leading axis over groups of experts, as one over all experts."""
-        offset = jnp.arange(self.groups, dtype=jnp.int32)[:, None, None] * second.num_experts
+        offset = jnp.arange(self.router.groups, dtype=jnp.int32)[:, None, None] * second.num_experts
         by_group = jnp.moveaxis(weight, 2, 0)
 
         def flat(x: Shaped[Array, "N G A"]) -> Shaped[Array, "G B"]:
@@ -139,7 +149,7 @@ class Hierarchical(Router):
             seat=flat(second.seat),
             capacity=second.capacity,
             num_tokens=second.num_tokens,
-            num_experts=self.num_experts,
+            num_experts=self.setting.num_experts,
             choices=None,
         )
 

@@ -1,30 +1,9 @@
-"""One vocabulary of routing numbers, the same for every router. G groups, S tokens, E experts, A assignments."""
+"""One vocabulary of routing numbers, the same for every router. G groups, S tokens, E experts."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from moe_jax.routing.assignment import Assignment
-from moe_jax.routing.statistics import Statistic, mean_where, ratio
-
-
-def assignment_metrics(assignment: Assignment, token_valid: Bool[Array, "G S"]) -> dict[str, Statistic]:
-    """What can be said of any decision.
-
-    Returns:
-      those of `load_metrics`, of the requested assignments, before any is dropped.
-      fraction_dropped: share of the requested assignments that got no seat.
-      tokens_unrouted: share of the valid tokens that no expert runs.
-      seats_filled: share of all seats that are taken.
-    """
-    requested = assignment.requested.sum(dtype=jnp.float32)
-    kept = assignment.kept.sum(dtype=jnp.float32)
-    seats = jnp.float32(assignment.num_groups * assignment.num_experts * assignment.capacity)
-    runs = assignment.dispatch_mask().any(axis=-1)
-    return load_metrics(assignment.load()) | {
-        "fraction_dropped": Statistic((requested - kept, requested), ratio),
-        "tokens_unrouted": mean_where((~runs).astype(jnp.float32), token_valid),
-        "seats_filled": Statistic((kept, seats), ratio),
-    }
+from moe_jax.routing.statistics import Statistic, mean_where
 
 
 def load_metrics(asked: Float[Array, " E"]) -> dict[str, Statistic]:

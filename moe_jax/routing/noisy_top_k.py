@@ -3,6 +3,7 @@
 G groups, S tokens of a group, D model width, E experts, K choices per token, C capacity.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -14,9 +15,10 @@ from jaxtyping import Array, Float, Int
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.capacity import Priority
 from moe_jax.routing.losses import LossLevel
-from moe_jax.routing.router import RNG, Metrics, Router, Tokens, exact_matmul
-from moe_jax.routing.statistics import sum_of_parts
+from moe_jax.routing.router import Call, Router, Setting, Tokens, exact_matmul, whole
+from moe_jax.routing.statistics import Metrics, sum_of_parts
 from moe_jax.runtime.mesh import shard_over_groups
+from moe_jax.runtime.parameters import Parameter
 
 # Each expert's load before the noise was drawn, a metric of training, for two-level routing.
 EXPECTED_LOAD = "expected_load"
@@ -44,6 +46,7 @@ def _counted(expert: Int[Array, "G S K"], num_experts: int) -> Float[Array, "G S
     return jax.nn.one_hot(expert, num_experts, dtype=jnp.float32).sum(axis=-2)
 
 
+@dataclasses.dataclass(frozen=True)
 class NoisyTopK(Router):
     """Softmax over the k largest of logits with learned noise, which is drawn in training only.
 
@@ -52,43 +55,40 @@ class NoisyTopK(Router):
     noise; without it (in evaluation, or where all experts are chosen) it counts what was chosen.
     """
 
-    loss_level: LossLevel = "batch"
-
+    own_loss_level: ClassVar[LossLevel] = "batch"
     losses: ClassVar[Mapping[str, float]] = {"importance_loss": 0.1, "load_loss": 0.1, "z_loss": 0.0}
     paper = "Shazeer et al. 2017, Outrageously Large Neural Networks, arXiv:1701.06538"
     year = 2017
 
-    def parameter_counts(self, tokens: int, model_dim: int) -> tuple[int, int]:
-        return 2 * model_dim * self.num_experts, 0
+    def parameters(self, model_dim: int, tokens: int, setting: Setting) -> dict[str, Parameter]:
+        return dict.fromkeys(("kernel", "noise_kernel"), whole(model_dim, setting.num_experts))
 
-    def project(self, x: Float[Array, "G S D"]) -> Float[Array, "G S E"]:
-        shape = (x.shape[-1], self.num_experts)
-        return exact_matmul(x, self.param("kernel", nn.initializers.zeros, shape, jnp.float32))
+    def initializer(self, name: str) -> nn.initializers.Initializer:
+        return nn.initializers.zeros
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
-        shape = (tokens.x.shape[-1], self.num_experts)
-        kernel = self.param("noise_kernel", nn.initializers.zeros, shape, jnp.float32)
-        scale = jax.nn.softplus(exact_matmul(tokens.x.astype(jnp.float32), kernel))
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
+        scale = jax.nn.softplus(exact_matmul(tokens.x.astype(jnp.float32), call.params["noise_kernel"]))
         noisy = logits
-        if self.training:
-            noisy += scale * jax.random.normal(self.make_rng(RNG), logits.shape)
-        chosen, expert = best_choices(noisy, self.k)
-        among = chosen if self.k > 1 else noisy
+        if call.training:
+            noisy += scale * jax.random.normal(call.rng(), logits.shape)
+        chosen, expert = best_choices(noisy, call.k)
+        among = chosen if call.k > 1 else noisy
         weight = jnp.exp(chosen - jax.nn.logsumexp(among, axis=-1, keepdims=True))
         requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
-        assignment = assign_choices(expert, weight, requested, self.num_experts, capacity)
-        gates = jnp.einsum("gsk,gske->gse", weight, jax.nn.one_hot(expert, self.num_experts, dtype=jnp.float32))
-        if self.training and self.k < self.num_experts:
-            load = chance_in_top_k(logits, noisy, scale, self.k)
+        assignment = assign_choices(expert, weight, requested, call.num_experts, call.capacity)
+        gates = jnp.einsum("gsk,gske->gse", weight, jax.nn.one_hot(expert, call.num_experts, dtype=jnp.float32))
+        if call.training and call.k < call.num_experts:
+            load = chance_in_top_k(logits, noisy, scale, call.k)
         else:
-            load = _counted(expert, self.num_experts)
+            load = _counted(expert, call.num_experts)
         return assignment, {
-            "importance_loss": self.variation(gates, tokens),
-            "load_loss": self.variation(load, tokens),
+            "importance_loss": call.variation_loss(gates, tokens),
+            "load_loss": call.variation_loss(load, tokens),
             EXPECTED_LOAD: sum_of_parts(jnp.sum(jnp.where(tokens.valid[..., None], load, 0.0), axis=(0, 1))),
         }
 
 
+@dataclasses.dataclass(frozen=True)
 class VMoE(Router):
     """V-MoE: softmax of noisy logits, then the k largest, not renormalised, so that k = 1 can be trained.
 
@@ -100,29 +100,28 @@ class VMoE(Router):
     """
 
     priority: Priority = "position"
-    loss_level: LossLevel = "batch"
 
+    own_loss_level: ClassVar[LossLevel] = "batch"
     losses: ClassVar[Mapping[str, float]] = {"importance_loss": 0.005, "load_loss": 0.005, "z_loss": 0.0}
     paper = "Riquelme et al. 2021, Scaling Vision with Sparse Mixture of Experts, arXiv:2106.05974"
     year = 2021
 
-    @property
-    def causal(self) -> bool:
-        return self.priority == "position" or self.capacity_factor is None
+    def causal(self, setting: Setting) -> bool:
+        return self.priority == "position" or setting.capacity_factor is None
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
-        noisy, scale = logits, 1.0 / self.num_experts
-        if self.training:
-            noisy += scale * jax.random.normal(self.make_rng(RNG), logits.shape)
-        weight, expert = best_choices(jax.nn.softmax(noisy), self.k)
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
+        noisy, scale = logits, 1.0 / call.num_experts
+        if call.training:
+            noisy += scale * jax.random.normal(call.rng(), logits.shape)
+        weight, expert = best_choices(jax.nn.softmax(noisy), call.k)
         requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
-        assignment = assign_choices(expert, weight, requested, self.num_experts, capacity, self.priority)
-        if self.training:
+        assignment = assign_choices(expert, weight, requested, call.num_experts, call.capacity, self.priority)
+        if call.training:
             threshold = jnp.take_along_axis(noisy, expert[..., -1:], axis=-1)
             load = 1.0 - jax.scipy.stats.norm.cdf((threshold - logits) / scale)
         else:
-            load = _counted(expert, self.num_experts)
+            load = _counted(expert, call.num_experts)
         return assignment, {
-            "importance_loss": self.variation(jax.nn.softmax(logits), tokens),
-            "load_loss": self.variation(load, tokens),
+            "importance_loss": call.variation_loss(jax.nn.softmax(logits), tokens),
+            "load_loss": call.variation_loss(load, tokens),
         }

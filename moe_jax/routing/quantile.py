@@ -3,6 +3,7 @@
 G groups, S tokens of a group, T valid tokens of the batch, E experts, K choices per token, C capacity.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -12,8 +13,8 @@ from jaxtyping import Array, Bool, Float
 
 from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
-from moe_jax.routing.router import STATE, Metrics, Router, Tokens
-from moe_jax.routing.statistics import mean_of_parts
+from moe_jax.routing.router import Call, Router, Setting, Tokens
+from moe_jax.routing.statistics import Metrics, mean_of_parts
 from moe_jax.runtime.mesh import shard_over_groups
 
 
@@ -36,6 +37,7 @@ def quantile_bias(
     return jnp.where(jnp.isfinite(quantile), quantile, bias)
 
 
+@dataclasses.dataclass(frozen=True)
 class Quantile(Router):
     """Top-k of score minus a bias that follows the experts' quantiles; weights are the scores of the chosen, to 1.
 
@@ -52,20 +54,25 @@ class Quantile(Router):
     paper = "Quantile balancing, as in the marin code base (marin-community)"
     year = 2026
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         require(0 < self.rate <= 1, "rate", self.rate, "above 0, to 1")
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+    def initial_state(self, setting: Setting) -> dict[str, Array]:
+        return {"bias": jnp.zeros((setting.num_experts,), jnp.float32)}
+
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
         scores = jax.nn.softmax(logits)
-        bias = self.variable(STATE, "bias", jnp.zeros, (self.num_experts,), jnp.float32).value
+        bias = call.state["bias"]
         fixed = jax.lax.stop_gradient(scores)
-        _, expert = best_choices(fixed - bias[None, None], self.k)
+        _, expert = best_choices(fixed - bias[None, None], call.k)
         weight = jnp.take_along_axis(scores, expert, axis=-1)
-        if self.k > 1:
+        if call.k > 1:
             weight = weight / (weight.sum(axis=-1, keepdims=True) + 1e-20)
         requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
-        assignment = assign_choices(expert, weight, requested, self.num_experts, capacity)
-        return assignment, {"quantile_bias": mean_of_parts(quantile_bias(fixed, tokens.valid, bias, self.k))}
+        assignment = assign_choices(expert, weight, requested, call.num_experts, call.capacity)
+        return assignment, {"quantile_bias": mean_of_parts(quantile_bias(fixed, tokens.valid, bias, call.k))}
 
-    def next_state(self, state: Mapping[str, Array], metrics: Mapping[str, Array]) -> Mapping[str, Array]:
+    def next_state(
+        self, state: Mapping[str, Array], metrics: Mapping[str, Array], setting: Setting
+    ) -> Mapping[str, Array]:
         return {"bias": state["bias"] + self.rate * (metrics["quantile_bias"] - state["bias"])}

@@ -3,6 +3,7 @@
 G groups, S tokens of a group, E experts, C capacity, P parts of the batch.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -13,8 +14,8 @@ from jaxtyping import Array, Float
 from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.losses import LossLevel, over_parts
-from moe_jax.routing.router import STATE, Metrics, Router, Tokens
-from moe_jax.routing.statistics import mean_where
+from moe_jax.routing.router import Call, Router, Setting, Tokens
+from moe_jax.routing.statistics import Metrics, mean_where
 from moe_jax.runtime.remat import decided
 
 
@@ -25,6 +26,7 @@ def loaded_weight(
     return jnp.sum(load * weight, axis=-1) / jnp.maximum(tokens, 1.0) ** 2
 
 
+@dataclasses.dataclass(frozen=True)
 class ReMoE(Router):
     """ReLU routing: differentiable everywhere, a different number of experts for each token, `k` of them on average.
 
@@ -39,35 +41,39 @@ class ReMoE(Router):
 
     growth: float = 1.2
     start: float = 1e-8
-    loss_level: LossLevel = "batch"
 
+    own_loss_level: ClassVar[LossLevel] = "batch"
     drops = False
     losses: ClassVar[Mapping[str, float]] = {"sparsity_loss": 1.0, "z_loss": 0.0}
     paper = "Wang et al. 2024, ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing, arXiv:2412.14711"
     year = 2024
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         require(self.growth > 1, "growth", self.growth, "a number above 1")
         require(self.start > 0, "start", self.start, "a positive number")
 
-    def probabilities(self, logits: Float[Array, "G S E"]) -> Float[Array, "G S E"]:
+    def initial_state(self, setting: Setting) -> dict[str, Array]:
+        return {"coefficient": jnp.full((), self.start, jnp.float32)}
+
+    def probabilities(self, logits: Float[Array, "G S E"], call: Call) -> Float[Array, "G S E"]:
         weights = jax.nn.relu(logits)
         return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-20)
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
         weight = jax.nn.relu(logits)
         runs = decided((logits > 0) & tokens.valid[..., None])
-        expert = jnp.broadcast_to(jnp.arange(self.num_experts, dtype=jnp.int32)[None, None], logits.shape)
-        assignment = assign_choices(expert, weight, runs, self.num_experts, capacity)
-        coefficient = self.variable(STATE, "coefficient", lambda: jnp.full((), self.start, jnp.float32)).value
-        weights, running, valid = (self.by_part(x, tokens) for x in (weight, runs, tokens.valid))
-        load = running.sum(axis=1, dtype=jnp.float32) * (self.num_experts / self.k)
-        total = coefficient * jnp.sum(jnp.where(valid[..., None], weights, 0.0), axis=1)
+        expert = jnp.broadcast_to(jnp.arange(call.num_experts, dtype=jnp.int32)[None, None], logits.shape)
+        assignment = assign_choices(expert, weight, runs, call.num_experts, call.capacity)
+        weights, running, valid = (call.by_part(x, tokens) for x in (weight, runs, tokens.valid))
+        load = running.sum(axis=1, dtype=jnp.float32) * (call.num_experts / call.k)
+        total = call.state["coefficient"] * jnp.sum(jnp.where(valid[..., None], weights, 0.0), axis=1)
         sums = load, total, valid.sum(axis=1, dtype=jnp.float32)
         share = mean_where(runs.mean(axis=-1, dtype=jnp.float32), tokens.valid)
-        penalty = over_parts(sums, loaded_weight, valid.any(axis=1), self.loss_level)
+        penalty = over_parts(sums, loaded_weight, valid.any(axis=1), call.loss_level)
         return assignment, {"sparsity_loss": penalty, "active_share": share}
 
-    def next_state(self, state: Mapping[str, Array], metrics: Mapping[str, Array]) -> Mapping[str, Array]:
-        too_many = jnp.sign(metrics["active_share"] - self.k / self.num_experts)
+    def next_state(
+        self, state: Mapping[str, Array], metrics: Mapping[str, Array], setting: Setting
+    ) -> Mapping[str, Array]:
+        too_many = jnp.sign(metrics["active_share"] - setting.k / setting.num_experts)
         return {"coefficient": state["coefficient"] * self.growth**too_many}

@@ -3,7 +3,8 @@
 G groups, S tokens of a group, D model width, E experts, P slots of an expert, N = E * P.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -14,13 +15,15 @@ from jaxtyping import Array, Bool, Float
 
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.capacity import capacity_per_expert
-from moe_jax.routing.metrics import load_metrics, probability_metrics
-from moe_jax.routing.router import Router, Tokens
-from moe_jax.routing.statistics import mean_of_parts, report
+from moe_jax.routing.decision import Decision
+from moe_jax.routing.metrics import load_metrics
+from moe_jax.routing.router import Call, Router, Setting, Tokens, exact_matmul, whole
+from moe_jax.routing.statistics import Metrics, mean_of_parts
+from moe_jax.runtime.parameters import Parameter
 
 
 @struct.dataclass
-class Slots:
+class Slots(Decision):
     """The decision of a router that mixes tokens instead of assigning them.
 
     y = combine @ experts(dispatch^T @ x), where slots n with n // P = e are run by expert e.
@@ -37,6 +40,9 @@ class Slots:
     dispatch: Float[Array, "G S N"]
     combine: Float[Array, "G S N"]
     num_experts: int = struct.field(pytree_node=False)
+
+    # Experts run slots with weight 1.
+    combines: ClassVar[tuple[str, ...]] = ("output",)
 
     @property
     def per_expert(self) -> int:
@@ -59,13 +65,27 @@ class Slots:
             choices=1,
         )
 
-    def fill(self, x: Float[Array, "G S D"]) -> Float[Array, "G N D"]:
-        """The slots, in the type of the tokens `x`."""
+    def enter(self, x: Float[Array, "G S D"]) -> Float[Array, "G N D"]:
         return jnp.einsum("gsn,gsd->gnd", self.dispatch.astype(x.dtype), x)
 
-    def read(self, outputs: Float[Array, "G N D"]) -> Float[Array, "G S D"]:
-        """The tokens' results from the slots' `outputs`."""
-        return jnp.einsum("gsn,gnd->gsd", self.combine.astype(outputs.dtype), outputs)
+    def leave(self, y: Float[Array, "G N O"]) -> Float[Array, "G S O"]:
+        return jnp.einsum("gsn,gno->gso", self.combine.astype(y.dtype), y)
+
+    def expert_weights(self) -> Float[Array, "G S E"]:
+        return by_expert(self.combine, self.num_experts)
+
+    def rounded(self, rounding: Callable[[Float[Array, "..."]], Float[Array, "..."]]) -> "Slots":
+        return self.replace(dispatch=rounding(self.dispatch), combine=rounding(self.combine))
+
+    def metrics(self, token_valid: Bool[Array, "G S"], k: int) -> Metrics:
+        nothing = mean_of_parts(jnp.float32(0.0))
+        load = self.expert_weights().sum(axis=(0, 1))
+        return load_metrics(load) | {"fraction_dropped": nothing, "tokens_unrouted": nothing}
+
+
+def by_expert(weights: Float[Array, "G S N"], num_experts: int) -> Float[Array, "G S E"]:
+    """Sums values of slots over the slots of each expert."""
+    return weights.reshape(*weights.shape[:2], num_experts, -1).sum(axis=-1)
 
 
 def slot_weights(
@@ -88,6 +108,7 @@ def direction(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=axis, keepdims=True) + 1e-6)
 
 
+@dataclasses.dataclass(frozen=True)
 class SoftMoE(Router):
     """A mixture without an assignment: no token is dropped, no expert is idle, every token reaches every expert.
 
@@ -96,38 +117,34 @@ class SoftMoE(Router):
     """
 
     drops = False
-    mixes = True
+    needs_group_size = True
+    decision = Slots
     loss_levels = ()
     losses: ClassVar[Mapping[str, float]] = {}
     paper = "Puigcerver et al. 2023, From Sparse to Soft Mixtures of Experts, arXiv:2308.00951"
     year = 2023
 
-    @property
-    def causal(self) -> bool:
+    def causal(self, setting: Setting) -> bool:
         return False
 
-    def parameter_counts(self, tokens: int, model_dim: int) -> tuple[int, int]:
-        return model_dim * self.slots(tokens), 1
+    def chooses_by_capacity(self, setting: Setting) -> bool:
+        return True
 
-    def slots(self, tokens: int) -> int:
-        """N for groups of `tokens`."""
-        return self.num_experts * capacity_per_expert(1.0, tokens, self.k, self.num_experts)
+    def slots(self, tokens: int, setting: Setting) -> int:
+        return setting.num_experts * capacity_per_expert(1.0, tokens, setting.k, setting.num_experts)
 
-    @nn.compact
-    def __call__(self, tokens: Tokens) -> Slots:
-        """Mixes `tokens`; padding is in no slot and in no metric."""
-        x = tokens.x.astype(jnp.float32)
-        shape = (x.shape[2], self.slots(x.shape[1]))
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, (), jnp.float32)
-        logits = scale * jnp.matmul(direction(x, -1), direction(kernel, 0), precision=jax.lax.Precision.HIGHEST)
-        dispatch, combine = slot_weights(logits, tokens.valid)
-        by_expert = combine.reshape(*combine.shape[:2], self.num_experts, -1).sum(axis=-1)
-        nothing = mean_of_parts(jnp.float32(0.0))
-        report(
-            self,
-            load_metrics(by_expert.sum(axis=(0, 1)))
-            | probability_metrics(by_expert, tokens.valid)
-            | {"fraction_dropped": nothing, "tokens_unrouted": nothing},
-        )
-        return Slots(dispatch, combine, self.num_experts)
+    def parameters(self, model_dim: int, tokens: int, setting: Setting) -> dict[str, Parameter]:
+        return {"kernel": whole(model_dim, self.slots(tokens, setting)), "scale": whole(multiplies=False)}
+
+    def initializer(self, name: str) -> nn.initializers.Initializer:
+        return nn.initializers.lecun_normal() if name == "kernel" else nn.initializers.ones
+
+    def project(self, x: Float[Array, "G S D"], call: Call) -> Float[Array, "G S N"]:
+        kernel = direction(call.params["kernel"], 0)
+        return call.params["scale"] * exact_matmul(direction(x, -1), kernel)
+
+    def decide(self, logits: Float[Array, "G S N"], tokens: Tokens, call: Call) -> tuple[Slots, Metrics]:
+        return Slots(*slot_weights(logits, tokens.valid), call.num_experts), {}
+
+    def probabilities(self, logits: Float[Array, "G S N"], call: Call) -> Float[Array, "G S E"]:
+        return by_expert(jax.nn.softmax(logits), call.num_experts)

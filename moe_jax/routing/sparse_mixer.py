@@ -5,13 +5,16 @@ Liu et al. 2024, GRIN (arXiv:2409.12136), section 2; Liu et al. 2023, SparseMixe
 G groups, S tokens of a group, D model width, E experts, K choices per token, C capacity.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices
-from moe_jax.routing.router import RNG, Metrics, Router, Tokens
+from moe_jax.routing.router import Call, Router, Tokens
+from moe_jax.routing.statistics import Metrics
 from moe_jax.runtime.remat import decided
 
 
@@ -47,6 +50,7 @@ def mixed_choice(
     return weight + jax.lax.stop_gradient(weight * jnp.where(whole, 0.0, -2.0 / 3.0)), expert
 
 
+@dataclasses.dataclass(frozen=True)
 class SparseMixer(Router):
     """Phi-3.5-MoE's router: top-1, then top-1 of the rest, each with its own softmax; weights do not sum to 1.
 
@@ -59,19 +63,19 @@ class SparseMixer(Router):
     paper = "Liu et al. 2024, GRIN: Gradient-Informed MoE, arXiv:2409.12136"
     year = 2024
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         require(self.tolerance > 0, "tolerance", self.tolerance, "a positive number")
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
         allowed = jnp.ones(logits.shape, bool)
         weights, experts = [], []
-        for _ in range(self.k):
-            rng = self.make_rng(RNG) if self.training else None
+        for _ in range(call.k):
+            rng = call.rng() if call.training else None
             weight, expert = mixed_choice(logits, allowed, self.tolerance, rng)
-            allowed = allowed & ~jax.nn.one_hot(expert, self.num_experts, dtype=jnp.bool_)
+            allowed = allowed & ~jax.nn.one_hot(expert, call.num_experts, dtype=jnp.bool_)
             weights.append(weight)
             experts.append(expert)
         weight, expert = jnp.stack(weights, axis=-1), jnp.stack(experts, axis=-1)
         requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
-        assignment = assign_choices(expert, weight, requested, self.num_experts, capacity)
-        return assignment, {"balance_loss": self.balance(jax.nn.softmax(logits), expert, tokens)}
+        assignment = assign_choices(expert, weight, requested, call.num_experts, call.capacity)
+        return assignment, {"balance_loss": call.balance_loss(jax.nn.softmax(logits), expert, tokens)}

@@ -5,6 +5,7 @@ Zoph et al. 2022, appendix D and section 3; n = 2 with `threshold` 0.2 is mesh-t
 G groups, S tokens of a group, E experts, K choices per token, C capacity.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -14,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Key
 from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.capacity import Priority
-from moe_jax.routing.router import RNG, Metrics, Router, Tokens
+from moe_jax.routing.router import Call, Router, Setting, Tokens
+from moe_jax.routing.statistics import Metrics
 from moe_jax.runtime.remat import decided
 
 
@@ -45,6 +47,7 @@ def top_n(
     return assign_choices(expert, weight, requested, logits.shape[-1], capacity, priority, probability)
 
 
+@dataclasses.dataclass(frozen=True)
 class STMoE(Router):
     """ST-MoE's router, with its z-loss.
 
@@ -60,15 +63,13 @@ class STMoE(Router):
     paper = "Zoph et al. 2022, ST-MoE, arXiv:2202.08906"
     year = 2022
 
-    @property
-    def causal(self) -> bool:
-        return self.priority == "position" or self.capacity_factor is None
+    def causal(self, setting: Setting) -> bool:
+        return self.priority == "position" or setting.capacity_factor is None
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         require(self.threshold >= 0, "threshold", self.threshold, "a number of at least 0")
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
-        rng = self.make_rng(RNG)
-        assignment = top_n(logits, tokens.valid, capacity, self.k, self.threshold, self.priority, rng)
-        expert = assignment.expert.reshape(logits.shape[0], self.k, -1).transpose(0, 2, 1)
-        return assignment, {"balance_loss": self.balance(jax.nn.softmax(logits), expert, tokens)}
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
+        assignment = top_n(logits, tokens.valid, call.capacity, call.k, self.threshold, self.priority, call.rng())
+        expert = assignment.expert.reshape(logits.shape[0], call.k, -1).transpose(0, 2, 1)
+        return assignment, {"balance_loss": call.balance_loss(jax.nn.softmax(logits), expert, tokens)}

@@ -37,6 +37,10 @@ class Statistic:
         return self.finish(*self.sums)
 
 
+# By name: losses, and what else a router has to say.
+Metrics = dict[str, Statistic]
+
+
 def ratio(total: Float[Array, "*shape"], count: Float[Array, ""]) -> Float[Array, "*shape"]:
     """total / count, 0 of nothing."""
     return total / jnp.maximum(count, 1.0)

@@ -3,6 +3,7 @@
 G groups, S tokens of a group, D model width, E experts, C capacity.
 """
 
+import dataclasses
 from typing import Literal
 
 import jax
@@ -12,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Key
 from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.capacity import Priority
-from moe_jax.routing.router import RNG, Metrics, Router, Tokens
+from moe_jax.routing.router import Call, Router, Setting, Tokens
+from moe_jax.routing.statistics import Metrics
 from moe_jax.runtime.remat import decided
 
 Exploration = Literal["argmax", "sample", "jitter", "dropout"]
@@ -67,6 +69,7 @@ def switch_rerouted(
     return assignment.replace(seat=decided(seat))
 
 
+@dataclasses.dataclass(frozen=True)
 class Switch(Router):
     """Switch Transformer's top-1 router with its load-balance loss.
 
@@ -92,33 +95,36 @@ class Switch(Router):
     paper = "Fedus et al. 2021, Switch Transformers, arXiv:2101.03961"
     year = 2021
 
-    @property
-    def causal(self) -> bool:
+    def causal(self, setting: Setting) -> bool:
         # Who asks again comes after all who ask first.
-        return self.capacity_factor is None or (self.priority == "position" and self.rounds == 1)
+        return setting.capacity_factor is None or (self.priority == "position" and self.rounds == 1)
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         require(0 <= self.jitter < 1, "jitter", self.jitter, "0 to below 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 to below 1")
         require(self.init_std > 0, "init_std", self.init_std, "a positive number")
-        require(1 <= self.rounds <= self.num_experts, "rounds", self.rounds, f"1 to num_experts ({self.num_experts})")
+        require(self.rounds >= 1, "rounds", self.rounds, "an integer of at least 1")
         plain = self.priority == "position" and self.exploration != "sample"
         require(self.rounds == 1 or plain, "rounds", self.rounds, "1, with another priority or with sampling")
 
-    def perturb_input(self, x: Float[Array, "G S D"]) -> Float[Array, "G S D"]:
-        if not self.training or self.exploration in ("argmax", "sample"):
+    def check(self, setting: Setting) -> None:
+        experts = setting.num_experts
+        require(self.rounds <= experts, "rounds", self.rounds, f"1 to num_experts ({experts})")
+
+    def perturb_input(self, x: Float[Array, "G S D"], call: Call) -> Float[Array, "G S D"]:
+        if not call.training or self.exploration in ("argmax", "sample"):
             return x
         if self.exploration == "jitter":
-            return x * jax.random.uniform(self.make_rng(RNG), x.shape, minval=1 - self.jitter, maxval=1 + self.jitter)
-        kept = jax.random.bernoulli(self.make_rng(RNG), 1 - self.dropout, x.shape)
+            return x * jax.random.uniform(call.rng(), x.shape, minval=1 - self.jitter, maxval=1 + self.jitter)
+        kept = jax.random.bernoulli(call.rng(), 1 - self.dropout, x.shape)
         return jnp.where(kept, x / (1 - self.dropout), 0.0)
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
         if self.rounds > 1:
-            assignment = switch_rerouted(logits, tokens.valid, capacity, self.rounds)
+            assignment = switch_rerouted(logits, tokens.valid, call.capacity, self.rounds)
             chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)[..., None]
         else:
-            rng = self.make_rng(RNG) if self.training and self.exploration == "sample" else None
-            assignment = switch(logits, tokens.valid, capacity, self.priority, rng)
+            rng = call.rng() if call.training and self.exploration == "sample" else None
+            assignment = switch(logits, tokens.valid, call.capacity, self.priority, rng)
             chosen = assignment.expert[..., None]
-        return assignment, {"balance_loss": self.balance(jax.nn.softmax(logits), chosen, tokens)}
+        return assignment, {"balance_loss": call.balance_loss(jax.nn.softmax(logits), chosen, tokens)}

@@ -3,9 +3,9 @@
 G groups, S tokens of a group, E experts, K choices per token, C capacity.
 """
 
+import dataclasses
 from typing import Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -13,7 +13,9 @@ from jaxtyping import Array, Float
 from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.capacity import Priority
-from moe_jax.routing.router import Metrics, Router, Tokens
+from moe_jax.routing.router import Call, Router, Setting, Tokens, whole
+from moe_jax.routing.statistics import Metrics
+from moe_jax.runtime.parameters import Parameter
 
 Score = Literal["softmax", "sigmoid"]
 
@@ -29,6 +31,13 @@ def shares_of(logits: Float[Array, "G S E"], score: Score) -> Float[Array, "G S 
     return scores if score == "softmax" else scores / (scores.sum(axis=-1, keepdims=True) + 1e-20)
 
 
+def require_learnable(renormalize: bool, k: int) -> None:
+    """Raises ConfigError where weights that are divided by their sum are the constant 1."""
+    accepted = "False, with k=1, or every weight is 1 and the router learns nothing"
+    require(k > 1 or not renormalize, "renormalize", renormalize, accepted)
+
+
+@dataclasses.dataclass(frozen=True)
 class TopK(Router):
     """Each token to the `k` experts of the largest scores.
 
@@ -51,29 +60,26 @@ class TopK(Router):
     paper = "Jiang et al. 2024, Mixtral of Experts, arXiv:2401.04088"
     year = 2024
 
-    def check(self) -> None:
-        accepted = "False, with k=1, or every weight is 1 and the router learns nothing"
-        require(self.k > 1 or not self.renormalize, "renormalize", True, accepted)
+    def check(self, setting: Setting) -> None:
+        require_learnable(self.renormalize, setting.k)
 
-    @property
-    def causal(self) -> bool:
-        return self.priority == "position" or self.capacity_factor is None
+    def causal(self, setting: Setting) -> bool:
+        return self.priority == "position" or setting.capacity_factor is None
 
-    def parameter_counts(self, tokens: int, model_dim: int) -> tuple[int, int]:
-        return model_dim * self.num_experts, self.num_experts if self.bias else 0
+    def parameters(self, model_dim: int, tokens: int, setting: Setting) -> dict[str, Parameter]:
+        bias = {"bias": whole(setting.num_experts, multiplies=False)} if self.bias else {}
+        return super().parameters(model_dim, tokens, setting) | bias
 
-    def project(self, x: Float[Array, "G S D"]) -> Float[Array, "G S E"]:
-        logits = super().project(x)
-        if not self.bias:
-            return logits
-        return logits + self.param("bias", nn.initializers.zeros, (self.num_experts,), jnp.float32)[None, None]
+    def project(self, x: Float[Array, "G S D"], call: Call) -> Float[Array, "G S E"]:
+        logits = super().project(x, call)
+        return logits + call.params["bias"][None, None] if self.bias else logits
 
-    def probabilities(self, logits: Float[Array, "G S E"]) -> Float[Array, "G S E"]:
+    def probabilities(self, logits: Float[Array, "G S E"], call: Call) -> Float[Array, "G S E"]:
         return shares_of(logits, self.score)
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
-        score, expert = best_choices(scores_of(logits, self.score), self.k)
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
+        score, expert = best_choices(scores_of(logits, self.score), call.k)
         weight = score / (score.sum(axis=-1, keepdims=True) + 1e-20) if self.renormalize else score
         requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
-        assignment = assign_choices(expert, weight, requested, self.num_experts, capacity, self.priority, score)
-        return assignment, {"balance_loss": self.balance(self.probabilities(logits), expert, tokens)}
+        assignment = assign_choices(expert, weight, requested, call.num_experts, call.capacity, self.priority, score)
+        return assignment, {"balance_loss": call.balance_loss(self.probabilities(logits, call), expert, tokens)}

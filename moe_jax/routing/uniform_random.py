@@ -3,6 +3,7 @@
 G groups, S tokens of a group, E experts, K choices per token, C capacity.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from moe_jax.routing.assignment import Assignment, assign_choices, top_experts
-from moe_jax.routing.router import RNG, Metrics, Router, Tokens
+from moe_jax.routing.router import Call, Router, Tokens
+from moe_jax.routing.statistics import Metrics
 from moe_jax.runtime.remat import decided
 
 
@@ -24,6 +26,7 @@ def uniform_random(
     return assign_choices(expert, jnp.full(expert.shape, 1.0 / k, jnp.float32), requested, num_experts, capacity)
 
 
+@dataclasses.dataclass(frozen=True)
 class UniformRandom(Router):
     """Random routing: what a learned router must beat. It has no parameters and no losses."""
 
@@ -33,5 +36,5 @@ class UniformRandom(Router):
     paper = "Baseline; Roller et al. 2021, Hash Layers, arXiv:2106.04426, compare with it"
     year = 2021
 
-    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, capacity: int) -> tuple[Assignment, Metrics]:
-        return uniform_random(tokens.valid, capacity, self.num_experts, self.k, self.make_rng(RNG)), {}
+    def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
+        return uniform_random(tokens.valid, call.capacity, call.num_experts, call.k, call.rng()), {}

@@ -1,1 +1,1 @@
-"""The process and machine that a program runs on: mesh, values saved for the backward pass, memory, files."""
+"""The process and machine of a program: mesh, files, memory, remat, and declared parameters."""

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and lines of JSON."""
+"""Files and folders that are written whole or not at all, and files of JSON lines."""
 
 import contextlib
 import json
@@ -12,9 +12,9 @@ from moe_jax.configuration import ConfigError
 
 @contextlib.contextmanager
 def write_beside(path: Path) -> Iterator[Path]:
-    """Yields a temporary path for a file or a folder, and renames it to `path` if the block succeeds.
+    """Yields a temporary path for a file or folder, which is renamed to `path` if the block succeeds.
 
-    If several processes write the same `path` at the same time, each writes its own, and one of them is kept.
+    Processes that write the same `path` at the same time each write their own copy, and one copy is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
@@ -23,23 +23,22 @@ def write_beside(path: Path) -> Iterator[Path]:
         try:
             beside.replace(path)
         except OSError:
-            if not (beside.is_dir() and path.is_dir()):  # A folder cannot replace one that another process finished.
+            # A folder cannot replace one that another process has finished.
+            if not (beside.is_dir() and path.is_dir()):
                 raise
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes bytes, or text in UTF-8, to `path` by `write_beside`."""
+    """Writes text (as UTF-8) or bytes to `path`, with `write_beside`."""
     with write_beside(path) as beside:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Reads a file with a JSON value on each line; a missing file has no lines.
-
-    A last line without an end is ignored: a process was killed while it wrote it.
+    """Reads the value of each line; ignores an unfinished last line. A missing file has no lines.
 
     Raises:
-      ConfigError: a line is not JSON.
+      ConfigError: a finished line is not JSON.
     """
     if not path.exists():
         return []
@@ -48,7 +47,7 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 def parse_json(line: bytes, where: str) -> Any:
-    """Reads one line of JSON; raises ConfigError, naming the place `where`, if it is not JSON."""
+    """Parses one line of JSON; raises ConfigError that names the place `where` if it is not JSON."""
     try:
         return json.loads(line)
     except ValueError as error:
@@ -56,14 +55,12 @@ def parse_json(line: bytes, where: str) -> Any:
 
 
 def json_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields the value on each line of a file of JSON lines that a person wrote, after its place for messages.
-
-    Blank lines are skipped.
+    """Yields the place of each line, for messages, and its value; skips blank lines, for files that people write.
 
     Raises:
       ConfigError: a line is not JSON.
     """
-    # str.splitlines would also cut at characters that a text in JSON may hold.
+    # str.splitlines would also cut at characters that a JSON string may contain.
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if line.strip():
             where = f"{path}:{number}"

@@ -1,4 +1,4 @@
-"""Memory allocation by the C library of this process."""
+"""Memory settings of this process's C library."""
 
 import ctypes
 import sys
@@ -9,14 +9,11 @@ _SETTINGS = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory for the next training step, instead of returning it to the kernel.
+    """Tells glibc to keep freed memory instead of returning it to the kernel; returns true if glibc accepts this.
 
-    On a CPU, XLA allocates a step's temporary buffers when the step starts and frees them when it ends. By default
-    glibc returns such large blocks at once, and each step pays for tens of thousands of page faults. Call this before
-    JAX starts its threads; later it has no effect.
-
-    Returns:
-      Whether glibc accepted all settings; false for other C libraries.
+    On a CPU XLA allocates a step's temporary buffers when the step starts and frees them when it ends. By default glibc
+    returns such large blocks at once, which costs tens of thousands of page faults in each step. Call this before JAX
+    starts its threads; later it has no effect.
     """
     if not sys.platform.startswith("linux"):
         return False

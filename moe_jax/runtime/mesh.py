@@ -1,7 +1,6 @@
-"""The mesh that a computation runs on, and functions that each device runs on its own groups of tokens.
+"""The ambient mesh, which `jax.set_mesh` sets, and the division of groups of tokens over its devices.
 
-A mesh is ambient: models run inside `jax.set_mesh`. Tokens are divided over the axes `data`, `fsdp` and `expert`, so
-that each device has whole groups.
+Tokens are divided over the axes `data`, `fsdp` and `expert`; each device has whole groups. G groups.
 """
 
 from collections.abc import Callable
@@ -10,15 +9,15 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 
-# The axes of a mesh, outermost first.
+# Axes of a mesh, outermost first.
 AXES = ("data", "fsdp", "expert", "tensor")
-# The axes that divide tokens.
+# Axes that divide tokens.
 TOKEN_AXES = ("data", "fsdp", "expert")
 BY_TOKEN = PartitionSpec(TOKEN_AXES)
 
 
 def current_mesh() -> AbstractMesh | None:
-    """Returns the mesh set by `jax.set_mesh`; None for one device, and within `shard_map`, where a device is alone."""
+    """Returns the mesh that `jax.set_mesh` has set; None for a single device, and within `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return None
@@ -26,32 +25,26 @@ def current_mesh() -> AbstractMesh | None:
 
 
 def current_platform() -> str:
-    """Returns the platform that will run the program being traced: `cpu`, `gpu` or `tpu`.
-
-    It is the platform of the mesh, which may be that of another machine, or of this process without a mesh.
-    """
+    """Returns the platform, `cpu`, `gpu` or `tpu`, that the traced program will run on: the ambient mesh's, if any."""
     mesh = jax.sharding.get_abstract_mesh()
     return platform_of(mesh) if not mesh.empty else jax.default_backend()
 
 
 def platform_of(mesh: AbstractMesh) -> str:
-    """Returns the platform of a mesh, which need not be the platform of this process."""
+    """Returns the platform of a mesh, which may differ from this process's own."""
     return mesh.abstract_device.platform if mesh.abstract_device else jax.default_backend()
 
 
 def token_shards(mesh: AbstractMesh) -> int:
-    """Counts the devices that share the tokens of a batch."""
+    """Counts the devices that divide the tokens of a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
 
 
 def shard_over_groups(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes `function` run on each device for the device's own groups.
+    """Wraps a function of arrays [G, ...] so that each device runs it on its own groups.
 
-    XLA gathers the whole array for an operation that it cannot divide: a top-k, a sort, an indexed update. This avoids
-    it for functions that compute each group by itself.
-
-    Args:
-      function: takes and returns arrays whose first axis is groups.
+    XLA gathers the whole array for operations that it cannot divide, such as a top-k, a sort or an indexed update. This
+    is needless if the function treats each group by itself. Its results must be arrays [G, ...], too.
     """
 
     def divided(*arrays: Any) -> Any:
@@ -63,7 +56,7 @@ def shard_over_groups(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def vary_alike(tree: Any) -> Any:
-    """Within `shard_map`, makes all arrays vary over the same mesh axes: those over which any of them varies."""
+    """Makes arrays within `shard_map` vary over the same axes: all axes over which any of them varies."""
     axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
 
     def vary(x: Any) -> Any:
@@ -74,7 +67,7 @@ def vary_alike(tree: Any) -> Any:
 
 
 def keep_sharded_by_token(tree: Any) -> Any:
-    """Keeps the first axis of each array (batch or groups) divided over devices as tokens are."""
+    """Tells XLA to keep the first axis of each array (batch, or groups) divided over devices as tokens are."""
     if current_mesh() is None:
         return tree
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, BY_TOKEN), tree)

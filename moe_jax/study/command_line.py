@@ -1,42 +1,52 @@
-"""What the commands of all studies accept."""
+"""The options that the commands of studies accept."""
 
 import argparse
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
+from moe_jax.study.study import Study
 
-def study_parser(name: str, description: str, presets: Iterable[str]) -> argparse.ArgumentParser:
-    """A parser with --preset, of which the default is `laptop`, --seeds and --output, which are None if left out.
+
+def study_parser(name: str, description: str, studies: Sequence[Study]) -> argparse.ArgumentParser:
+    """Returns the parser of a command that runs one study, or some of several.
 
     Args:
-      name: of the module in `experiments`; see `output_folder`.
-      description: what --help says first.
-      presets: accepted for --preset.
+      name: the module's in `experiments`; see `output_folder`.
+      description: the beginning of --help.
+      studies: the command's; all have the same presets.
     """
     formatter = argparse.RawDescriptionHelpFormatter
+    presets = studies[0].presets
     parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
+    if len(studies) > 1:
+        names = ", ".join(study.name for study in studies)
+        parser.add_argument("study", nargs="*", metavar="STUDY", help=f"some of {names}; default: all")
     parser.add_argument("--preset", choices=list(presets), default="laptop")
-    parser.add_argument("--seeds", type=at_least_one, help="number of seeds, from 0; default: the preset's")
+    parser.add_argument("--seeds", type=at_least_one, help="runs of each model; default: the preset's number")
     parser.add_argument("--output", type=Path, help=f"runs, results and reports; default: runs/{name}-PRESET")
+    parser.add_argument(
+        "--jobs", type=at_least_one, help="runs at a time, each on its share of the cores; default: the study's number"
+    )
+    parser.add_argument("--models", nargs="+", default=[], help="train only these of the study's models; default: all")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a field of all runs")
+    chooser = studies[0].chooser
+    if chooser is not None:
+        models = ", ".join(dict.fromkeys(model.name for model in studies[0].models))
+        accepted = f"train these, and the models that they are compared with; some of {models}"
+        parser.add_argument(f"--{chooser}", dest="chooser", metavar="A,B,...", help=accepted)
+    if any(preset.watts is not None for preset in presets.values()):
+        parser.add_argument("--watts", type=power, help="power to assume for the stated energy; default: the preset's")
     return parser
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --jobs, which is None if left out, and --models and --set, which are empty."""
-    parser.add_argument(
-        "--jobs", type=at_least_one, help="runs at a time, each on its share of the cores; default: one a core"
-    )
-    parser.add_argument("--models", nargs="+", default=[], help="only these of the study's models; default: all")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a field of all runs")
-
-
 def output_folder(name: str, options: argparse.Namespace) -> Path:
-    """Where results go: --output, or `runs/NAME-PRESET` if it is left out."""
+    """Returns --output, or `runs/NAME-PRESET` if it was left out."""
     return options.output or Path("runs") / f"{name}-{options.preset}"
 
 
 def at_least_one(text: str) -> int:
-    """The number that an option is given.
+    """Reads a number of seeds or jobs.
 
     Raises:
       argparse.ArgumentTypeError: it is below one, or no integer.
@@ -46,9 +56,30 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
-def given(options: argparse.Namespace) -> list[str]:
-    """The preset and, where they were given, the seeds, models and fields: what a report's command repeats."""
+def power(text: str) -> float:
+    """Reads a power in watts.
+
+    Raises:
+      argparse.ArgumentTypeError: it is not a positive number.
+    """
+    try:
+        watts = float(text)
+    except ValueError:
+        watts = math.nan
+    if not 0 < watts < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}; accepted: a positive number")
+    return watts
+
+
+def given(options: argparse.Namespace, chooser: str | None = None) -> list[str]:
+    """Returns the preset and, if they were given, the seeds, models and fields: what a report's command repeats.
+
+    Args:
+      options: of `study_parser`.
+      chooser: the study's.
+    """
     arguments = ["--preset", options.preset]
     arguments += ["--seeds", str(options.seeds)] if options.seeds else []
     arguments += ["--models", *options.models] if options.models else []
+    arguments += [f"--{chooser}", options.chooser] if chooser and options.chooser else []
     return arguments + [part for assignment in options.set for part in ("--set", assignment)]

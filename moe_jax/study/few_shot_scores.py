@@ -1,6 +1,6 @@
 """Zero-, one- and few-shot scores of a study's runs, kept beside its results in `scores.jsonl`.
 
-A line for each run, task and number of shots has the fields of `moe_jax.analysis.few_shot.score_rows` and
+A line for each run, task and number of shots has the fields of `moe_jax.evaluation.few_shot.score_rows` and
   run                    folder of the run, which is different for different configurations
   name, seed             the model's name, and the seed it was trained with
   task, lines, asked     which questions: a name in CORPUS_TASKS, lines of a context, and how many
@@ -14,16 +14,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from moe_jax.analysis.few_shot import score_rows, scorer_of
 from moe_jax.configuration import require, require_name
 from moe_jax.data.corpora import load_corpus
-from moe_jax.data.corpus_tasks import CORPUS_TASKS, corpus_task
-from moe_jax.study.results import append_row, read_rows
-from moe_jax.study.sweep import run_directory
+from moe_jax.evaluation.few_shot import score_rows, scorer_of
+from moe_jax.evaluation.questions import CORPUS_TASKS, corpus_task
+from moe_jax.results.rows import Score, append_row, read_rows
+from moe_jax.study.sweep import run_directory, run_name
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.trained import load_run
-
-Score = dict[str, Any]
 
 # What tells one line from another.
 _KEY = ("run", "task", "shots", "lines", "asked")
@@ -109,4 +107,4 @@ def _entries(
 
 
 def _key(config: TrainConfig, workdir: Path, task: str, shots: int, questions: Questions) -> tuple[Any, ...]:
-    return run_directory(config, workdir).name, task, shots, questions.tasks[task], questions.examples
+    return run_name(config), task, shots, questions.tasks[task], questions.examples

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.router import RNG, STATE, Tokens
 from moe_jax.routing.statistics import METRICS
 from moe_jax.runtime.files import write_whole
@@ -59,7 +58,7 @@ def _router_step(config: TrainConfig) -> Callable[[], None]:
         positions=jnp.broadcast_to(jnp.arange(group, dtype=jnp.int32), shape),
         sequence_length=data.sequence_length,
     )
-    router = moe.checked_router().clone(training=True)
+    router = moe.router.module(moe.setting(), training=True)
     start = router.init({"params": jax.random.key(0), RNG: jax.random.key(0)}, tokens)
     params, state = start.get("params", {}), start.get(STATE, {})
 
@@ -67,9 +66,9 @@ def _router_step(config: TrainConfig) -> Callable[[], None]:
         variables = {"params": params, STATE: state}
         rngs = {RNG: jax.random.key(1)}
         decision, sown = router.apply(variables, tokens.replace(x=x), rngs=rngs, mutable=[METRICS])
-        weights = decision.weight if isinstance(decision, Assignment) else decision.dispatch + decision.combine
+        weights = [x for x in jax.tree.leaves(decision) if jnp.issubdtype(x.dtype, jnp.floating)]
         losses = [sown[METRICS][name] for name in moe.coefficients]
-        return jnp.sum(weights**2) + sum(losses, jnp.float32(0.0))
+        return sum((jnp.sum(x**2) for x in weights), sum(losses, jnp.float32(0.0)))
 
     step = jax.jit(jax.grad(total, argnums=(0, 1))).lower(params, tokens.x).compile()
     jax.block_until_ready(step(params, tokens.x))

@@ -16,7 +16,7 @@ from moe_jax.data.pipeline import load_text
 from moe_jax.runtime.files import write_whole
 from moe_jax.study import provenance
 from moe_jax.study.energy import EnergyCounter, energy_counter
-from moe_jax.study.sweep import run_directory
+from moe_jax.study.sweep import run_name
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import compile_steps
 from moe_jax.training.mesh import make_mesh, process_batch
@@ -48,7 +48,7 @@ def measure_step_costs(configs: Sequence[TrainConfig], path: Path, turns: int = 
     for config in configs:
         by_name.setdefault(config.name, config)
         require(config.distillation is None, "distillation", config.distillation, "None, to time a step by itself")
-    runs = {name: run_directory(config, Path()).name for name, config in by_name.items()}
+    runs = {name: run_name(config) for name, config in by_name.items()}
     known = json.loads(path.read_text())["models"] if path.exists() else {}
     if {name: cost["run"] for name, cost in known.items()} == runs:
         return

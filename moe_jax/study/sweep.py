@@ -5,15 +5,13 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from ml_collections import ConfigDict
+from typing import NamedTuple
 
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
-from moe_jax.configuration import to_dict
+from moe_jax.configuration import differences, to_dict
+from moe_jax.results.rows import Row, append_row, read_rows
 from moe_jax.study import provenance
-from moe_jax.study.results import Row, append_row, read_rows
 from moe_jax.study.workers import side_by_side
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.result import DivergenceError, RunResult
@@ -33,9 +31,9 @@ def run_sweep(
 ) -> list[Row]:
     """Trains what is not yet in `results`, one seed of every model before the next seed.
 
-    A run is its full configuration: changing any field makes it another run. A row is appended when its run ended, so
-    a sweep that is killed and started again trains only what is missing, and the run it was killed in goes on from
-    that run's last checkpoint. A run that has its row, and whose folder is gone or not finished, is trained where one
+    A run is known by what differs from the defaults in its configuration (see `digest`). A row is appended when its run
+    ended, so a sweep that is killed and started again trains only what is missing, and the run it was killed in goes on
+    from that run's last checkpoint. A run that has its row, and whose folder is gone or not finished, is trained if one
     that is missing starts from it or learns from it.
 
     Args:
@@ -56,30 +54,37 @@ def run_sweep(
       DivergenceError: a run diverged, and `may_diverge` does not say that it may.
     """
     configs = sorted(configs, key=lambda config: config.seed)
-    rows = {_identity(row["config"]): row for row in read_rows(results)}
+    rows = {row["run"]: row for row in read_rows(results) if "run" in row}
 
     def done() -> list[Row]:
-        return [rows[identity] for identity in map(_identity, map(to_dict, configs)) if identity in rows]
+        return [rows[run] for run in map(run_name, configs) if run in rows]
 
     tasks = _to_train([_Task(config, workdir, train, may_diverge) for config in configs], rows.keys())
     for row in map(_run, tasks) if jobs == 1 else side_by_side(tasks, _run, _can_begin(tasks), jobs):
-        if _identity(row["config"]) not in rows:
+        if row["run"] not in rows:
             append_row(results, row)
-            rows[_identity(row["config"])] = row
+            rows[row["run"]] = row
         on_row(done())
     return done()
 
 
-def seeded(get_config: Callable[[str], ConfigDict], models: Sequence[str], seeds: int) -> list[TrainConfig]:
-    """Each model's configuration with each seed from 0, all models of a seed before the next seed."""
-    return [
-        TrainConfig.from_dict(get_config(model).to_dict() | {"seed": seed}) for seed in range(seeds) for model in models
-    ]
+def digest(config: TrainConfig) -> str:
+    """Returns a digest of what differs from the defaults in a configuration, the seed aside.
+
+    A field that is added later, with the old behaviour as its default, leaves it as it is. So a default never changes.
+    """
+    fields = {name: value for name, value in differences(config).items() if name != "seed"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def run_name(config: TrainConfig) -> str:
+    """Returns what a run is known by, for example `switch-16-seed0-1a2b3c4d`; different configurations differ in it."""
+    return f"{config.name}-seed{config.seed}-{digest(config)[:8]}"
 
 
 def run_directory(config: TrainConfig, workdir: Path) -> Path:
-    """The folder of one run, for example `workdir/switch-16-seed0-1a2b3c4d`, different for different configurations."""
-    return workdir / f"{config.name}-seed{config.seed}-{_identity(to_dict(config))[:8]}"
+    """Returns the folder of one run within `workdir`."""
+    return workdir / run_name(config)
 
 
 class _Task(NamedTuple):
@@ -103,7 +108,7 @@ class _Task(NamedTuple):
 
 def _to_train(tasks: Sequence[_Task], finished: Collection[str]) -> list[_Task]:
     """Those that have no row, and those that they need of which the folder is gone or not finished."""
-    missing = [_identity(to_dict(task.config)) not in finished for task in tasks]
+    missing = [run_name(task.config) not in finished for task in tasks]
     needed: set[str] = set()
     # What a run needs comes before it.
     for i, task in reversed(list(enumerate(tasks))):
@@ -139,19 +144,16 @@ def _run(task: _Task) -> Row:
     return {
         "name": config.name,
         "seed": config.seed,
+        "run": run_name(config),
+        "digest": digest(config),
         "config": to_dict(config),
         "corpus": {"name": result.corpus_name, "digest": result.corpus_digest},
         **origin,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": result.seconds,
         "compile_seconds": result.compile_seconds,
-        "parameters": {"total": parameters.total, "active": parameters.active},
+        "parameters": {"total": parameters.total, "active": parameters.active, "network": parameters.network},
         "flops_per_token": round(flops_per_token(config.model, *config.lengths).training),
         "curve": list(result.curve),
         **more,
     }
-
-
-def _identity(config: dict[str, Any]) -> str:
-    """A digest of a nested configuration, the same for the same fields in any order."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

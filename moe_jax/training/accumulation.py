@@ -1,4 +1,4 @@
-"""A batch in parts that follow one another, with the gradient of the whole. B batch, N parts."""
+"""Gradient accumulation: a batch in consecutive parts, with the gradient of the whole batch. B batch, N parts."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ PartSums = Callable[[Any, Any, Array], Any]
 
 
 def batch_parts(batch: Mapping[str, Shaped[Array, "B ..."]], config: TrainConfig) -> dict[str, Any]:
-    """The batch as parts [N, B / N, ...], whole routing groups in each, of which each device has its share in each."""
+    """Divides a batch into parts [N, B / N, ...] of whole routing groups, with a share of each part on each device."""
     parts, unit = config.accumulation, config.sequences_per_group
     if parts == 1:
         return {name: values[None] for name, values in batch.items()}
@@ -29,19 +29,20 @@ def batch_parts(batch: Mapping[str, Shaped[Array, "B ..."]], config: TrainConfig
 
 
 def value_and_grad_of_sums(objective: Objective, sums: PartSums, parts: int) -> Callable[..., Any]:
-    """Value and gradient of `objective(sum over parts n of sums(params, part n, rng of n))` with respect to params.
+    """Differentiates `objective(sum over parts n of sums(params, part n, key of n))` with respect to params.
 
-    Several parts take two passes, since a product of two means has no gradient that adds up: a forward pass for the
-    sums of all, then for each part the gradient of its sums, weighted by the objective's with respect to them.
-    (Where the objective is linear in what depends on params, XLA drops the first pass but for the counts.)
+    Several parts take two passes, because the gradients of a product of two means do not add up. A forward pass gives
+    the sums of the whole batch. Then a backward pass through each part starts from the objective's gradient with
+    respect to these sums. (If the objective is linear in the sums that depend on params, XLA drops the first pass
+    except for the counts.)
 
     Args:
-      objective: of the batch's sums, with something besides.
-      sums: of one part, given params, the part and a key.
+      objective: maps the sums of a batch to a value and auxiliary results.
+      sums: maps params, a part and a key to the sums of that part.
       parts: N.
 
     Returns:
-      A function of params, the parts [N, ...] and a key, that gives (objective's result, gradient).
+      A function of params, the parts [N, ...] and a key, that gives (the objective's result, the gradient).
     """
 
     def of_one(params: Any, batch: Any, rng: Key[Array, ""]) -> Any:
@@ -69,15 +70,15 @@ def value_and_grad_of_sums(objective: Objective, sums: PartSums, parts: int) -> 
 
 
 def first(tree: Any) -> Any:
-    """The first of each array's first axis."""
+    """Takes index 0 of each array's first axis."""
     return jax.tree.map(lambda x: x[0], tree)
 
 
 def add(one: Any, other: Any) -> Any:
-    """Two trees, leaf by leaf."""
+    """Adds two trees, leaf by leaf."""
     return jax.tree.map(jnp.add, one, other)
 
 
 def zeros_like(tree: Any) -> Any:
-    """A tree of arrays, or of their shapes, with nothing in it."""
+    """Makes a tree of zeros from a tree of arrays or of their shapes."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)

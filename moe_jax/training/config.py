@@ -1,4 +1,4 @@
-"""Everything a training run depends on, validated before anything is compiled or written."""
+"""The configuration of a training run, validated before anything is compiled or written."""
 
 import dataclasses
 import math
@@ -12,19 +12,19 @@ from moe_jax.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """An optax optimizer and its schedule.
+    """An optax optimizer and its learning-rate schedule.
 
     Attributes:
       name: `adamw` or `adafactor`.
-      learning_rate: the peak, after warm-up.
+      learning_rate: peak of the schedule, after warm-up.
       schedule: `cosine` falls to `final_fraction` of the peak at the last step; `inverse_sqrt` falls as
         sqrt(warmup_steps / step).
       warmup_steps: steps of linear warm-up from 0.
-      final_fraction: end of the cosine schedule, relative to the peak.
+      final_fraction: final learning rate of the cosine schedule, relative to the peak.
       beta1, beta2: AdamW's moment decays; None takes 0.9 and 0.99. Adafactor has neither.
-      weight_decay: decoupled decay of the matrices (never of scales and biases): a step takes learning rate times
-        weight_decay off each number.
-      clip_norm: global gradient norm above which gradients are scaled down; None never.
+      weight_decay: decoupled decay of matrices, not of scales and biases. Each step shrinks them by the fraction
+        learning rate * weight_decay.
+      clip_norm: global gradient norm above which gradients are scaled down to it; None never scales them.
     """
 
     name: Literal["adamw", "adafactor"] = "adamw"
@@ -44,20 +44,20 @@ class OptimizerConfig:
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             require(value is None or 0 <= value < 1, name, value, "at least 0 and below 1, or None")
-            require(value is None or self.name == "adamw", name, value, "None, with adafactor")
+            require(value is None or self.name == "adamw", name, value, "None with adafactor, which has no such decay")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number of at least 0")
         require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "positive, or None")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of a run's mesh; see `moe_jax.training.mesh`. One of each is a run on one device.
+    """Number of devices along each axis of a run's mesh; see `moe_jax.training.mesh`. All 1 is one device.
 
     Attributes:
-      data: copies of the model, each with its part of the batch.
-      fsdp: the same, but parameters and optimizer state are stored in parts, and gathered where they are used.
-      expert: devices that share the experts, each with its part of the batch.
-      tensor: devices that share each width, and a part of the batch.
+      data: devices that hold copies of the parameters and divide the batch.
+      fsdp: devices that divide the batch and also store parameters and optimizer state in parts, gathered for use.
+      expert: devices that divide the batch and the experts.
+      tensor: devices that divide the width of each layer.
     """
 
     data: int = 1
@@ -72,23 +72,23 @@ class MeshConfig:
 
     @property
     def size(self) -> int:
-        """Devices in all."""
+        """Number of devices."""
         return self.token_shards * self.tensor
 
     @property
     def token_shards(self) -> int:
-        """Devices that divide a batch."""
+        """Number of parts that a batch is divided into: along data, fsdp and expert."""
         return self.data * self.fsdp * self.expert
 
 
 @dataclasses.dataclass(frozen=True)
 class StartConfig:
-    """Parameters that a run starts with, of another run's last checkpoint; its optimizer starts anew.
+    """Initial parameters from another run's last checkpoint; the optimizer starts anew.
 
     Attributes:
-      run: the other run's directory, absolute or beside this one's.
-      parts: `all` of them, as in fine-tuning; or those `outside_mixtures` that both have in the same place and shape,
-        the rest being drawn (Switch Transformer, section 4.2, distillation).
+      run: directory of the other run, absolute or beside this one's.
+      parts: `all` takes all parameters, as in fine-tuning. `outside_mixtures` takes those outside mixtures that both
+        models have with the same path and shape, and draws the others (Switch Transformer, section 4.2).
     """
 
     run: str
@@ -97,36 +97,41 @@ class StartConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
-    """Another run as a teacher, whose probabilities are targets, too (Hinton et al. 2015; Switch Transformer, 4.2).
+    """Distillation: the probabilities of another run, the teacher, are additional targets.
+
+    See Hinton et al. 2015, and Switch Transformer, section 4.2.
 
     Attributes:
-      run: the teacher's directory, absolute or beside this one's; it is taken as it is at its last checkpoint.
-      share: weight of its probabilities, the rest is that of the text.
+      run: directory of the teacher, absolute or beside this run's; its last checkpoint is used.
+      share: share of the teacher's probabilities in the loss; the text has the rest.
     """
 
     run: str
     share: float = 0.25
 
     def __post_init__(self) -> None:
-        require(0 < self.share <= 1, "share", self.share, "above 0, to 1")
+        require(0 < self.share <= 1, "share", self.share, "a number above 0 and at most 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run; with the corpus and the software's versions, all that its metrics depend on.
+    """One training run. With the corpus and the software's versions it determines all metrics.
 
     Attributes:
-      name: what reports call the model, for example `switch-16`.
+      name: name of the model in reports, for example `switch-16`.
+      model: the model.
+      data: the text and the task.
+      optimizer: the optimizer and its schedule.
       steps: optimizer steps.
-      mesh: the devices it runs on; its numbers are the same on any.
-      accumulation: parts of a batch that follow one another, where all of it at once needs too much memory.
-      seed: of the initialisation, the data order, dropout and the routers' draws.
-      start: where parameters come from, if not from the seed.
-      distillation: who teaches, if anybody does.
-      eval_every: steps between evaluations (there is one after the last step, and one before the first).
-      eval_batches: fixed validation batches per evaluation.
+      mesh: the devices; metrics are the same on any mesh.
+      accumulation: number of consecutive parts of a batch; more parts need less memory.
+      seed: seed of the initialisation, the data order, dropout and the routers' draws.
+      start: another run's parameters to start from; None draws them.
+      distillation: the teacher; None trains on the text alone.
+      eval_every: steps between evaluations; there is also one before the first step and one after the last.
+      eval_batches: number of fixed validation batches of an evaluation.
       log_every: steps between lines of training metrics.
-      checkpoint_every: steps between checkpoints; there is always one after the last step.
+      checkpoint_every: steps between checkpoints; there is also one after the last step.
     """
 
     name: str
@@ -152,7 +157,7 @@ class TrainConfig:
             self.model.vocab_size == self.data.vocab_size,
             "model.vocab_size",
             self.model.vocab_size,
-            f"{self.data.vocab_size}, the vocabulary of data.tokenizer={self.data.tokenizer!r}",
+            f"{self.data.vocab_size}, the vocabulary of data.tokenizer={self.data.tokenizer!r} and its task",
         )
         require(
             self.optimizer.warmup_steps < self.steps,
@@ -161,73 +166,68 @@ class TrainConfig:
             f"fewer than steps ({self.steps})",
         )
         self._check_task()
-        moe = self.model.moe
-        if self.model.moe_layers and moe.group_size is not None:
-            for length in self.lengths:
-                tokens = self.data.batch_size * length
-                accepted = f"a divisor of {tokens} tokens a step"
-                require(tokens % moe.group_size == 0, "model.moe.group_size", moe.group_size, accepted)
-        every = moe.parallel.rebalance_every if moe else None
-        accepted = f"None, with optimizer.name={self.optimizer.name!r}, whose factored moments do not go with an expert"
-        movable = every is None or self.optimizer.name == "adamw"
-        require(movable, "model.moe.parallel.rebalance_every", every, accepted)
+        accepted = f"None with optimizer.name={self.optimizer.name!r}: its factored moments cannot move with an expert"
+        for moe in self.model.mixtures:
+            for tokens in (self.data.batch_size * length for length in self.lengths):
+                divides = moe.group_size is None or tokens % moe.group_size == 0
+                require(divides, "model.moe.group_size", moe.group_size, f"a divisor of {tokens}, the tokens of a step")
+            every = moe.parallel.rebalance_every
+            movable = every is None or self.optimizer.name == "adamw"
+            require(movable, "model.moe.parallel.rebalance_every", every, accepted)
         self._check_mesh()
 
     def _check_task(self) -> None:
-        """That the model is one that can do what the data ask for."""
+        """Raises ConfigError if the model does not fit the task."""
         task, model = self.data.task, self.model
         architecture = "encoder_decoder" if task in PAIRED else "decoder"
-        accepted = f"{architecture!r}, with data.task={task!r}"
+        accepted = f"{architecture!r} with data.task={task!r}"
         require(model.architecture == architecture, "model.architecture", model.architecture, accepted)
-        accepted = f"{task != 'masked'}, with data.task={task!r}"
+        accepted = f"{task != 'masked'} with data.task={task!r}"
         require(model.causal == (task != "masked"), "model.causal", model.causal, accepted)
         length, chunk = self.lengths[-1], model.loss_chunk
         field = "data.target_length" if task in PAIRED else "data.sequence_length"
         fits = chunk is None or length % chunk == 0
         require(fits, "model.loss_chunk", chunk, f"a divisor of {field} ({length}), or None")
         for name, asked in (("distillation", self.distillation is not None), ("data.task", task == "text_to_text")):
-            accepted = f"None, with {name}, which needs all logits at once"
+            accepted = f"None with {name}, which needs all logits at once"
             require(chunk is None or not asked, "model.loss_chunk", chunk, accepted)
 
     def _check_mesh(self) -> None:
         batch, unit, shards = self.data.batch_size, self.sequences_per_group, self.mesh.token_shards
-        share, tokens = f"each of {shards} devices that divide a batch", batch * self.lengths[-1]
-        accepted = f"a multiple of {shards}, so that {share} has as many sequences"
+        share, tokens = f"each of the {shards} devices that divide a batch", batch * self.lengths[-1]
+        accepted = f"a multiple of {shards}, so that {share} gets equally many sequences"
         require(batch % shards == 0, "data.batch_size", batch, accepted)
         if unit > 1:
-            group = self.model.moe.group_size
-            accepted = f"a divisor of the {tokens // shards} tokens of {share}"
-            require(batch % (unit * shards) == 0, "model.moe.group_size", group, accepted)
-        accepted = f"a divisor of {batch // (unit * shards)}, the sequences or whole routing groups of {share}"
+            accepted = f"a divisor of {tokens // shards}, the tokens of {share}"
+            require(batch % (unit * shards) == 0, "model.moe.group_size", self.model.mixtures[0].group_size, accepted)
+        accepted = f"a divisor of {batch // (unit * shards)}, the sequences (or whole routing groups) of {share}"
         require(batch % (unit * shards * self.accumulation) == 0, "accumulation", self.accumulation, accepted)
-        if self.model.moe_layers:
-            drawn = self.model.expert_dropout if "feed_forward" in self.model.moe.places else 0.0
-            accepted = "0 on more than one device, whose rows would not drop out as those of one do"
-            require(self.mesh.size == 1 or drawn == 0, "model.moe.dropout", drawn, accepted)
-            experts, width = self.model.moe.num_experts, self.model.expert_dim
-            accepted = f"a divisor of model.moe.num_experts ({experts})"
-            require(experts % self.mesh.expert == 0, "mesh.expert", self.mesh.expert, accepted)
-            accepted = f"a divisor of the experts' width ({width})"
-            require(width % self.mesh.tensor == 0, "mesh.tensor", self.mesh.tensor, accepted)
+        for moe in self.model.mixtures:
+            one = self.mesh.size == 1 or moe.dropout == 0 or moe.ffn == "linear"
+            accepted = "0 on more than one device, where the draws would differ from those on one device"
+            require(one, "model.moe.dropout", moe.dropout, accepted)
+            accepted = f"a divisor of model.moe.num_experts ({moe.num_experts})"
+            require(moe.num_experts % self.mesh.expert == 0, "mesh.expert", self.mesh.expert, accepted)
+            accepted = f"a divisor of the experts' width ({moe.expert_dim})"
+            require(moe.expert_dim % self.mesh.tensor == 0, "mesh.tensor", self.mesh.tensor, accepted)
 
     @property
     def sequences_per_group(self) -> int:
-        """The fewest sequences that are whole routing groups, of each stack."""
-        group = self.model.moe.group_size if self.model.moe_layers else None
-        return sequences_of_whole_groups(group, self.lengths)
+        """Smallest number of sequences whose tokens make whole routing groups, for every mixture and stack."""
+        return math.lcm(*(sequences_of_whole_groups(moe.group_size, self.lengths) for moe in self.model.mixtures))
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens per sequence of each stack, the decoder's last."""
+        """Tokens per sequence of each stack; the decoder's comes last."""
         lengths = self.data.sequence_length, self.data.target_length or 0
         return lengths[: len(self.model.stacks)]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """Builds and validates a run's configuration from nested dictionaries (raises ConfigError)."""
+        """Builds a run's configuration from nested dictionaries; raises ConfigError if it cannot run."""
         return build(cls, values)
 
 
 def sequences_of_whole_groups(group_size: int | None, lengths: Sequence[int]) -> int:
-    """The fewest sequences whose tokens are whole groups, whichever of `lengths` they have; None groups by sequence."""
+    """Counts the fewest sequences whose tokens make whole groups for each of `lengths`; 1 if a group is a sequence."""
     return 1 if group_size is None else math.lcm(*(math.lcm(group_size, length) // length for length in lengths))

@@ -1,4 +1,4 @@
-"""Several processes as one: how they find each other, and who writes."""
+"""Runs over several processes: joining them, waiting for all, and the one process that writes."""
 
 import dataclasses
 
@@ -7,18 +7,18 @@ from jax.experimental import multihost_utils
 
 from moe_jax.configuration import ConfigError, require
 
-# Seconds after which a process that is not heard of any more counts as lost, and the others end.
+# Seconds of silence after which a process counts as lost, and the others end.
 HEARTBEAT = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Where processes meet, if the environment does not say: None leaves a field to jax.
+    """The meeting point of a run's processes. All None lets jax read it from the environment.
 
     Attributes:
       coordinator: HOST:PORT of the first process.
-      count: of the processes.
-      index: of this one, from 0.
+      count: number of processes.
+      index: index of this process, from 0.
     """
 
     coordinator: str | None = None
@@ -38,14 +38,14 @@ class Processes:
 
 
 def start(processes: Processes) -> None:
-    """Joins this process with the others; to be called before jax looks for devices.
+    """Joins this process with the others; call it before jax looks for devices.
 
-    Without fields the environment is asked: SLURM, Open MPI, Cloud TPU and Kubernetes are known to jax.
+    If all fields are None, jax reads them from the environment of SLURM, Open MPI, Cloud TPU or Kubernetes.
 
     Raises:
-      ConfigError: the processes did not meet, or the environment says nothing of them.
+      ConfigError: the processes did not meet, or the environment does not name them.
     """
-    # The default of a single process would not let CPU devices reach those of others.
+    # With the default, CPU devices of different processes cannot exchange data.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -59,11 +59,11 @@ def start(processes: Processes) -> None:
 
 
 def is_writer() -> bool:
-    """Whether this is the one process that writes metrics."""
+    """Returns true in the one process that writes metrics."""
     return jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come to this point."""
+    """Waits until every process has reached this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

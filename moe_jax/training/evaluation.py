@@ -1,4 +1,4 @@
-"""The validation loss, on batches that never change. E experts."""
+"""The validation loss on a fixed list of batches. E experts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,18 +17,18 @@ def evaluate(
     batches: Sequence[Batch],
     bytes_per_target: float,
 ) -> dict[str, Any]:
-    """Mean over `batches`, in Python's numbers.
+    """Computes the mean metrics over `batches`, as Python numbers.
 
     Args:
-      eval_step: of `make_eval_step`, compiled.
+      eval_step: the compiled result of `make_eval_step`.
       state: the training state.
-      batches: what to score.
+      batches: validation batches.
       bytes_per_target: UTF-8 bytes per target token of `batches`.
 
     Returns:
       loss: nats per target token.
-      bits_per_byte: the same, independent of the tokenizer.
-      and each routing metric's mean over the batches, `load` as {"layer_i": [E numbers]}.
+      bits_per_byte: the same loss in bits per byte of text, which does not depend on the tokenizer.
+      and the mean of each routing metric, with `load` as {"layer_i": [E numbers]}.
     """
     results = jax.device_get([eval_step(state, batch) for batch in batches])
     targets = sum(float(result.pop("targets")) for result in results)

@@ -1,4 +1,4 @@
-"""The training loop: a configuration and a directory in, metrics, checkpoints and a result out."""
+"""The training loop: trains a configuration in a directory and leaves metrics and checkpoints there."""
 
 import contextlib
 import dataclasses
@@ -42,22 +42,22 @@ def train(
     compiled: MutableMapping[str, Steps] | None = None,
     line: int = 0,
 ) -> RunResult:
-    """Trains from the beginning or, where `workdir` has a checkpoint of the same run, from there on.
+    """Trains a run, from the last checkpoint in `workdir` if it has one, else from the beginning.
 
-    A resumed run's `metrics.jsonl` is that of a run never stopped, to the bit. A finished run is read, not run again.
+    The `metrics.jsonl` of a resumed run is bit for bit that of a run never stopped. A finished run is only read.
 
     Args:
       config: the run.
       workdir: gets run.json, metrics.jsonl, timing.jsonl, tensorboard/ and checkpoints/.
-      progress: whether to show a progress bar.
-      compiled: steps by what they were compiled for, to take them from and to add them to: runs that are given the same
-        mapping and differ in name and seed alone compile once. None compiles anew.
-      line: of the terminal, for the progress bar of one of several runs side by side.
+      progress: shows a progress bar.
+      compiled: cache of compiled steps. Runs that share it and differ only in name and seed compile once. None compiles
+        anew.
+      line: line of the terminal for the progress bar, when several runs train side by side.
 
     Raises:
-      ConfigError: the corpus cannot be read or is too small, `workdir` holds another run, or there is none to start
-        from or to learn from; nothing is written then.
-      DivergenceError: the loss or its gradient is no longer a finite number.
+      ConfigError: the corpus cannot be read or is too small, `workdir` holds another run, or the run to start from or
+        the teacher is missing. Nothing is written then.
+      DivergenceError: the loss or the gradient norm is NaN or infinite.
     """
     mesh = make_mesh(config.mesh)
     teacher, start = load_teacher(config, workdir), load_start(config, workdir)
@@ -65,7 +65,7 @@ def train(
     data = load_text(config.data)
     validation = data.validation_batches(config.eval_batches)
     identity = {"config": to_dict(config), "corpus": {"name": data.corpus_name, "digest": data.digest}}
-    # Its numbers are the same on any mesh, so that a run may go on on another.
+    # Metrics are the same on any mesh, so a run may go on on another.
     del identity["config"]["mesh"]
     if is_writer():
         claim_workdir(workdir, identity)
@@ -99,7 +99,7 @@ def _result(config: TrainConfig, workdir: Path, data: TextData, seconds: float, 
 
 
 def read_curve(config: TrainConfig, workdir: Path) -> list[dict[str, Any]]:
-    """A run's evaluations so far; see `RunResult.curve`."""
+    """Reads a run's evaluations so far; see `RunResult.curve`."""
     seconds = {line["step"]: line["seconds"] for line in read_json_lines(workdir / "timing.jsonl")}
     tokens_per_step = config.data.batch_size * config.data.tokens_per_example
     curve, logged = [], {}
@@ -119,7 +119,7 @@ def read_curve(config: TrainConfig, workdir: Path) -> list[dict[str, Any]]:
 
 
 class _Session:
-    """One process's part of a run, from its last checkpoint to the end."""
+    """The part of a run that one process trains, from the last checkpoint to the end."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class _Session:
             compiled[shared] = compile_steps(config, optimizer, schedule, self.state, batch, mesh, teacher)
         self.train_step, self.eval_step = compiled[shared]
         self.compile_seconds = time.perf_counter() - started
-        # Without a checkpoint nothing is kept, not even what was measured before the first step.
+        # Without a checkpoint no line is kept, not even that of the evaluation before the first step.
         last = self.step if self.resumed else -1
         if not is_writer():
             self.metrics = self.timing = self.board = NoLog()
@@ -176,7 +176,7 @@ class _Session:
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=last + 1)
 
     def run(self, progress: bool, line: int) -> None:
-        """Steps until the configured number is done."""
+        """Trains until the configured number of steps is done."""
         config = self.config
         tokens = config.data.batch_size * config.data.tokens_per_example
         every = config.model.moe.parallel.rebalance_every if config.model.moe else None
@@ -224,21 +224,21 @@ class _Session:
         return numbers["loss"]
 
     def evaluate(self) -> None:
-        """Records the validation loss, and how long training took to get there."""
+        """Evaluates, and records the metrics and the seconds of training so far."""
         numbers = evaluate(self.eval_step, self.state, self.validation, self.bytes_per_target)
-        # The clock first, so that whoever reads a run that goes on finds it for every validation loss.
+        # The clock first, so that a reader of an unfinished run finds it for every validation loss.
         self.timing.append({"step": self.step, "seconds": round(self.seconds, 4)})
         self.record("validation", numbers)
 
     def record(self, split: str, numbers: dict[str, Any]) -> None:
-        """Writes metrics to the log and, the scalars among them, to TensorBoard."""
+        """Writes metrics to the log, and the scalars among them to TensorBoard."""
         self.metrics.append({"step": self.step, "split": split} | numbers)
         for name, value in numbers.items():
             if isinstance(value, float):
                 self.board.add_scalar(f"{split}/{name}", value, self.step)
 
     def save(self) -> None:
-        """Checkpoints the state, the clock and the place in the data, after the metrics that led there."""
+        """Saves the state, the clock and the position in the data, after the metrics are on disk."""
         for log in (self.metrics, self.timing, self.board):
             log.flush()
         clock = {"seconds": self.seconds, "compile_seconds": self.compile_seconds}
@@ -259,12 +259,12 @@ def compile_steps(
     mesh: Mesh,
     teacher: Teacher | None = None,
 ) -> Steps:
-    """The training step, which consumes its state, and the evaluation step, compiled before they are timed.
+    """Compiles the training step, which donates its state, and the evaluation step.
 
-    The new state lies on the mesh as the old one does, and metrics are whole on every device.
+    The new state is sharded like the old one, and metrics are replicated.
     """
     whole = NamedSharding(mesh, PartitionSpec())
-    out_shardings = (state_shardings(state, mesh), whole)
+    out_shardings = (state_shardings(state, config.model, mesh), whole)
     step = make_train_step(config, optimizer, schedule, teacher and teacher.config)
     train_step = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
     eval_step = jax.jit(make_eval_step(config), out_shardings=whole)
@@ -279,8 +279,8 @@ def require_finite(step: int, metrics: Metrics) -> None:
         value = float(metrics[name])
         if not math.isfinite(value):
             raise DivergenceError(
-                f"{name} is {value} at step {step}: training diverged; what helps most often: a lower "
-                "optimizer.learning_rate, more optimizer.warmup_steps, a smaller model.init_scale"
+                f"{name} is {value} at step {step}: training diverged; try a lower optimizer.learning_rate, more "
+                "optimizer.warmup_steps or a smaller model.init_scale"
             )
 
 

@@ -13,31 +13,12 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from moe_jax.configuration import ConfigError, require
-from moe_jax.experts.plan import plan_here
+from moe_jax.configuration import errors_within, require
+from moe_jax.models.config import ModelConfig
+from moe_jax.models.parameters import declare_parameters
 from moe_jax.runtime.mesh import AXES, BY_TOKEN
+from moe_jax.runtime.parameters import Parameter, Parameters
 from moe_jax.training.config import MeshConfig, TrainConfig
-
-# The last axes of a parameter, by the end of its path; what no rule names is whole on every device.
-RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
-    ("embedding", "embedding"): (None, "fsdp"),
-    ("query", "kernel"): ("fsdp", "tensor"),
-    ("key", "kernel"): ("fsdp", "tensor"),
-    ("value", "kernel"): ("fsdp", "tensor"),
-    ("output", "kernel"): ("tensor", "fsdp"),
-    ("head", "kernel"): ("fsdp", "tensor"),
-    ("gate",): ("fsdp", "tensor"),
-    ("up",): ("fsdp", "tensor"),
-    ("down",): ("tensor", "fsdp"),
-    ("experts_gate",): ("expert", "fsdp", "tensor"),
-    ("experts_up",): ("expert", "fsdp", "tensor"),
-    ("experts_down",): ("expert", "tensor", "fsdp"),
-    ("experts_map",): ("expert", "fsdp", None),
-    ("experts_gate_bias",): ("expert", None, "tensor"),
-    ("experts_up_bias",): ("expert", None, "tensor"),
-    ("experts_down_bias",): ("expert", None, "fsdp"),
-    ("experts_hidden_scale",): ("expert", None, "tensor"),
-}
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -55,22 +36,41 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count])
 
 
-def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """Where each array of a training state (arrays or their shapes) lies: by RULES, moments of a parameter like it."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: NamedSharding(mesh, spec_of(path, x.shape, mesh)), state)
+def state_shardings(state: Any, config: ModelConfig, mesh: Mesh) -> Any:
+    """Returns how each array of a `TrainState` of a model lies on a mesh; see `shardings`."""
+    return shardings(state, declare_parameters(config), mesh)
 
 
-def spec_of(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The division of one array; an axis of it that the mesh's does not divide evenly stays whole."""
-    names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-    rule = next((rule for end, rule in RULES.items() if names[-len(end) :] == end), ())
-    if len(rule) > len(shape):
-        # A factored moment has no place for each axis.
+def shardings(tree: Any, parameters: Parameters, mesh: Mesh) -> Any:
+    """Returns how each array of a tree lies on a mesh.
+
+    Parameters lie as they are declared, and moments of a parameter like it; all else is whole on every device.
+
+    Args:
+      tree: arrays, or their shapes; parameters and moments have the declared paths, below whatever holds them.
+      parameters: the declared parameters.
+      mesh: the mesh.
+    """
+
+    def sharding(path: tuple[Any, ...], x: Any) -> NamedSharding:
+        names = "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        return NamedSharding(mesh, spec_of(parameters.get(names), x.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def spec_of(parameter: Parameter | None, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Returns the division of an array that belongs to a declared parameter, or to None.
+
+    An axis that the mesh does not divide evenly stays whole, and so does a factored moment, which has other axes.
+    """
+    if parameter is None or parameter.shape != shape:
         return PartitionSpec()
-    # Layers that are scanned are stacked in front.
-    rule = (None,) * (len(shape) - len(rule)) + rule
     return PartitionSpec(
-        *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(rule, shape, strict=True))
+        *(
+            axis if axis and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(parameter.axes, shape, strict=True)
+        )
     )
 
 
@@ -117,12 +117,6 @@ def describe_mesh(config: TrainConfig) -> str:
     sizes = ", ".join(f"{axis} {getattr(config.mesh, axis)}" for axis in AXES if getattr(config.mesh, axis) > 1)
     where = f"{config.name} on {config.mesh.size} {jax.default_backend()} device{'s' * (config.mesh.size > 1)}"
     where += f" ({sizes})" if sizes else ""
-    if not config.model.moe_layers:
-        return where
-    moe = config.model.moe
-    with jax.set_mesh(make_mesh(config.mesh)):
-        try:
-            plan = plan_here(moe.execution, moe.kernel, moe.parallel, moe.rows_per_token)
-        except ConfigError as error:
-            raise error.within("model.moe") from error
-    return f"{where}; {plan}"
+    with jax.set_mesh(make_mesh(config.mesh)), errors_within("model.moe"):
+        plans = dict.fromkeys(str(moe.plan()) for moe in config.model.mixtures)
+    return "; ".join([where, *plans])

@@ -1,4 +1,4 @@
-"""Optimizers and schedules, all of them optax's."""
+"""Optimizers and learning-rate schedules of optax."""
 
 import functools
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from moe_jax.training.config import OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by number of steps done: linear warm-up, then a cosine or an inverse square root, over `steps`.
+    """Returns the learning rate as a function of the steps done: linear warm-up, then cosine or inverse square root.
 
-    The first step already has its share of the warm-up, and the last one the final rate: no step is made at rate 0.
+    The first step has rate peak / warmup_steps and the last step the final rate, so no step has rate 0.
     """
     warmup, peak = config.warmup_steps, config.learning_rate
     if config.schedule == "cosine":
@@ -30,14 +30,14 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Gradient clipping, then AdamW or Adafactor (factored second moments, no momentum: Shazeer and Stern 2018)."""
+    """Chains gradient clipping and AdamW or Adafactor (factored second moments, no momentum: Shazeer, Stern 2018)."""
     schedule = make_schedule(config, steps)
     if config.name == "adamw":
         beta1 = 0.9 if config.beta1 is None else config.beta1
         beta2 = 0.99 if config.beta2 is None else config.beta2
         optimizer = optax.adamw(schedule, beta1, beta2, weight_decay=config.weight_decay, mask=_decays)
     else:
-        # Optax adds this decay after the learning rate, unlike AdamW's: the schedule is for us to multiply with.
+        # Unlike AdamW's, this decay is added after the learning rate, so it has to be multiplied with the schedule.
         optimizer = optax.adafactor(
             schedule,
             weight_decay_rate=(lambda step: config.weight_decay * schedule(step)) if config.weight_decay else None,
@@ -49,12 +49,12 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def _decays(params: Any) -> Any:
-    """True for matrices, false for scales and biases, whether or not layers are stacked for a scan."""
+    """Marks each parameter: true for matrices, false for scales and biases, stacked for a scan or not."""
     return jax.tree_util.tree_map_with_path(lambda path, _: not path[-1].key.endswith(("scale", "bias")), params)
 
 
 def _promoting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets optax mix integers with floats inside, as it does, where jax is told to be strict about that."""
+    """Wraps a function of optax, which mixes integers and floats, to run under strict dtype promotion."""
 
     @functools.wraps(function)
     def promoting(*arguments: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a run takes from another one: parameters to start with, or a teacher."""
+"""Parameters from another run: initial ones, or those of a teacher."""
 
 import dataclasses
 from pathlib import Path
@@ -9,19 +9,19 @@ from jaxtyping import Array
 
 from moe_jax.configuration import require
 from moe_jax.models.config import ModelConfig
-from moe_jax.models.parameters import Params, init_params, stack_layers, unstack_layers
-from moe_jax.models.routing_metrics import MIXTURES
+from moe_jax.models.parameters import Params, init_params
+from moe_jax.models.paths import MIXTURES, stack_layers, unstack_layers
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.trained import load_run
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A trained model that another learns from.
+    """A trained model whose probabilities another model learns.
 
     Attributes:
-      config: its shape.
-      variables: its parameters, and what its routers remember.
+      config: configuration of the teacher's model.
+      variables: its parameters and its router state.
     """
 
     config: ModelConfig
@@ -29,10 +29,14 @@ class Teacher:
 
 
 def load_teacher(config: TrainConfig, workdir: Path) -> Teacher | None:
-    """The teacher that `config.distillation` names, seen from the run in `workdir`; None without.
+    """Loads the teacher that `config.distillation` names; None without distillation.
+
+    Args:
+      config: the student's run.
+      workdir: directory of the student's run; a relative name of the teacher's is resolved beside it.
 
     Raises:
-      ConfigError: there is no such run, or its vocabulary or architecture is another.
+      ConfigError: no such run, or it has another vocabulary or architecture.
     """
     if config.distillation is None:
         return None
@@ -44,10 +48,14 @@ def load_teacher(config: TrainConfig, workdir: Path) -> Teacher | None:
 
 
 def load_start(config: TrainConfig, workdir: Path) -> Params | None:
-    """The parameters that `config.start` takes from another run, by their places, seen from the run in `workdir`.
+    """Loads the parameters that `config.start` takes from another run, by their paths; None without `start`.
+
+    Args:
+      config: the run to start.
+      workdir: directory of the run to start; a relative name of the other run is resolved beside it.
 
     Raises:
-      ConfigError: there is no such run, or it lacks one of all.
+      ConfigError: no such run, or `start.parts` is `all` and it lacks a parameter.
     """
     start = config.start
     if start is None:
@@ -60,12 +68,12 @@ def load_start(config: TrainConfig, workdir: Path) -> Params | None:
     fits = {place: place in known and known[place].shape == x.shape for place, x in ours.items()}
     if start.parts == "all":
         for place, x in ours.items():
-            require(fits[place], "start.run", start.run, f"a run with parameters {place} of shape {x.shape}")
+            require(fits[place], "start.run", start.run, f"a run with a parameter {place} of shape {x.shape}")
     return {place: known[place] for place in ours if fits[place]}
 
 
 def start_from(given: Params, params: Params, config: ModelConfig) -> Params:
-    """`params` with what `load_start` gave in its place, lying on devices as they did."""
+    """Replaces the parameters that `load_start` gave; the sharding of `params` stays."""
 
     def taken(path: tuple[Any, ...], x: Array) -> Array:
         return given.get(jax.tree_util.keystr(path), x)
@@ -76,7 +84,7 @@ def start_from(given: Params, params: Params, config: ModelConfig) -> Params:
 
 
 def resolve(run: str, workdir: Path) -> Path:
-    """The directory of another run: as it is if absolute, else beside `workdir`."""
+    """Returns the directory of another run: `run` itself if it is absolute, else beside `workdir`."""
     return workdir.parent / run
 
 

@@ -1,4 +1,4 @@
-"""Experts moved between devices in the course of a run, their weights and moments with them. E experts, R repeats."""
+"""Rebalancing: experts move between devices during a run, with their parameters and moments. E experts, R repeats."""
 
 import functools
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from moe_jax.experts.parallel.balance import balanced_placement
-from moe_jax.models.parameters import STACKS
-from moe_jax.models.routing_metrics import MIXTURES, mixture_names
+from moe_jax.models.config import ModelConfig
+from moe_jax.models.paths import DECODER, ENCODER, MIXTURES, MixturePath, layers_at
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.mesh import state_shardings
 from moe_jax.training.state import TrainState
@@ -24,34 +24,42 @@ def rebalance(
     config: TrainConfig,
     mesh: Mesh,
 ) -> TrainState:
-    """The state with each sparse layer's experts placed by `balanced_placement`; it computes what it did before.
+    """Places the experts of each sparse layer by `balanced_placement`; the model's results do not change.
 
     Args:
-      state: consumed, unless nothing moves.
+      state: the training state; donated, unless no expert moves.
       load_by_layer: the metric `load` of a step, [E] by the name of each mixture.
-      config: of the run, with `model.moe.parallel.rebalance_every`.
-      mesh: that the state lies on.
+      config: the run, with `model.moe.parallel.rebalance_every`.
+      mesh: the mesh of the state.
+
+    Returns:
+      The state with the new placement.
     """
     model = config.model
     now = {path: np.asarray(jax.device_get(x)) for path, x in _placements(state.router_state).items()}
     new = {}
     for path, placement in now.items():
-        names = mixture_names(path, model)
+        names = [mixture.name for mixture in mixtures_at(path, model)]
         loads = [np.asarray(jax.device_get(load_by_layer[name]), np.float64) for name in names]
         rows = placement.reshape(len(names), -1)
         placed = [balanced_placement(load, mesh.shape["expert"], row) for load, row in zip(loads, rows, strict=True)]
         new[path] = np.stack(placed).reshape(placement.shape)
     if all(np.array_equal(new[path], now[path]) for path in now):
         return state
-    # What lies in each place afterwards, by where it lies now.
+    # For each new place, the old place of its expert.
     source = {path: np.take_along_axis(now[path], np.argsort(new[path], axis=-1), axis=-1) for path in now}
-    leaves, tree = jax.tree.flatten(state_shardings(state, mesh))
+    leaves, tree = jax.tree.flatten(state_shardings(state, model, mesh))
     return _mover(tuple(leaves), tree)(state, new, source)
+
+
+def mixtures_at(names: tuple[str, ...], config: ModelConfig) -> list[MixturePath]:
+    """Returns the mixtures whose values lie at a path that ends in a mixture, one for each repeat of scanned layers."""
+    return [MixturePath(layer, names[-1]) for layer in layers_at(names, config)]
 
 
 @functools.cache
 def _mover(shardings: tuple[Any, ...], tree: Any) -> Any:
-    """The compiled move of states that lie as `shardings` says."""
+    """Compiles the move of experts for states with these shardings."""
 
     def move(state: TrainState, placement: Any, source: Any) -> TrainState:
         def moved(path: tuple[Any, ...], leaf: Array) -> Array:
@@ -82,7 +90,9 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def _mixture(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The mixture's part of the path of something in it, as parameters have it; moments are in trees of their own."""
+    """Returns the path of the mixture that an array belongs to, without the optimizer's own prefix of moments."""
     place = next(i for i, name in enumerate(names) if name in MIXTURES)
-    first = next(i for i, name in enumerate(names) if name in (*STACKS, "layers") or name.startswith("layer_"))
+    first = next(
+        i for i, name in enumerate(names) if name in (ENCODER, DECODER) or name.startswith(("segment_", "layer_"))
+    )
     return names[first : place + 1]

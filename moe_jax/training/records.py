@@ -1,7 +1,7 @@
-"""A run's files: its identity, its metrics and its clock, each line of them tied to a step.
+"""Files of a run: its identity, its metrics and its clock; each line has a step.
 
-`metrics.jsonl` holds only what the configuration determines, so that a resumed run's equals an undisturbed one's to the
-bit; seconds are apart, in `timing.jsonl`.
+`metrics.jsonl` holds only numbers that the configuration determines, so that a resumed run has the same file, bit for
+bit, as a run never stopped. Seconds are apart, in `timing.jsonl`.
 """
 
 import json
@@ -9,46 +9,49 @@ import os
 from pathlib import Path
 from typing import Any
 
-from moe_jax.configuration import ConfigError
+from moe_jax.configuration import ConfigError, to_dict
 from moe_jax.runtime.files import read_json_lines, write_whole
+from moe_jax.training.config import TrainConfig
 
 
 def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
-    """Makes `workdir` this run's, or checks that it already is.
+    """Claims `workdir` for this run by writing run.json, or checks that it already belongs to it.
 
     Raises:
-      ConfigError: it is another run's, a file, or cannot be made; or it holds metrics or checkpoints of no known run.
+      ConfigError: `workdir` belongs to another run, is a file, cannot be made, or holds metrics or checkpoints without
+        a run.json.
     """
     path = workdir / "run.json"
     if workdir.exists() and not workdir.is_dir():
-        raise ConfigError(f"workdir is {str(workdir)!r}, a file; accepted: a directory, there or to be made")
+        raise ConfigError(f"workdir is {str(workdir)!r}, a file; accepted: a directory, which is made if need be")
     if path.exists():
         other = json.loads(path.read_text())
+        other["config"] = _with_new_fields(other["config"], identity["config"])
         for key, ours, theirs in _differences(identity, other):
             raise ConfigError(
-                f"workdir is {str(workdir)!r}, of a run with {key}={theirs!r} where this one has {ours!r}; "
-                "accepted: an empty directory, or one of the same run to resume it"
+                f"workdir is {str(workdir)!r}, which holds a run with {key}={theirs!r}, but this run has {ours!r}; "
+                "accepted: an empty directory, or the directory of the same run to resume it"
             )
         return
     for name in ("metrics.jsonl", "timing.jsonl", "checkpoints"):
         if (workdir / name).exists():
             raise ConfigError(
-                f"workdir is {str(workdir)!r}, which has {name} but no run.json to say of which run; "
-                "accepted: an empty directory, or one of the same run to resume it"
+                f"workdir is {str(workdir)!r}, which has {name} but no run.json, so its run is unknown; "
+                "accepted: an empty directory, or the directory of the same run to resume it"
             )
     try:
         write_whole(path, json.dumps(identity, indent=2) + "\n")
     except OSError as error:
-        accepted = "accepted: a directory, there or to be made, that can be written to"
+        accepted = "accepted: a directory that can be written to, which is made if need be"
         raise ConfigError(f"workdir is {str(workdir)!r}: {error.strerror}; {accepted}") from error
 
 
 class StepLog:
-    """A file of JSON lines, each with its `step`, that can be taken back to an earlier step.
+    """A file of JSON lines, each with its `step`, that can be rewound to an earlier step.
 
     Args:
       path: the file.
-      step: lines of later steps, and a last line that was cut off, are dropped.
+      step: the last step to keep; lines of later steps, and an unfinished last line, are removed.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -57,22 +60,22 @@ class StepLog:
         self._file = path.open("a")
 
     def append(self, line: dict[str, Any]) -> None:
-        """Hands a line to the operating system, whole."""
+        """Writes one line; it survives the end of the process, though not yet of the machine."""
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
     def flush(self) -> None:
-        """Puts all lines on disk."""
+        """Waits until all lines are on disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Puts all lines on disk, and no more."""
+        """Waits until all lines are on disk, and closes the file."""
         self.flush()
         self._file.close()
 
 
 class NoLog:
-    """What a process that does not write has in the place of its logs."""
+    """A log that drops everything, for processes that do not write."""
 
     def append(self, line: dict[str, Any]) -> None: ...
 
@@ -81,6 +84,15 @@ class NoLog:
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def _with_new_fields(stored: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Returns a stored configuration with the fields that it predates, at their defaults."""
+    try:
+        complete = to_dict(TrainConfig.from_dict(stored))
+    except ConfigError:
+        return stored
+    return {name: value for name, value in complete.items() if name in ours}
 
 
 def _differences(ours: Any, theirs: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -1,4 +1,4 @@
-"""What a run gives, also when it does not end well."""
+"""The result of a run, and the error of a run that diverges."""
 
 import dataclasses
 from typing import Any
@@ -6,17 +6,18 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """A finished run.
+    """The result of a run.
 
     Attributes:
       curve: one entry for each evaluation: step, tokens, seconds (of training alone), validation_loss (nats per token),
         bits_per_byte, routing ({metric: number}) and load ({"layer_i": [share of each expert]}), both {} if dense;
-        training (what of routing the training step logged, {} if it logged nothing); scores, where the task has any.
-      corpus_name: what it was trained on.
-      corpus_digest: and exactly which.
-      seconds: of training, without compilation, evaluation and checkpoints.
-      compile_seconds: of compiling the training and the evaluation step, in the session that finished the run; next to
-        nothing if it was given them.
+        training (those metrics of routing that the training step logged, {} if it logged none); scores, if the task
+        has any.
+      corpus_name: name of the corpus.
+      corpus_digest: digest of the corpus.
+      seconds: seconds of training, without compilation, evaluation and checkpoints.
+      compile_seconds: seconds of compiling the training and the evaluation step, in the session that finished the run;
+        near 0 if both came from a cache.
     """
 
     curve: list[dict[str, Any]]
@@ -27,10 +28,10 @@ class RunResult:
 
 
 class DivergenceError(ArithmeticError):
-    """Training left the finite numbers, and to go on would only be to wait.
+    """Raised when the loss or the gradient norm is NaN or infinite.
 
     Attributes:
-      result: what there was until then; None before a run has any.
+      result: the run up to its last evaluation; None if the error was not raised by a run.
     """
 
     result: RunResult | None = None

@@ -1,4 +1,4 @@
-"""All that a step of training changes."""
+"""The training state: everything that a step changes."""
 
 from typing import Any
 
@@ -16,15 +16,15 @@ from moe_jax.training.mesh import state_shardings
 
 @struct.dataclass
 class TrainState:
-    """The value a step takes and returns.
+    """The value that a training step takes and returns.
 
     Attributes:
       step: optimizer steps done.
       params: the model's parameters, float32.
-      opt_state: the optimizer's.
-      router_state: what routers remember that is not a parameter, and where experts lie, if that may change; {} where
-        there is nothing.
-      rng: the key that each step's draws are folded from.
+      opt_state: the optimizer's state.
+      router_state: state of the routers, such as selection biases, and the placement of experts if it may change; {} if
+        there is none.
+      rng: the key from which each step's key is derived.
     """
 
     # Read by jaxtyping: tree maps rebuild the value with other things than arrays, so its fields are not enforced.
@@ -38,9 +38,9 @@ class TrainState:
 
 
 def place_state(config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """`init_state` on a mesh, each device drawing only what it keeps."""
-    shardings = state_shardings(abstract_state(config, optimizer), mesh)
-    # What runs once is compiled in a hurry.
+    """Makes the initial state on a mesh; each device draws only its own part."""
+    shardings = state_shardings(abstract_state(config, optimizer), config.model, mesh)
+    # The program runs once, so compiling fast matters more than running fast.
     options = {"xla_backend_optimization_level": 1}
     return jax.jit(lambda: init_state(config, optimizer), out_shardings=shardings, compiler_options=options)()
 
@@ -48,7 +48,7 @@ def place_state(config: TrainConfig, optimizer: optax.GradientTransformation, me
 def abstract_state(
     config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
 ) -> TrainState:
-    """The shapes and types of a state, and on a `mesh` also where its arrays lie."""
+    """Returns the shapes and types of a state, and its shardings if there is a `mesh`."""
     state = jax.eval_shape(lambda: init_state(config, optimizer))
     if mesh is None:
         return state
@@ -56,11 +56,11 @@ def abstract_state(
     def placed(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return jax.tree.map(placed, state, state_shardings(state, mesh))
+    return jax.tree.map(placed, state, state_shardings(state, config.model, mesh))
 
 
 def init_state(config: TrainConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, determined by `config.seed`."""
+    """Makes the state before the first step, which `config.seed` determines."""
     init_rng, rng = jax.random.split(jax.random.key(config.seed))
     params = init_params(config.model, init_rng)
     return TrainState(jnp.int32(0), params, optimizer.init(params), init_router_state(config.model), rng)

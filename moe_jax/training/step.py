@@ -21,7 +21,7 @@ from moe_jax.training.state import TrainState
 
 Batch = Mapping[str, Array | np.ndarray]
 SCORES = ("exact_match", "token_accuracy")
-# Statistics: "loss", with a teacher "distillation_loss", and "routing", what the routers sowed into `routing_sums`.
+# Statistics: "loss", with a teacher "distillation_loss", and "routing", the routers' entries in `routing_sums`.
 Sums = dict[str, Any]
 
 
@@ -31,12 +31,12 @@ def make_train_step(
     schedule: optax.Schedule,
     teacher: ModelConfig | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The step as a pure function of a state, a batch, and a teacher's variables if there is a teacher.
+    """Makes the training step, a pure function of a state, a batch, and the variables of a teacher if there is one.
 
-    Its metrics: `routing_metrics`, loss, total_loss, gradient_norm, learning_rate. `loss` is the mean cross-entropy in
-    nats per token; `total_loss` adds the routers' losses with their coefficients. With a teacher `distillation_loss` is
-    the cross-entropy to its probabilities, and `total_loss` has the two with their shares. With `config.accumulation`
-    parts of the batch follow one another; losses, metrics and gradients are the batch's.
+    The metrics are `routing_metrics`, loss, total_loss, gradient_norm and learning_rate. `loss` is the mean
+    cross-entropy in nats per token. `total_loss` adds the routers' losses times their coefficients. With a teacher,
+    `distillation_loss` is the cross-entropy to its probabilities, and `total_loss` mixes it with `loss` by
+    `distillation.share`. With `config.accumulation`, losses, metrics and gradients are still those of the whole batch.
     """
     share = config.distillation.share if teacher else 0.0
 
@@ -54,7 +54,7 @@ def make_train_step(
             losses = {name: statistic.value for name, statistic in sums.items() if name != "routing"}
             metrics = losses | routing_metrics(routing, config.model)
             total = (1.0 - share) * losses["loss"] + share * losses.get("distillation_loss", 0.0)
-            return total + auxiliary_loss(metrics, config.model), (metrics, routing)
+            return total + auxiliary_loss(routing, config.model), (metrics, routing)
 
         gradient_function = value_and_grad_of_sums(objective, sums, config.accumulation)
         parts = batch_parts(batch, config)
@@ -73,19 +73,19 @@ def make_train_step(
 
 
 def make_eval_step(config: TrainConfig) -> Callable[[TrainState, Batch], Metrics]:
-    """Sums over one batch, `loss_sum` in nats over `targets` tokens, and its `routing_metrics`; draws are fixed.
+    """Makes the evaluation step, whose random draws are fixed.
 
-    Of texts that answer texts also SCORES: whether all of an answer is what the model holds most probable, which is
-    then what it would say by itself; and of which share of its tokens that is true.
+    Its metrics are `loss_sum` in nats, the number of `targets` it sums over, and `routing_metrics`. Task `text_to_text`
+    adds SCORES: the share of answers of which every token is the model's most probable one, which greedy decoding would
+    give, and the share of such tokens.
     """
     answers = config.data.task == "text_to_text"
 
     def eval_step(state: TrainState, batch: Batch) -> Metrics:
         targets, mask = batch["targets"], batch["loss_mask"]
         variables = state.params, state.router_state
-        result, routing = apply_model(
-            config.model, *variables, batch, jax.random.key(0), False, targets=None if answers else targets
-        )
+        scored = None if answers else targets
+        result, routing = apply_model(config.model, *variables, batch, jax.random.key(0), False, targets=scored)
         nats = optax.softmax_cross_entropy_with_integer_labels(result, targets) if answers else result
         loss_sum, count = mean_where(nats, mask).sums
         metrics = {"loss_sum": loss_sum, "targets": count} | routing_metrics(routing, config.model)
@@ -97,7 +97,7 @@ def make_eval_step(config: TrainConfig) -> Callable[[TrainState, Batch], Metrics
 def answer_scores(
     logits: Float[Array, "B S V"], targets: Int[Array, "B S"], mask: Bool[Array, "B S"]
 ) -> dict[str, Float[Array, ""]]:
-    """SCORES of a batch."""
+    """Computes the SCORES of a batch."""
     right = jnp.argmax(logits, axis=-1) == targets
     return {
         "exact_match": jnp.mean(jnp.all(right | ~mask, axis=1).astype(jnp.float32)),
@@ -115,13 +115,14 @@ def apply_model(
     collection: str = METRICS,
     targets: Int[Array, "B S"] | None = None,
 ) -> tuple[Float[Array, "B S V"] | Float[Array, "B S"], Any]:
-    """Logits, or of `targets` their nats, and what the routers sowed into `collection`."""
+    """Runs the model; returns logits, or the nats of `targets` if given, and the routers' entries in `collection`."""
+    scoring = {} if targets is None else {"targets": targets, "method": "nats"}
     result, collections = make_model(config, training).apply(
         {"params": params, STATE: router_state},
         *model_inputs(config, batch),
-        targets=targets,
         rngs={RNG: rng, DROPOUT: jax.random.fold_in(rng, 1)},
         mutable=[collection],
+        **scoring,
     )
     return result, collections.get(collection, {})
 
@@ -129,7 +130,7 @@ def apply_model(
 def distilled_sums(
     config: ModelConfig, params: Any, router_state: Any, batch: Batch, rng: Array, soft: Float[Array, "B S V"]
 ) -> Sums:
-    """`batch_sums`, with the cross-entropy to the probabilities `soft`."""
+    """Computes `batch_sums` and the cross-entropy to the teacher's probabilities `soft`."""
     logits, routing = apply_model(config, params, router_state, batch, rng, True, SUMS)
     hard = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
     return {
@@ -140,6 +141,6 @@ def distilled_sums(
 
 
 def batch_sums(config: ModelConfig, params: Any, router_state: Any, batch: Batch, rng: Array) -> Sums:
-    """Statistics of a forward pass in training: the loss, and `routing`, all that routers sowed."""
+    """Computes the statistics of a forward pass in training: `loss`, and `routing`, the routers' statistics."""
     nats, routing = apply_model(config, params, router_state, batch, rng, True, SUMS, batch["targets"])
     return {"loss": mean_where(nats, batch["loss_mask"]), "routing": routing}

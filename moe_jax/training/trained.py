@@ -1,4 +1,4 @@
-"""A trained run, read back from its directory."""
+"""A trained run, read from its directory."""
 
 import dataclasses
 import json
@@ -17,9 +17,9 @@ class TrainedRun:
     """A run at its newest checkpoint.
 
     Attributes:
-      config: as it was trained.
-      state: of that checkpoint; `state.step` says which, `state.params` are the model's parameters.
-      corpus_digest: of what it was trained on, and its tokenizer.
+      config: configuration of the run.
+      state: state of the checkpoint; `state.step` is its step, `state.params` are the model's parameters.
+      corpus_digest: digest of the corpus that the model was trained on.
     """
 
     config: TrainConfig
@@ -27,31 +27,27 @@ class TrainedRun:
     corpus_digest: str
 
     def require_corpus(self, name: str, digest: str) -> None:
-        """Refuses a corpus that the model and its tokenizer were not trained on.
-
-        Raises:
-          ConfigError: the corpus has another digest.
-        """
+        """Raises ConfigError unless `digest` is that of the corpus that the model was trained on."""
         if digest != self.corpus_digest:
             raise ConfigError(
-                f"data.corpus is {name!r} with digest {digest[:12]}; accepted: what the model and its tokenizer were "
-                f"trained on, digest {self.corpus_digest[:12]}"
+                f"data.corpus is {name!r} with digest {digest[:12]}; accepted: the corpus that the model was trained "
+                f"on, with digest {self.corpus_digest[:12]}"
             )
 
 
 def is_finished(config: TrainConfig, workdir: Path) -> bool:
-    """Whether `workdir` has the checkpoint with which `train(config, workdir)` ends; nothing is loaded or written."""
+    """Returns true if `workdir` has the last checkpoint of `train(config, workdir)`; loads and writes nothing."""
     return config.steps in complete_steps(workdir / "checkpoints")
 
 
 def load_run(workdir: Path) -> TrainedRun:
-    """Reads what `train(config, workdir)` left, finished or not, on one device; nothing is computed or written.
+    """Reads a run, finished or not, from its work directory onto one device; writes nothing.
 
     Raises:
-      ConfigError: `workdir` holds no run, or one without a checkpoint yet.
+      ConfigError: `workdir` holds no run, or a run without a checkpoint yet.
     """
     identity = workdir / "run.json"
-    accepted = "accepted: a directory that `train` has written a checkpoint to"
+    accepted = "accepted: the work directory of a run with a checkpoint"
     if not identity.is_file():
         raise ConfigError(f"workdir is {str(workdir)!r}, which has no run.json; {accepted}")
     written = json.loads(identity.read_text())

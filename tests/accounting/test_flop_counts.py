@@ -9,13 +9,18 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from moe_jax.accounting.flops import flops_per_token
-from moe_jax.models.config import ModelConfig, MoEConfig
+from moe_jax.experts.executions import EXECUTIONS
+from moe_jax.experts.plan import Plan
+from moe_jax.layers.attention import GroupedQuery
+from moe_jax.layers.moe import MoEConfig
+from moe_jax.layers.positions import T5Bias
+from moe_jax.models.config import ModelConfig
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.encoder_decoder import EncoderDecoder
 from moe_jax.models.parameters import init_params
 
 BATCH, LENGTH = 2, 128
-DENSE = ModelConfig(vocab_size=512, num_layers=2, model_dim=256, num_heads=4, ffn_dim=1024)
+DENSE = ModelConfig(vocab_size=512, num_layers=2, model_dim=256, ffn_dim=1024, attention=GroupedQuery(4))
 SPARSE = dataclasses.replace(DENSE, moe_layers=(1,), moe=MoEConfig(num_experts=8, execution="padded"))
 
 
@@ -25,8 +30,8 @@ def with_moe(**fields) -> ModelConfig:
 
 CONFIGS = [
     DENSE,
-    dataclasses.replace(DENSE, ffn="swiglu", num_kv_heads=2, head_dim=32, tie_embeddings=True),
-    dataclasses.replace(DENSE, positions="t5"),
+    dataclasses.replace(DENSE, ffn="swiglu", attention=GroupedQuery(4, 2, 32), tie_embeddings=True),
+    dataclasses.replace(DENSE, attention=GroupedQuery(4, positions=T5Bias())),
     SPARSE,
     dataclasses.replace(SPARSE, ffn="geglu", num_layers=4, moe_layers=(1, 3), scan_layers=True, remat=True),
     with_moe(router="gshard", k=2, expert_dim=512, capacity_factor=1.0),
@@ -41,7 +46,7 @@ PAIRS = [
     dataclasses.replace(config, architecture="encoder_decoder")
     for config in (
         DENSE,
-        dataclasses.replace(DENSE, num_kv_heads=2, head_dim=32, tie_embeddings=True, positions="t5"),
+        dataclasses.replace(DENSE, attention=GroupedQuery(4, 2, 32, T5Bias()), tie_embeddings=True),
         dataclasses.replace(SPARSE, num_layers=4, moe_layers=(1, 3), scan_layers=True),
         with_moe(router="gshard", k=2, capacity_factor=1.0, group_size=32),
         with_moe(places=("feed_forward", "attention"), capacity_factor=1.0),
@@ -150,3 +155,10 @@ def test_capacity_decides_what_is_executed():
     assert half.ffn == double.ffn == dense.ffn
     dropless = flops_per_token(with_moe(execution="dropless", capacity_factor=None), LENGTH)
     assert dropless.executed == dropless.forward
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_a_plan_decides_what_is_executed(execution):
+    named = flops_per_token(with_moe(execution=execution, group_size=64), LENGTH)
+    planned = flops_per_token(with_moe(group_size=64), LENGTH, plan=lambda moe: Plan(execution))
+    assert planned == named

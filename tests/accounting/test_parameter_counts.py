@@ -1,20 +1,26 @@
 import dataclasses
+import functools
 import math
 
 import jax
 import pytest
 
 from moe_jax.accounting.parameters import count_parameters
-from moe_jax.models.config import ModelConfig, MoEConfig
+from moe_jax.layers.attention import GroupedQuery
+from moe_jax.layers.moe import MoEConfig
+from moe_jax.layers.positions import T5Bias
+from moe_jax.models.config import ModelConfig
 from moe_jax.models.parameters import init_params
 
-DENSE = ModelConfig(vocab_size=300, num_layers=4, model_dim=64, num_heads=4, ffn_dim=96)
+DENSE = ModelConfig(vocab_size=300, num_layers=4, model_dim=64, ffn_dim=96, attention=GroupedQuery(4))
 SPARSE = dataclasses.replace(DENSE, moe_layers=(1, 3), moe=MoEConfig(num_experts=8))
 
 # Llama 2 7B, Mistral 7B and Mixtral 8x7B are decoders of this kind. The numbers are those of their checkpoints on the
 # Hugging Face Hub; 46.7 and 12.9 billion are in the Mixtral paper (arXiv:2401.04088).
-LLAMA_2_7B = ModelConfig(vocab_size=32000, num_layers=32, model_dim=4096, num_heads=32, ffn_dim=11008, ffn="swiglu")
-MISTRAL_7B = dataclasses.replace(LLAMA_2_7B, ffn_dim=14336, num_kv_heads=8)
+LLAMA_2_7B = ModelConfig(
+    vocab_size=32000, num_layers=32, model_dim=4096, ffn_dim=11008, ffn="swiglu", attention=GroupedQuery(32)
+)
+MISTRAL_7B = dataclasses.replace(LLAMA_2_7B, ffn_dim=14336, attention=GroupedQuery(32, 8))
 MIXTRAL = dataclasses.replace(
     MISTRAL_7B,
     moe_layers=tuple(range(32)),
@@ -23,19 +29,22 @@ MIXTRAL = dataclasses.replace(
 
 # T5 1.0 (Raffel et al. 2020) and 1.1, and Switch Transformers (Fedus et al. 2021, table 9; of the largest with a gated
 # unit the released configuration's 128 experts, by which alone it has the 395 billion that the paper says).
+T5 = GroupedQuery(12, positions=T5Bias())
+t5_attention = functools.partial(dataclasses.replace, T5)
 T5_BASE = ModelConfig(
     vocab_size=32128,
     num_layers=12,
     model_dim=768,
-    num_heads=12,
     ffn_dim=3072,
-    positions="t5",
+    attention=T5,
     architecture="encoder_decoder",
     tie_embeddings=True,
 )
-T5_LARGE = dataclasses.replace(T5_BASE, num_layers=24, model_dim=1024, num_heads=16, ffn_dim=4096)
-T5_11B = dataclasses.replace(T5_LARGE, num_heads=128, head_dim=128, ffn_dim=65536)
-T5_XXL = dataclasses.replace(T5_LARGE, model_dim=4096, num_heads=64, ffn_dim=10240, ffn="geglu", tie_embeddings=False)
+T5_LARGE = dataclasses.replace(T5_BASE, num_layers=24, model_dim=1024, ffn_dim=4096, attention=t5_attention(heads=16))
+T5_11B = dataclasses.replace(T5_LARGE, ffn_dim=65536, attention=t5_attention(heads=128, head_dim=128))
+T5_XXL = dataclasses.replace(
+    T5_LARGE, model_dim=4096, ffn_dim=10240, ffn="geglu", tie_embeddings=False, attention=t5_attention(heads=64)
+)
 
 
 def switch(base: ModelConfig, num_experts: int, every: int = 2) -> ModelConfig:
@@ -45,11 +54,19 @@ def switch(base: ModelConfig, num_experts: int, every: int = 2) -> ModelConfig:
 
 SWITCH_C = switch(
     dataclasses.replace(
-        T5_LARGE, num_layers=15, model_dim=2080, num_heads=32, head_dim=64, ffn_dim=6144, tie_embeddings=False
+        T5_LARGE,
+        num_layers=15,
+        model_dim=2080,
+        ffn_dim=6144,
+        tie_embeddings=False,
+        attention=t5_attention(heads=32, head_dim=64),
     ),
     2048,
     every=1,
 )
+
+
+GROUPED = GroupedQuery(4, 2, 24)
 
 
 def with_moe(**fields) -> ModelConfig:
@@ -61,20 +78,20 @@ def with_moe(**fields) -> ModelConfig:
     [
         DENSE,
         dataclasses.replace(DENSE, moe=MoEConfig(num_experts=8)),
-        dataclasses.replace(DENSE, ffn="swiglu", num_kv_heads=2, head_dim=24, tie_embeddings=True),
-        dataclasses.replace(DENSE, positions="t5"),
+        dataclasses.replace(DENSE, ffn="swiglu", attention=GroupedQuery(4, 2, 24), tie_embeddings=True),
+        dataclasses.replace(DENSE, attention=GroupedQuery(4, positions=T5Bias())),
         SPARSE,
         dataclasses.replace(SPARSE, ffn="geglu", scan_layers=True),
         with_moe(expert_dim=32, router="gshard", k=2),
         with_moe(router="uniform_random"),
         dataclasses.replace(SPARSE, moe_layers=(0, 1, 2, 3)),
-        dataclasses.replace(SPARSE, architecture="encoder_decoder", positions="t5"),
-        dataclasses.replace(SPARSE, architecture="encoder_decoder", num_kv_heads=2, head_dim=24, tie_embeddings=True),
+        dataclasses.replace(SPARSE, architecture="encoder_decoder", attention=t5_attention(heads=4)),
+        dataclasses.replace(SPARSE, architecture="encoder_decoder", attention=GROUPED, tie_embeddings=True),
         with_moe(places=("attention",), shared_dim=32),
         dataclasses.replace(
             with_moe(places=("feed_forward", "attention"), router="gshard", k=2, shared_dim=32),
             architecture="encoder_decoder",
-            num_kv_heads=2,
+            attention=GroupedQuery(4, 2),
         ),
     ],
 )

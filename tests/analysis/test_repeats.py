@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
         patch.setenv("MOE_JAX_CACHE", str(folder / "cache"))
         corpus, few = write_corpus(folder / "text"), {"steps": 8, "eval_every": 8, "checkpoint_every": 8}
         train(tiny_config(corpus, few), folder / "run", progress=False)
-        spans = {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.router_options": {}}
+        spans = {"model.moe.router": "switch", "model.moe.k": 1}
         train(tiny_config(corpus, few | PAIRED | spans), folder / "spans", progress=False)
         yield folder
 
@@ -92,7 +92,10 @@ def test_the_table_has_a_line_for_each_run(folder, capsys):
 
 
 def test_what_cannot_copy_or_is_no_run_is_one_line(folder, capsys):
-    for name, says in (("spans", "data.task is 'span_corruption'; accepted: causal"), ("text", "has no run.json")):
+    for name, says in (
+        ("spans", "data.task is 'span_corruption'; accepted: a run with task 'causal'"),
+        ("text", "has no run.json"),
+    ):
         assert main(["repeats", str(folder / name)]) == 2
         output = capsys.readouterr()
         assert output.out == ""

@@ -89,7 +89,7 @@ def routed(**columns) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("table", "law", "says"),
     [
-        (routed().drop(columns="E"), "routed", "E is not a column of TABLE, which has N, loss; it is experts per"),
+        (routed().drop(columns="E"), "routed", "E is not a column of TABLE, which has N, loss; E is experts per"),
         (routed().drop(columns="loss"), "routed", "loss is not a column of TABLE"),
         (routed().drop(columns="N").rename(columns={"E": "G"}), "fine_grained", "N is not a column"),
         (routed(loss=0.0), "routed", "loss is 0.0 in row 1 of TABLE; accepted: a positive number"),
@@ -100,9 +100,9 @@ def routed(**columns) -> pd.DataFrame:
         (routed(N=-1e6), "routed", "N is -1000000.0 in row 1"),
         (routed().iloc[:6], "routed", "rows of TABLE is 6; accepted: at least 7 with law 'routed', which has 6"),
         (routed().iloc[:10], "routed", "distinct N of TABLE is 1; accepted: at least 2"),
-        (routed(), "power", "E is 1, 2, 4, 8; accepted: one value with law 'power', which does not know E"),
-        (routed(G=np.arange(70.0) + 1), "routed", "G is 1, 2, 3, 4; accepted: one value"),
-        (routed(), "experts", "N is 1.5e[+]07, .*accepted: one value with law 'experts'"),
+        (routed(), "power", "E is 1, 2, 4, 8; accepted: a single value with law 'power', which has no E"),
+        (routed(G=np.arange(70.0) + 1), "routed", "G is 1, 2, 3, 4; accepted: a single value"),
+        (routed(), "experts", "N is 1.5e[+]07, .*accepted: a single value with law 'experts'"),
         (routed(), "linear", "law is 'linear'; accepted: bilinear, dense"),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_table_that_cannot_determine_a_law_is_refused(table, law, says):
 
 def test_without_any_law_the_table_is_described():
     with pytest.raises(
-        ConfigError, match="TABLE has 2 rows with distinct values 1 of N, 2 of loss; accepted: loss and"
+        ConfigError, match="TABLE has 2 rows with distinct values 1 of N, 2 of loss; accepted: a table with loss and"
     ):
         choose_law(pd.DataFrame({"N": [1e6, 1e6], "loss": [3.0, 3.1]}))
 
@@ -124,9 +124,9 @@ def test_without_any_law_the_table_is_described():
         ("absent.csv", None, "absent.csv'; accepted: a file"),
         ("empty.csv", "", "No columns to parse"),
         ("broken.csv", 'N,loss\n1,2,3\n"', "accepted: CSV with a header"),
-        ("empty.jsonl", "", "accepted: a table with rows"),
+        ("empty.jsonl", "", "accepted: a table with at least one row"),
         ("broken.jsonl", "what\n", "accepted: JSON"),
-        ("other.jsonl", '{"a": 1}\n', "with a row without 'corpus'; accepted: a study's rows"),
+        ("other.jsonl", '{"a": 1}\n', "which has a row without 'corpus'; accepted: the results.jsonl"),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path, name, content, says):

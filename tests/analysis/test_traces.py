@@ -18,7 +18,7 @@ from tests.models import small
 @pytest.fixture(scope="module")
 def model():
     """Four layers, two of them sparse, in which capacity binds; two documents and padding."""
-    moe = {"router": "gshard", "k": 2, "capacity_factor": 0.5, "router_options": {"second_policy": "all"}}
+    moe = {"router": {"kind": "gshard", "second_policy": "all"}, "k": 2, "capacity_factor": 0.5}
     config = small.config(moe, num_layers=4, moe_layers=(1, 3))
     tokens, positions, segments = small.batch()
     return config, small.start(config), (tokens, positions, segments.at[0, 5:].set(2).at[1, 9:].set(0))

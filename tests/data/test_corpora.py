@@ -83,7 +83,7 @@ class TestPythonSource:
 
     def test_a_fraction_that_leaves_a_split_empty_is_refused_before_anything_is_written(self, tmp_path):
         line = error_of(DataConfig(validation_fraction=1e-9), tmp_path)
-        assert line.startswith("data.validation_fraction is 1e-09; accepted: a fraction that leaves both splits")
+        assert line.startswith("data.validation_fraction is 1e-09; accepted: a fraction that puts a document")
         assert list(tmp_path.iterdir()) == []
 
 
@@ -162,7 +162,7 @@ class TestTextFiles:
         (tmp_path / "a.txt").write_text("text")
         line = error_of(DataConfig(corpus=f"text_files:{tmp_path}/a.txt,{tmp_path}/b.txt"))
         assert line.startswith("data.corpus is 'text_files:")
-        assert line.endswith(f"'{tmp_path}/b.txt' has none")
+        assert line.endswith(f"'{tmp_path}/b.txt' matches none")
 
     def test_a_file_not_in_utf8_is_named(self, tmp_path):
         (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
@@ -176,7 +176,7 @@ class TestTextFiles:
 
     def test_a_file_too_short_to_split_is_refused(self, tmp_path):
         (tmp_path / "a.txt").write_text("abc")
-        assert "validation has none of 1" in error_of(DataConfig(corpus=f"text_files:{tmp_path}/*"))
+        assert "validation has none of the 1" in error_of(DataConfig(corpus=f"text_files:{tmp_path}/*"))
 
 
 class Poems(tfds.core.GeneratorBasedBuilder):
@@ -245,7 +245,7 @@ class TestTfds:
     def test_a_data_set_that_is_not_prepared_says_how_to_prepare_it(self, tmp_path, monkeypatch):
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
         line = error_of(DataConfig(corpus="tfds:poems/short"))
-        assert line.startswith("data.corpus is 'tfds:poems/short'; accepted: a data set that is prepared")
+        assert line.startswith("data.corpus is 'tfds:poems/short'; accepted: a prepared data set")
         assert "tfds build poems/short --file_format=array_record" in line
 
     def test_a_data_set_in_another_format_says_which_is_read(self, poems, tmp_path):
@@ -257,18 +257,18 @@ class TestTfds:
     @pytest.mark.parametrize("name", ["two words", "poems/short/1.0.0/x", "poems:", "1"])
     def test_a_name_that_cannot_be_a_data_set_is_refused(self, name, tmp_path, monkeypatch):
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-        assert "a data set that is prepared" in error_of(DataConfig(corpus=f"tfds:{name}"))
+        assert "a prepared data set" in error_of(DataConfig(corpus=f"tfds:{name}"))
 
     def test_a_text_feature_that_does_not_exist_lists_those_that_do(self, poems):
         poems(train=20)
         line = error_of(DataConfig(corpus="tfds:poems", text_feature="line"))
-        assert line == "data.text_feature is 'line'; accepted: a text feature of tfds:poems: verse"
+        assert line == "data.text_feature is 'line'; accepted: a text feature of tfds:poems, which has verse"
 
     def test_a_data_set_without_a_training_split_is_refused(self, poems):
-        assert error_of(poems(test=3)).endswith("a data set with a split train; it has ['test']")
+        assert error_of(poems(test=3)).endswith("a data set with a split 'train'; this one has ['test']")
 
     def test_a_data_set_too_small_to_hold_examples_out_is_refused(self, poems):
-        assert error_of(poems(train=2)).endswith("a corpus that is not empty; validation has no example")
+        assert error_of(poems(train=2)).endswith("a corpus with examples; split validation has none")
 
     def test_text_not_in_utf8_says_which_example(self, poems):
         corpus = load_corpus(poems(train=20, second=b"caf\xe9"))

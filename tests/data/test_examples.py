@@ -48,8 +48,8 @@ class TestJsonLines:
         ("line", "says"),
         [
             ("{\n", "accepted: JSON"),
-            ('"text"\n', "is a str; accepted: an object with fields"),
-            ({"choices": ["a", "b"], "answer": 0}, "context is missing; accepted: a record with it; this has choices"),
+            ('"text"\n', "is a str; accepted: a JSON object"),
+            ({"choices": ["a", "b"], "answer": 0}, "context is missing; the record has the fields choices"),
             (CHOICE | {"context": 3}, "context is 3; accepted: a text"),
             (CHOICE | {"context": "\ud800"}, "context is '\\ud800'; accepted: a text"),
             (CHOICE | {"target": "x"}, "accepted: either 'target', or 'choices' and 'answer'"),
@@ -64,7 +64,7 @@ class TestJsonLines:
             (CHOICE | {"answer": True}, "answer is True; accepted: the index"),
             (CHOICE | {"answer": "0"}, "answer is '0'; accepted: the index"),
             (CLOZE | {"target": ""}, "target is ''; accepted: a text that is not empty"),
-            (CLOZE, "is a cloze; accepted: multiple choice, as the examples before it"),
+            (CLOZE, "is a cloze; accepted: multiple choice, like the examples before it"),
         ],
     )
     def test_a_malformed_line_is_named(self, tmp_path, line, says):
@@ -83,7 +83,7 @@ class TestJsonLines:
         assert "accepted: a file of JSON lines that ends in .jsonl, tfds:NAME" in error_of(str(tmp_path / name))
 
     def test_an_empty_file(self, tmp_path):
-        assert error_of(write(tmp_path / "a.jsonl", "\n")).endswith("one with at least one example")
+        assert error_of(write(tmp_path / "a.jsonl", "\n")).endswith("a task with at least one example")
 
 
 def test_spread_keeps_the_order_and_takes_from_all_of_it():
@@ -161,7 +161,7 @@ class TestTfds:
     def test_a_split_that_is_not_there_lists_those_that_are(self, prepared):
         prepared()
         line = error_of("tfds:questions", Fields("goal", ("one", "two"), "label"), "test")
-        assert line.startswith("split is 'test'; accepted: of tfds:questions ")
+        assert line.startswith("split is 'test'; accepted: a split of tfds:questions: ")
         assert "validation" in line
 
     def test_text_not_in_utf8_says_which_example(self, prepared):
@@ -172,5 +172,5 @@ class TestTfds:
     def test_a_data_set_that_is_not_prepared_says_how_to_prepare_it(self, tmp_path, monkeypatch):
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
         line = error_of("tfds:questions")
-        assert line.startswith("TASK is 'tfds:questions'; accepted: a data set that is prepared")
+        assert line.startswith("TASK is 'tfds:questions'; accepted: a prepared data set")
         assert "tfds build questions --file_format=array_record" in line

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.claims import HERE, main
-from moe_jax.study.claims import Claim, read_claims
-from moe_jax.study.results import append_row
-from tests.study.fake_results import fake_rows
+from experiments.claims import HERE, figures, main
+from moe_jax.claims.claims import Claim, read_claims
+from moe_jax.results.rows import append_row
+from tests.results.fake_rows import fake_rows
 
 CLAIM = """\
 statement = "Sixteen experts are better than none."
@@ -23,7 +23,7 @@ kind = "difference"
 model = "switch-16"
 baseline = "dense"
 """
-CLAIMS = read_claims(HERE / "claims")
+CLAIMS = read_claims(HERE / "claims", figures())
 
 
 @pytest.fixture

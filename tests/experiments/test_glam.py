@@ -1,5 +1,6 @@
 """Dense against GLaM: that a token costs the same, and that the study runs from its command line to its report."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -10,21 +11,24 @@ import pytest
 
 from configs.gpu import glam as gpu
 from configs.laptop import glam as laptop
-from experiments import glam
-from experiments.glam import PRESETS, Preset, main
+from experiments.glam import STUDY
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
+from moe_jax.claims.claims import read_claims
 from moe_jax.configuration import ConfigError, to_dict
+from moe_jax.results.rows import read_rows
+from moe_jax.study import run as run_module
 from moe_jax.study import step_costs
-from moe_jax.study.claims import read_claims
 from moe_jax.study.few_shot_scores import Questions
-from moe_jax.study.results import read_rows
-from moe_jax.study.sweep import seeded
+from moe_jax.study.plan import make_plan
+from moe_jax.study.run import run_study
+from moe_jax.study.study import Preset, Study
+from moe_jax.study.sweep import run_name
 from moe_jax.training.config import TrainConfig
 from tests.active_flops import xla_flops_per_token, xla_products_per_token
-from tests.study.fake_results import fake_size_rows
+from tests.results.fake_rows import fake_size_rows
 
-SPARSE = [model for model in laptop.MODELS if model.startswith("glam")]
+SPARSE = [model for model, kind in laptop.MODELS.items() if kind.experts]
 CONFIGS = {"laptop": laptop.get_config, "gpu": gpu.get_config}
 
 
@@ -39,7 +43,7 @@ def products(preset: str, model: str) -> float:
 
 
 def twin(model: str) -> str:
-    return f"dense-{model.split('-')[1]}"
+    return f"dense-{laptop.MODELS[model].size}"
 
 
 @pytest.mark.parametrize("preset", CONFIGS)
@@ -72,12 +76,12 @@ def test_xla_counts_nearly_as_much_for_the_whole_of_both(preset, margin, model):
     assert abs(counted / base - 1) < margin
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", STUDY.presets)
 def test_models_of_a_size_differ_only_in_their_mixture(preset):
-    runs = {run.name: to_dict(run) for run in seeded(PRESETS[preset].get_config, PRESETS[preset].models, 1)}
+    runs = {run.name: to_dict(run) for run in make_plan([STUDY], preset, [STUDY.name], 1).runs}
     for name, sparse in runs.items():
-        if name.startswith("glam"):
-            assert sparse["model"]["moe"]["num_experts"] == int(name.split("-")[2])
+        if laptop.MODELS[name].experts:
+            assert sparse["model"]["moe"]["num_experts"] == laptop.MODELS[name].experts
             assert sparse["model"]["moe_layers"][:2] == [0, 2]
             sparse["model"] |= {"moe_layers": [], "moe": None}
             assert sparse | {"name": twin(name)} == runs[twin(name)]
@@ -88,7 +92,7 @@ def test_models_of_a_size_differ_only_in_their_mixture(preset):
 def test_first_logits_spread_as_a_released_router_s(preset, model):
     """A router of 0.02 at a width of 768: the standard deviation of the logits of a normalised token."""
     run = config(preset, model).model
-    spread = run.moe.router_options["init_std"] * math.sqrt(run.model_dim)
+    spread = run.moe.router.init_std * math.sqrt(run.model_dim)
     assert spread == pytest.approx(0.02 * math.sqrt(768), rel=0.01)
 
 
@@ -101,22 +105,22 @@ def test_the_gpu_s_models_have_as_many_parameters_as_the_config_says():
 
 @pytest.mark.parametrize(
     "model",
-    ["glam", "dense", "dense-large", "glam-small", "glam-small-6", "glam-small-0", "glam-small-016", "dense-tiny-4"],
+    ["glam", "dense", "dense-large", "glam-small-6", "glam-medium-4"],
 )
 def test_what_is_no_model_is_refused(model):
-    with pytest.raises(ConfigError, match=f"model is '{model}'; accepted: dense-SIZE or glam-SIZE-E"):
+    with pytest.raises(ConfigError, match=f"model is '{model}'; accepted: dense-medium, .*did you mean"):
         laptop.get_config(model)
 
 
 def test_claims_read_models_of_the_study():
-    claims = [claim for claim in read_claims(Path(glam.__file__).parent / "claims") if claim.study == "glam"]
+    claims = [claim for claim in read_claims(Path("experiments") / "claims") if claim.study == "glam"]
     assert claims
     for claim in claims:
-        assert set(claim.rule.models) <= set(PRESETS["laptop"].models), claim.id
+        assert set(claim.rule.models) <= {model.name for model in STUDY.models}, claim.id
         assert claim.command == "python -m experiments.glam"
 
 
-def tiny(text: Path) -> Preset:
+def tiny(text: Path) -> Study:
     def get_config(model: str):
         config = laptop.get_config(model)
         config.steps, config.eval_every, config.eval_batches = 4, 2, 1
@@ -126,41 +130,54 @@ def tiny(text: Path) -> Preset:
         config.data.validation_fraction = 0.2
         config.data.sequence_length, config.data.batch_size = 32, 2
         config.model.vocab_size, config.model.num_layers = 257, 2
-        width = 16 if "tiny" in model else 32
+        width = 16 if laptop.MODELS[model].size == "tiny" else 32
         laptop.set_width(config, width, head_dim=16)
         if "moe" in config.model:
             config.model.moe_layers, config.model.moe.group_size = (0,), 64
         return config
 
     questions = Questions({"continuation": 1, "last_word": 1}, 4, (0, 1))
-    return Preset(get_config, ("dense-tiny", "glam-tiny-4", "dense-small", "glam-small-4"), 1, questions, 15.0)
+    models = ("dense-tiny", "glam-tiny-4", "dense-small", "glam-small-4")
+    preset = Preset(get_config, 1, models=models, questions=questions, watts=15.0)
+    return dataclasses.replace(STUDY, presets={"quick": preset})
+
+
+def changed(study: Study, **fields) -> Study:
+    """The study with other fields of its preset."""
+    return dataclasses.replace(study, presets={"quick": dataclasses.replace(study.presets["quick"], **fields)})
 
 
 @pytest.fixture
-def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     text = tmp_path / "text"
     text.mkdir()
     for number in range(40):
         lines = (f"v{number}00 = {i} + v{number}00\n" for i in range(30))
         (text / f"{number:02}.txt").write_text("".join(lines))
     monkeypatch.setenv("MOE_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(glam.PRESETS, "quick", tiny(text))
     monkeypatch.setattr(step_costs, "TURN_SECONDS", 0.001)
-    return tmp_path / "output"
+    return tiny(text)
 
 
-def test_runs_from_the_command_line_to_the_report(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_from_the_command_line_to_the_report(
+    study: Study, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--preset", "quick", "--output", str(output), "--watts", "20"]
-    assert main(arguments) == 0
+    assert run_study(study, "", arguments) == 0
     assert "4 of 4 runs" in capsys.readouterr().out
     rows = read_rows(output / "results.jsonl")
     # Runs side by side end in any order.
-    models = sorted(PRESETS["quick"].models)
+    models = sorted(study.presets["quick"].models)
     assert sorted((row["name"], row["seed"]) for row in rows) == [(model, 0) for model in models]
     scores = read_rows(output / "scores.jsonl")
     # Of each run, two tasks with two numbers of shots.
     assert len({(score["run"], score["task"], score["shots"]) for score in scores}) == len(scores) == 4 * 2 * 2
-    assert set(json.loads((output / "step_costs.json").read_text())["models"]) == set(PRESETS["quick"].models)
+    assert set(json.loads((output / "step_costs.json").read_text())["models"]) == set(models)
     report = (output / "README.md").read_text()
     for part in ("456 MWh", "20 W assumed", "| glam-small-4 | 4 |", "### continuation", "### last_word", "chance 25%"):
         assert part in report
@@ -169,21 +186,21 @@ def test_runs_from_the_command_line_to_the_report(output: Path, capsys: pytest.C
     # The report is made of the tables alone: without the runs it is the same, and nothing is measured or scored again.
     shutil.rmtree(output / "runs")
     before = {path.name: path.read_bytes() for path in output.iterdir()}
-    assert main(arguments) == 0
+    assert run_study(study, "", arguments) == 0
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 
 @pytest.mark.parametrize(("options", "seeds"), [([], (1, 2)), (["--seeds", "3"], (3, 3))])
-def test_seeds_are_the_size_s_unless_asked_for(output, monkeypatch, options, seeds):
-    monkeypatch.setitem(glam.PRESETS, "quick", PRESETS["quick"]._replace(seeds_of={"small": 2}))
+def test_seeds_are_the_model_s_unless_asked_for(study, output, monkeypatch, options, seeds):
+    study = changed(study, seeds_of={"dense-small": 2, "glam-small-4": 2})
     planned = []
 
     def sweep(configs, *ways, **how):
         planned.extend(configs)
         raise ConfigError("the end")
 
-    monkeypatch.setattr(glam, "run_sweep", sweep)
-    assert main(["--preset", "quick", "--output", str(output), *options]) == 2
+    monkeypatch.setattr(run_module, "run_sweep", sweep)
+    assert run_study(study, "", ["--preset", "quick", "--output", str(output), *options]) == 2
     expected = {
         (f"{kind}-{size}{end}", seed)
         for size, count in zip(("tiny", "small"), seeds, strict=True)
@@ -193,16 +210,19 @@ def test_seeds_are_the_size_s_unless_asked_for(output, monkeypatch, options, see
     assert sorted((config.name, config.seed) for config in planned) == sorted(expected)
 
 
-def test_progress_is_shown_whichever_model_ends_first(output, monkeypatch, capsys):
-    ended = fake_size_rows(1, ["small"])[::-1]
+def test_progress_is_shown_whichever_model_ends_first(study, output, monkeypatch, capsys):
+    ended = [row for row in fake_size_rows(1, ["small"])[::-1] if row["name"] in ("dense-small", "glam-small-4")]
 
-    def sweep(configs, results, workdir, train, on_row, jobs):
+    def sweep(configs, results, workdir, train, on_row, **how):
+        names = {config.name: run_name(config) for config in configs}
+        for row in ended:
+            row["run"] = names[row["name"]]
         for count in range(1, len(ended) + 1):
             on_row(ended[:count])
         raise ConfigError("the end")
 
-    monkeypatch.setattr(glam, "run_sweep", sweep)
-    assert main(["--preset", "quick", "--output", str(output)]) == 2
+    monkeypatch.setattr(run_module, "run_sweep", sweep)
+    assert run_study(study, "", ["--preset", "quick", "--output", str(output)]) == 2
     shown, error = capsys.readouterr()
     assert error == "glam: the end\n"
     assert "1 of 4 runs" in shown
@@ -211,10 +231,9 @@ def test_progress_is_shown_whichever_model_ends_first(output, monkeypatch, capsy
     assert "glam-small-4" in shown
 
 
-def test_questions_that_cannot_be_made_are_refused_before_training(output, monkeypatch, capsys):
-    preset = PRESETS["quick"]._replace(questions=Questions({"continuation": 1}, 100_000))
-    monkeypatch.setitem(glam.PRESETS, "quick", preset)
-    assert main(["--preset", "quick", "--output", str(output)]) == 2
+def test_questions_that_cannot_be_made_are_refused_before_training(study, output, capsys):
+    study = changed(study, questions=Questions({"continuation": 1}, 100_000))
+    assert run_study(study, "", ["--preset", "quick", "--output", str(output)]) == 2
     assert capsys.readouterr().err.startswith("glam: examples is 100000; accepted: ")
     assert not output.exists()
 
@@ -224,13 +243,13 @@ def test_questions_that_cannot_be_made_are_refused_before_training(output, monke
     [
         (["--seeds", "0"], "--seeds: 0; accepted: an integer of at least 1"),
         (["--jobs", "0"], "--jobs: 0; accepted: an integer of at least 1"),
-        (["--watts", "0"], "--watts is 0.0; accepted: a positive number"),
-        (["--watts", "nan"], "--watts is nan; accepted: a positive number"),
+        (["--watts", "0"], "--watts: 0; accepted: a positive number"),
+        (["--watts", "nan"], "--watts: nan; accepted: a positive number"),
     ],
 )
-def test_wrong_options_are_refused(output, capsys, option, message):
+def test_wrong_options_are_refused(study, output, capsys, option, message):
     with pytest.raises(SystemExit) as stopped:
-        main(["--preset", "quick", "--output", str(output), *option])
+        run_study(study, "", ["--preset", "quick", "--output", str(output), *option])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
@@ -239,21 +258,21 @@ def test_wrong_options_are_refused(output, capsys, option, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--models", "glam-tiny-4"], "--models is 'glam-tiny-4'; accepted: dense-tiny, that others of its size"),
-        (["--models", "dense-huge"], "model is 'dense-huge'; accepted: dense-SIZE or glam-SIZE-E"),
+        (["--models", "glam-tiny-4"], "--models is 'glam-tiny-4'; accepted: dense-tiny, that others are compared"),
+        (["--models", "dense-huge"], "--models is 'dense-huge'; accepted: dense-medium, dense-small, dense-tiny, "),
         (["--set", "stepz=3"], "stepz is not a field; accepted: "),
     ],
 )
-def test_wrong_models_and_fields_are_refused_before_anything_is_written(output, capsys, options, message):
-    assert main(["--preset", "quick", "--output", str(output), *options]) == 2
+def test_wrong_models_and_fields_are_refused_before_anything_is_written(study, output, capsys, options, message):
+    assert run_study(study, "", ["--preset", "quick", "--output", str(output), *options]) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
 
 
-def test_a_few_models_run_with_other_fields(output):
-    """Any number of experts, as the configuration's file takes it, not only the preset's."""
-    options = ["--models", "dense-tiny", "glam-tiny-8", "--set", "steps=6"]
-    assert main(["--preset", "quick", "--output", str(output), *options]) == 0
+def test_a_few_models_run_with_other_fields(study, output):
+    """Any of the study's, not only the preset's."""
+    options = ["--models", "dense-tiny", "glam-tiny-16", "--set", "steps=6"]
+    assert run_study(study, "", ["--preset", "quick", "--output", str(output), *options]) == 0
     rows = read_rows(output / "results.jsonl")
-    assert sorted((row["name"], row["curve"][-1]["step"]) for row in rows) == [("dense-tiny", 6), ("glam-tiny-8", 6)]
-    assert "--models dense-tiny glam-tiny-8 --set steps=6" in (output / "README.md").read_text()
+    assert sorted((row["name"], row["curve"][-1]["step"]) for row in rows) == [("dense-tiny", 6), ("glam-tiny-16", 6)]
+    assert "--models dense-tiny glam-tiny-16 --set steps=6" in (output / "README.md").read_text()

@@ -11,34 +11,46 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from configs.gpu import switch_transformer as gpu
 from configs.laptop import switch_transformer as laptop
-from experiments import switch_transformer
-from experiments.switch_transformer import PRESETS, TABLES, TIMED, Preset, main, make_plan
+from experiments.claims import figures
+from experiments.switch_transformer.studies import STUDIES, TABLES, TIMED
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
+from moe_jax.claims.claims import read_claims
 from moe_jax.configuration import to_dict
-from moe_jax.study.claims import read_claims
-from moe_jax.study.results import read_rows
-from moe_jax.study.sweep import run_directory
+from moe_jax.results.notes import read_notes
+from moe_jax.results.rows import read_rows
+from moe_jax.study import plan as plans
+from moe_jax.study import run as run_module
+from moe_jax.study.plan import Plan
+from moe_jax.study.run import run_studies
+from moe_jax.study.study import Preset
+from moe_jax.study.sweep import run_name
 from moe_jax.training.config import TrainConfig
 from tests.active_flops import with_seats_for_all, xla_flops_per_token, xla_products_per_token
 
 MODELS = [f"{study}/{model}" for study, models in laptop.STUDIES.items() for model in models]
 # What the paper's tables compare although it costs more: a larger dense model, a wider sparse one, and two experts.
 COSTLIER = {"dense-large", "switch-wide-1.0", "top2-2.0", "top2-1.25", "top2-1.0"}
-CLAIMS = Path(switch_transformer.__file__).parent / "claims"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+GET_CONFIG = {"quick": laptop.get_quick_config, "laptop": laptop.get_config, "gpu": gpu.get_config}
 
 
 @functools.cache
 def config_of(preset: str, model: str) -> TrainConfig:
-    return TrainConfig.from_dict(PRESETS[preset].get_config(model).to_dict())
+    return TrainConfig.from_dict(GET_CONFIG[preset](model).to_dict())
+
+
+def make_plan(preset: str, asked: list[str], seeds: int | None, *more) -> Plan:
+    return plans.make_plan(STUDIES, preset, asked, seeds, *more)
 
 
 def costlier(model: str) -> bool:
     return model.rpartition("/")[2] in COSTLIER
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", GET_CONFIG)
 def test_active_cost_is_the_dense_model_s(preset: str) -> None:
     for model in MODELS:
         dense, own = config_of(preset, "experts/dense"), config_of(preset, model)
@@ -74,16 +86,16 @@ def test_xla_counts_nearly_as_much_for_the_whole_of_both() -> None:
         assert abs(sparse / dense - 1) < margin, experts
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", GET_CONFIG)
 def test_models_are_trained_on_the_same(preset: str) -> None:
     for study, models in laptop.STUDIES.items():
         configs = [config_of(preset, f"{study}/{model}") for model in models]
         assert len({(c.steps, c.data, c.optimizer, c.eval_every, c.eval_batches) for c in configs}) == 1, study
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", GET_CONFIG)
 def test_a_model_is_trained_once_and_after_what_it_needs(preset: str) -> None:
-    plan = make_plan(PRESETS[preset], list(laptop.STUDIES), 2)
+    plan = make_plan(preset, list(laptop.STUDIES), 2)
     unnamed = collections.Counter(json.dumps(to_dict(config) | {"name": ""}) for config in plan.runs)
     assert set(unnamed.values()) == {1}
     done: set[str] = set()
@@ -91,14 +103,14 @@ def test_a_model_is_trained_once_and_after_what_it_needs(preset: str) -> None:
     for config in sorted(plan.runs, key=lambda config: config.seed):
         needed = {part.run for part in (config.start, config.distillation) if part}
         assert needed <= done
-        done.add(run_directory(config, Path()).name)
+        done.add(run_name(config))
     assert {study: len(rows) for study, rows in plan.tables.items()} == {
         study: 2 * len(models) for study, models in laptop.STUDIES.items()
     }
 
 
 def test_what_other_runs_need_is_trained_with_them() -> None:
-    plan = make_plan(PRESETS["laptop"], ["distillation_fine_tuned"], 1)
+    plan = make_plan("laptop", ["distillation_fine_tuned"], 1)
     assert [(config.name, config.start is not None) for config in plan.runs] == [
         ("dense", False),
         ("dense-0.1", True),
@@ -108,35 +120,28 @@ def test_what_other_runs_need_is_trained_with_them() -> None:
     ]
     student, teacher, distilled = (plan.runs[i] for i in (1, 3, 4))
     assert distilled.start == student.start
-    assert distilled.distillation.run == run_directory(teacher, Path()).name
+    assert distilled.distillation.run == run_name(teacher)
 
 
 def test_seeds_are_the_study_s_unless_asked_for() -> None:
     counts = [
-        len(
-            {
-                named.seed
-                for named, _ in make_plan(PRESETS["laptop"], ["initialization"], seeds).tables["initialization"]
-            }
-        )
+        len({entry.named.seed for entry in make_plan("laptop", ["initialization"], seeds).tables["initialization"]})
         for seeds in (None, 2)
     ]
     assert counts == [6, 2]
-    assert len({c.seed for c, _ in make_plan(PRESETS["laptop"], ["exploration"], None).tables["exploration"]}) == 3
+    assert len({entry.run.seed for entry in make_plan("laptop", ["exploration"], None).tables["exploration"]}) == 3
 
 
 def test_some_models_with_other_fields() -> None:
     """What a model starts from or learns from has them too, and is there though it is not asked for."""
     only, assignments = ("student", "distilled"), ("steps=107", "data.batch_size=192")
-    plan = make_plan(PRESETS["laptop"], ["distillation"], 1, only, assignments)
-    assert [named.name for named, _ in plan.tables["distillation"]] == list(only)
+    plan = make_plan("laptop", ["distillation"], 1, only, assignments)
+    assert [entry.named.name for entry in plan.tables["distillation"]] == list(only)
     # The student is the dense model of another study.
     assert {run.name for run in plan.runs} == {"dense", "switch-64", "distilled"}
     assert {(run.steps, run.data.batch_size) for run in plan.runs} == {(107, 192)}
-    all_of_it = make_plan(PRESETS["laptop"], ["distillation"], 1)
-    assert not {run_directory(run, Path()) for run in plan.runs} & {
-        run_directory(run, Path()) for run in all_of_it.runs
-    }
+    all_of_it = make_plan("laptop", ["distillation"], 1)
+    assert not set(map(run_name, plan.runs)) & set(map(run_name, all_of_it.runs))
 
 
 @pytest.mark.parametrize(
@@ -174,8 +179,21 @@ def test_there_is_a_table_of_the_paper_for_every_model() -> None:
     assert set(TIMED) <= TABLES.keys()
 
 
+@pytest.mark.parametrize("study", laptop.STUDIES)
+def test_notes_are_on_the_committed_table(study: str) -> None:
+    """Where this fails the table has changed: read the notes again, correct them, and name the new digest."""
+    folder = EXPERIMENTS / "results" / "switch_transformer" / study
+    notes = read_notes(folder)
+    assert bool(notes) == (folder / "notes.md").exists()
+    assert notes in (folder / "README.md").read_text()
+
+
 def test_claims_read_models_that_there_are() -> None:
-    read = [claim for claim in read_claims(CLAIMS) if claim.study.startswith("switch_transformer")]
+    read = [
+        claim
+        for claim in read_claims(EXPERIMENTS / "claims", figures())
+        if claim.study.startswith("switch_transformer")
+    ]
     assert len(read) > 20
     for claim in read:
         folder, _, study = claim.study.partition("/")
@@ -186,7 +204,7 @@ def test_claims_read_models_that_there_are() -> None:
         assert claim.command == command, claim.id
 
 
-def tiny(text: Path, pairs: Path) -> Preset:
+def tiny(text: Path, pairs: Path):
     def get_config(model: str) -> ConfigDict:
         config = laptop.get_config(model)
         config.steps, config.eval_every, config.eval_batches, config.checkpoint_every = 2, 1, 1, 2
@@ -204,7 +222,8 @@ def tiny(text: Path, pairs: Path) -> Preset:
             config.model.moe.group_size = 32
         return config
 
-    return Preset(get_config, 1)
+    presets = {"quick": Preset(get_config, 1)}
+    return [dataclasses.replace(study, presets=presets, times_steps=False) for study in STUDIES]
 
 
 @pytest.fixture
@@ -215,11 +234,11 @@ def run(tmp_path, monkeypatch):
     lines = [json.dumps({"inputs": f"what comes after {i}?", "targets": str(i + 1)}) for i in range(100)]
     pairs.write_text("\n".join(lines) + "\n")
     monkeypatch.setenv("MOE_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(switch_transformer.PRESETS, "quick", tiny(text, pairs))
-    monkeypatch.setattr(switch_transformer, "TIMED", ())
+    studies, output = tiny(text, pairs), tmp_path / "output"
 
     def run(*arguments: str) -> tuple[int, Path]:
-        return main([*arguments, "--preset", "quick", "--output", str(tmp_path / "output")]), tmp_path / "output"
+        options = [*arguments, "--preset", "quick", "--output", str(output)]
+        return run_studies("switch_transformer", "", studies, options), output
 
     return run
 
@@ -245,7 +264,7 @@ def test_runs_from_the_command_line_to_the_report(run, capsys, monkeypatch) -> N
     assert (output / "distillation_fine_tuned" / "loss.png").exists()
 
     # What other runs needed has been trained with them.
-    monkeypatch.setattr(switch_transformer, "train_here", trains_nothing)
+    monkeypatch.setattr(run_module, "train_here", trains_nothing)
     printed = capsys.readouterr().out
     assert run("distillation_fine_tuned")[0] == 0
     assert capsys.readouterr().out.strip() in printed
@@ -259,7 +278,7 @@ def test_the_table_of_runs_is_made_of_the_studies_tables_again(run, monkeypatch)
     path.unlink()
     shutil.rmtree(output / "exploration")
 
-    monkeypatch.setattr(switch_transformer, "train_here", trains_nothing)
+    monkeypatch.setattr(run_module, "train_here", trains_nothing)
     assert run("attention")[0] == 0
     after = {row["name"]: row for row in read_rows(path)}
     assert after.keys() == before.keys() - laptop.STUDIES["exploration"].keys()

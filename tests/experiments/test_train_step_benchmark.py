@@ -59,7 +59,7 @@ def test_models_of_different_sizes_are_refused(monkeypatch, capsys):
     monkeypatch.setattr(hugging_face, "make_model", lambda config, batch: theirs)
     assert main(["--model", "tiny"]) == 1
     error = capsys.readouterr().err
-    assert "train_step: transformers' model has {'parameters': 12, 'active': 10}, ours {'parameters': " in error
+    assert "train_step: transformers' model has {'parameters': 12, 'active': 10}, but ours has {'parameters': " in error
 
 
 @pytest.mark.parametrize("shape", MODELS.values(), ids=MODELS)

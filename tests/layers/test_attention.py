@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from moe_jax.layers.attention import BLOCKS, SHORTEST_BLOCK, attend, attention_mask
-from moe_jax.layers.norms import RMSNorm
-from moe_jax.layers.positions import RelativeBias, relative_bucket, rotary_angles, rotate
+from moe_jax.layers.attention.attend import attend
+from moe_jax.layers.attention.masks import BLOCKS, SHORTEST_BLOCK, attention_mask, computed_keys, key_ranges
+from moe_jax.layers.norms import RMS, Layer
+from moe_jax.layers.positions import RelativeBias, T5Bias, relative_bucket, rotary_angles, rotate
 from tests.comparison import assert_close
 
 
@@ -34,8 +35,8 @@ def test_attend_equals_torch(kv_heads, biased, causal, length):
     expected = expected.permute(0, 2, 1, 3)
     expected.backward(torch.tensor(cotangent))
 
-    inputs = [jnp.asarray(x) for x in (query, *key_value, bias)]
-    actual, vjp = jax.vjp(lambda q, k, v, b: attend(q, k, v, mask, b if biased else None, causal), *inputs)
+    inputs, ranges = [jnp.asarray(x) for x in (query, *key_value, bias)], key_ranges(length, length, causal)
+    actual, vjp = jax.vjp(lambda q, k, v, b: attend(q, k, v, mask, b if biased else None, ranges), *inputs)
     assert_close(actual, expected.detach())
     for gradient, tensor in list(zip(vjp(jnp.asarray(cotangent)), tensors, strict=True))[: 3 + biased]:
         assert_close(gradient, tensor.grad)
@@ -61,7 +62,7 @@ def test_relative_buckets_equal_those_of_t5(buckets, farthest, causal):
 
 
 def test_relative_bias_reads_its_table_by_distance():
-    module = RelativeBias(num_heads=3)
+    module = RelativeBias(T5Bias(), heads=3)
     table = jnp.arange(96.0).reshape(32, 3)
     bias = module.apply({"params": {"table": table}}, 40)
     assert bias.shape == (1, 3, 40, 40)
@@ -71,7 +72,7 @@ def test_relative_bias_reads_its_table_by_distance():
 
 
 def test_relative_bias_starts_as_widely_as_asked():
-    table = RelativeBias(num_heads=300, init_std=0.125).init(jax.random.key(0), 4)["params"]["table"]
+    table = RelativeBias(T5Bias(init_std=0.125), heads=300).init(jax.random.key(0), 4)["params"]["table"]
     assert float(jnp.std(table)) == pytest.approx(0.125, rel=0.05)
 
 
@@ -90,13 +91,54 @@ def test_rotation_turns_pairs_by_position_and_keeps_relative_angles():
         np.testing.assert_allclose(turned(query, 3)[[i, i + 4]], [pair.real, pair.imag], rtol=1e-5)
 
 
-def test_rms_norm_equals_torch():
+@pytest.mark.parametrize(
+    ("kind", "theirs"),
+    [
+        (RMS(), torch.nn.RMSNorm(8, eps=1e-6)),
+        (RMS(eps=0.5), torch.nn.RMSNorm(8, eps=0.5)),
+        (Layer(), torch.nn.LayerNorm(8, eps=1e-5)),
+        (Layer(eps=0.5, bias=False), torch.nn.LayerNorm(8, eps=0.5, bias=False)),
+    ],
+)
+def test_norms_equal_torch(kind, theirs):
+    """Also far from zero, where a layer norm of uncentred values would cancel."""
     rng = np.random.default_rng(0)
-    x, scale = rng.normal(size=(2, 3, 8)).astype(np.float32), rng.normal(size=8).astype(np.float32)
-    norm = torch.nn.RMSNorm(8, eps=1e-6)
-    norm.weight.data = torch.tensor(scale)
-    params = {"params": {"scale": jnp.asarray(scale)}}
-    for dtype, tolerance in ((jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)):
-        y = RMSNorm(jnp.dtype(dtype)).apply(params, jnp.asarray(x, dtype))
+    x = (rng.normal(size=(2, 3, 8)) + np.asarray([[[0.0]], [[30.0]]])).astype(np.float32)
+    params = {
+        name: rng.normal(size=parameter.shape).astype(np.float32) for name, parameter in kind.parameters(8).items()
+    }
+    theirs.load_state_dict(
+        {"weight": torch.tensor(params["scale"])} | {n: torch.tensor(p) for n, p in params.items() if n == "bias"}
+    )
+    for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)):
+        y = kind.make(jnp.dtype(dtype), "norm").apply({"params": params}, jnp.asarray(x, dtype))
         assert y.dtype == dtype
-        assert_close(y, norm(torch.tensor(x)).detach(), tolerance)
+        assert_close(y, theirs(torch.tensor(np.asarray(jnp.asarray(x, dtype), np.float32))).detach(), tolerance)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1, 3, 100, 1000])
+@pytest.mark.parametrize("length", [9, BLOCKS * SHORTEST_BLOCK], ids=["one_block", "blocks"])
+def test_a_window_is_attention_under_its_mask(window, causal, length):
+    """Keys that no query of a block sees are left out, and no number changes; gradients, too."""
+    rng = np.random.default_rng(window)
+    query, key, value = (jnp.asarray(rng.normal(size=(1, length, 2, 4)), jnp.float32) for _ in range(3))
+    mask = attention_mask(jnp.ones((1, length), jnp.int32), causal, window)
+    place = np.arange(length)
+    distance = place[:, None] - place[None]
+    np.testing.assert_array_equal(mask[0, 0], (np.abs(distance) < window) & ((distance >= 0) | (not causal)))
+
+    def run(ranges):
+        return jax.vjp(lambda *heads: attend(*heads, mask, None, ranges), query, key, value)
+
+    (y, vjp), (whole, whole_vjp) = run(key_ranges(length, length, causal, window)), run([(slice(None), slice(None))])
+    assert_close(y, whole)
+    for gradient, expected in zip(vjp(y), whole_vjp(y), strict=True):
+        assert_close(gradient, expected)
+
+
+def test_computed_keys_are_those_of_the_ranges():
+    """Four blocks of 64: all 256 keys, those up to a block's end, or the window's before and the block's own."""
+    assert computed_keys(256, causal=False) == 256
+    assert computed_keys(256, causal=True) == (64 + 128 + 192 + 256) / 4
+    assert computed_keys(256, causal=True, window=33) == (64 + 3 * 96) / 4

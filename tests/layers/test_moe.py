@@ -16,31 +16,19 @@ from moe_jax.configuration import ConfigError
 from moe_jax.experts.executions import EXECUTIONS
 from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.oracle import oracle
-from moe_jax.layers.moe import MoE
+from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.routing.gshard import gshard
-from moe_jax.routing.router import Router
+from moe_jax.routing.router import RouterModule
+from moe_jax.routing.switch import Switch
 from tests.comparison import assert_close, assert_trees_close
 
 B, S, D, F, E = 3, 12, 6, 10, 4
 
 
-def layer(router="switch", k=1, capacity_factor=1.0, execution="padded", kind="relu", **fields):
-    return MoE(
-        **{
-            "num_experts": E,
-            "router": router,
-            "k": k,
-            "capacity_factor": capacity_factor,
-            "group_size": None,
-            "kind": kind,
-            "expert_dim": F,
-            "execution": execution,
-            "router_options": {},
-            "init_scale": 1.0,
-            "dtype": jnp.dtype("float32"),
-        }
-        | fields
-    )
+def layer(router="switch", k=1, capacity_factor=1.0, training=False, dtype="float32", **fields):
+    mixture = {"num_experts": E, "expert_dim": F, "ffn": "relu", "execution": "padded"}
+    mixture |= {"router": router, "k": k, "capacity_factor": capacity_factor}
+    return MoE(MoEConfig(**mixture | fields), training, dtype=jnp.dtype(dtype))
 
 
 def value_and_gradients(module, params, x, valid, cotangent):
@@ -130,10 +118,10 @@ ROUTERS = {"switch": 1, "gshard": 2, "expert_choice": 2, "uniform_random": 2}
 )
 def test_padding_that_is_not_a_number_reaches_nothing(router, execution):
     """Not an output, a loss, a metric or a gradient: all are those of padding that is zero."""
-    module = layer(router, ROUTERS[router], execution=execution, kind="swiglu")
+    module = layer(router, ROUTERS[router], execution=execution, ffn="swiglu")
     x = jax.random.normal(jax.random.key(1), (2, 8, D))
     valid = jnp.arange(16).reshape(2, 8) % 4 != 2
-    start = layer(router, ROUTERS[router], kind="swiglu")
+    start = layer(router, ROUTERS[router], ffn="swiglu")
     params = jax.jit(start.init)({"params": jax.random.key(0), "routing": jax.random.key(0)}, x, valid).get("params")
 
     def loss(x, params):
@@ -175,7 +163,7 @@ def test_the_router_sees_the_tokens_uncast():
     valid = jnp.ones((2, 8), bool)
     params = layer().init(jax.random.key(0), x, valid)["params"]
     _, exact = layer().apply({"params": params}, x, valid, mutable=["routing"])
-    y, half = layer(dtype=jnp.dtype("bfloat16")).apply({"params": params}, x, valid, mutable=["routing"])
+    y, half = layer(dtype="bfloat16").apply({"params": params}, x, valid, mutable=["routing"])
     assert y.dtype == jnp.bfloat16
     jax.tree.map(np.testing.assert_array_equal, half, exact)
 
@@ -183,14 +171,16 @@ def test_the_router_sees_the_tokens_uncast():
 @pytest.mark.parametrize("exploration", ["jitter", "dropout"])
 def test_experts_never_see_what_explores(exploration):
     """The router's copy of the input is disturbed; what experts compute is of the input itself."""
-    options = {"exploration": exploration, "jitter": 0.5, "dropout": 0.5}
-    module = layer(capacity_factor=None, router_options=options, training=True)
+    module = layer(Switch(exploration, jitter=0.5, dropout=0.5), capacity_factor=None, training=True)
     x = jax.random.normal(jax.random.key(0), (B, S, D))
     params = module.init({"params": jax.random.key(1), "routing": jax.random.key(1)}, x)["params"]
     params["router"]["kernel"] *= 50.0
 
     def run(module):
-        capture = {"capture_intermediates": lambda module, _: isinstance(module, Router), "mutable": ["intermediates"]}
+        capture = {
+            "capture_intermediates": lambda module, _: isinstance(module, RouterModule),
+            "mutable": ["intermediates"],
+        }
         y, seen = module.apply({"params": params}, x, rngs={"routing": jax.random.key(2)}, **capture)
         return y, seen["intermediates"]["router"]["__call__"][0]
 

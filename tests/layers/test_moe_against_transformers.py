@@ -29,7 +29,7 @@ from transformers.models.phimoe.modeling_phimoe import PhimoeSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-from moe_jax.layers.moe import MoE
+from moe_jax.layers.moe import MoE, MoEConfig
 from tests.comparison import assert_close, assert_trees_close
 
 B, S, D, F, E, K = 2, 9, 6, 10, 8, 3
@@ -79,7 +79,7 @@ BLOCKS = {
         {"combine": "input", "shared_dim": F, "k": 1},
     ),
     "phi": (PhimoeSparseMoeBlock, PhimoeConfig(**MIXTRAL | {"num_experts_per_tok": 2}), "sparse_mixer", {}, {"k": 2}),
-    "gpt_oss": (GptOssMLP, GptOssConfig(**MIXTRAL), "top_k", {"bias": True}, {"kind": "gpt_oss"}),
+    "gpt_oss": (GptOssMLP, GptOssConfig(**MIXTRAL), "top_k", {"bias": True}, {"ffn": "gpt_oss"}),
     "deepseek_v2": (
         DeepseekV2Moe,
         DeepseekV2Config(**DEEPSEEK, **GROUPS, topk_method="group_limited_greedy", routed_scaling_factor=16.0),
@@ -128,14 +128,13 @@ def build(name):
     ours = {
         "num_experts": E,
         "expert_dim": F,
-        "router": router,
+        "router": {"kind": router} | options,
         "k": K,
         "capacity_factor": None,
-        "kind": "swiglu",
-        "router_options": options,
+        "ffn": "swiglu",
         "execution": "padded",
     }
-    return block, MoE(**ours | fields)
+    return block, MoE(MoEConfig(**ours | fields))
 
 
 def ours_of(block, read):

@@ -14,7 +14,8 @@ VOCAB = 31
 
 def config(moe=None, **fields):
     """Two layers of width 16; with `moe`, a mixture of 4 experts where `moe_layers` says, else in the second layer."""
-    values = {"vocab_size": VOCAB, "num_layers": 2, "model_dim": 16, "num_heads": 4, "ffn_dim": 24, "ffn": "swiglu"}
+    values = {"vocab_size": VOCAB, "num_layers": 2, "model_dim": 16, "ffn_dim": 24, "ffn": "swiglu"}
+    values["attention"] = {"heads": 4} | fields.pop("attention", {})
     if moe is not None:
         values |= {"moe": {"num_experts": 4} | moe, "moe_layers": (1,)}
     return build(ModelConfig, values | fields)

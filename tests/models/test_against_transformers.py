@@ -89,7 +89,7 @@ def assert_same_model(theirs, config):
 def test_dense_decoder_is_llama(tied):
     torch.manual_seed(0)
     theirs = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=tied))
-    assert_same_model(theirs, small.config(num_kv_heads=2, tie_embeddings=tied))
+    assert_same_model(theirs, small.config(attention={"kv_heads": 2}, tie_embeddings=tied))
 
 
 @pytest.mark.parametrize("execution", ["padded", "dropless"])
@@ -97,10 +97,9 @@ def test_gshard_decoder_without_capacity_is_mixtral(execution):
     torch.manual_seed(0)
     theirs = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2))
     moe = {
-        "router": "gshard",
+        "router": {"kind": "gshard", "second_policy": "all"},
         "k": 2,
         "capacity_factor": None,
         "execution": execution,
-        "router_options": {"second_policy": "all"},
     }
-    assert_same_model(theirs, small.config(moe, num_kv_heads=2, moe_layers=(0, 1)))
+    assert_same_model(theirs, small.config(moe, attention={"kv_heads": 2}, moe_layers=(0, 1)))

@@ -14,10 +14,10 @@ from tests.models import small
 FREE = {"router": "switch", "capacity_factor": None}
 MODELS = {
     "dense": (None, {}),
-    "dense t5": (None, {"positions": "t5"}),
+    "dense t5": (None, {"attention": {"positions": "t5"}}),
     "switch": (FREE, {}),
     "switch dropless": (FREE | {"execution": "dropless"}, {}),
-    "gshard": ({"router": "gshard", "k": 2, "capacity_factor": None, "router_options": {"second_policy": "all"}}, {}),
+    "gshard": ({"router": {"kind": "gshard", "second_policy": "all"}, "k": 2, "capacity_factor": None}, {}),
 }
 
 

@@ -8,11 +8,13 @@ import pytest
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import ConfigError
-from moe_jax.layers.attention import attention_mask
+from moe_jax.layers.attention.context import Attending, Context
+from moe_jax.layers.attention.masks import attention_mask
+from moe_jax.layers.depth import best_tokens, depth_metrics
+from moe_jax.layers.mode import Mode
 from moe_jax.layers.positions import rotary_angles
-from moe_jax.models.block import Block
+from moe_jax.models.block import Block, DepthBlock
 from moe_jax.models.decoder import Decoder
-from moe_jax.models.depth import DepthBlock, best_tokens, depth_metrics
 from moe_jax.models.parameters import init_params
 from moe_jax.models.routing_metrics import depth_by_layer
 from moe_jax.routing.statistics import values
@@ -26,7 +28,7 @@ DEPTH = {"layers": (1,), "capacity": 0.4}
 def pieces(positions="rope", seed=0):
     """Arguments of a block: documents of 6 and 4 tokens, and 8 tokens with padding; and a bias of distances."""
     rng = np.random.default_rng(seed)
-    config = small.config(depth=DEPTH, positions=positions)
+    config = small.config(depth=DEPTH, attention={"positions": positions})
     x = jnp.asarray(rng.normal(size=(B, S, D)), jnp.float32)
     segments = jnp.asarray([[1] * 6 + [2] * 4, [1] * 8 + [0] * 2], jnp.int32)
     place = jnp.asarray([[*range(6), *range(4)], [*range(8), 0, 0]], jnp.int32)
@@ -44,10 +46,15 @@ def start(block, *arguments):
 @pytest.mark.parametrize("positions", ["rope", "t5"])
 def test_chosen_tokens_are_a_sequence_of_their_own(positions, training):
     config, x, segments, place, angles, bias = pieces(positions)
-    block = DepthBlock(config, 1, training)
-    arguments = (attention_mask(segments, True), bias, segments != 0, place, place)
-    params = start(block, x, angles, *arguments)
-    actual, sown = block.apply({"params": params}, x, angles, *arguments, mutable=["routing"])
+    layer, mode = config.layer(1), Mode(training)
+
+    def context(segments, valid, place, angles, bias):
+        attending = Attending(attention_mask(segments, True), angles, bias)
+        return Context(place, place, valid, (attending,), kinds=(layer.attention,))
+
+    block, whole = DepthBlock(layer, mode, True), context(segments, segments != 0, place, angles, bias)
+    params = start(block, x, whole)
+    actual, sown = block.apply({"params": params}, x, whole, mutable=["routing"])
     score = np.asarray(x, np.float64) @ np.asarray(params["depth_kernel"], np.float64)
     plain = {name: value for name, value in params.items() if name != "depth_kernel"}
     expected, share = np.asarray(x, np.float64).copy(), 0
@@ -56,16 +63,14 @@ def test_chosen_tokens_are_a_sequence_of_their_own(positions, training):
         best = np.sort(valid[np.argsort(-score[row, valid])[:4]])
         chosen = best if training else valid[score[row, valid] > 0]
         share += len(chosen) / 18
-        alone = Block(config, 1, training).apply(
-            {"params": plain},
-            x[row : row + 1, chosen],
-            rotary_angles(place[row : row + 1, chosen], 4, 100.0) if angles else None,
-            attention_mask(segments[row : row + 1, chosen], True),
-            None if bias is None else bias[:, :, chosen[:, None], chosen[None]],
+        seen = context(
+            segments[row : row + 1, chosen],
             jnp.ones((1, len(chosen)), bool),
             place[row : row + 1, chosen],
-            place[row : row + 1, chosen],
+            rotary_angles(place[row : row + 1, chosen], 4, 100.0) if angles else None,
+            None if bias is None else bias[:, :, chosen[:, None], chosen[None]],
         )
+        alone = Block(layer, mode, True).apply({"params": plain}, x[row : row + 1, chosen], seen)
         change = np.asarray(alone[0], np.float64) - np.asarray(x[row, chosen], np.float64)
         expected[row, chosen] += score[row, chosen][:, None] * change
     assert_close(actual, expected)
@@ -131,7 +136,7 @@ def test_scanned_and_recomputed_layers_are_the_unrolled_ones():
     assert_trees_close(run(remat=True), (value, gradients))
     scanned_value, scanned = run(scan_layers=True, remat=True)
     assert_close(scanned_value, value)
-    assert_close(scanned["layers"]["block_1"]["depth_kernel"][1], gradients["layer_3"]["depth_kernel"])
+    assert_close(scanned["segment_0"]["block_1"]["depth_kernel"][1], gradients["layer_3"]["depth_kernel"])
 
 
 def test_counts_are_those_of_the_parameters_and_of_the_share():
@@ -147,8 +152,8 @@ def test_counts_are_those_of_the_parameters_and_of_the_share():
     ("depth", "says"),
     [
         ({"layers": (1, 9)}, r"depth\.layers is \(1, 9\); accepted: increasing layer indices below"),
-        ({"layers": (1,), "capacity": 0.0}, r"model\.depth\.capacity is 0\.0; accepted: above 0, to 1"),
-        ({"layers": (1,), "coefficient": -1.0}, r"model\.depth\.coefficient is -1\.0"),
+        ({"layers": (1,), "capacity": 0.0}, r"depth\.capacity is 0\.0; accepted: above 0, to 1"),
+        ({"layers": (1,), "coefficient": -1.0}, r"depth\.coefficient is -1\.0"),
     ],
 )
 def test_what_cannot_be_is_refused(depth, says):

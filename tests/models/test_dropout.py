@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.layers.moe import MoE
+from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.models.language_model import make_model
 from tests.comparison import assert_close
 from tests.models import small
@@ -35,14 +35,14 @@ def test_values_drop_out_in_training_alone(moe):
 def test_experts_alone_drop_hidden_values(execution):
     """The mean over draws is what it is without dropout."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 16)), jnp.float32)
-    fields = {"num_experts": 4, "expert_dim": 64, "capacity_factor": None, "execution": execution}
-    plain = MoE(**fields)
+    fields = {"num_experts": 4, "expert_dim": 64, "ffn": "relu", "capacity_factor": None, "execution": execution}
+    plain = MoE(MoEConfig(**fields))
     params = plain.init(jax.random.key(0), x)["params"]
     expected = plain.apply({"params": params}, x)
 
     @jax.jit
     def draw(key):
-        return MoE(**fields, dropout=0.4).apply({"params": params}, x, rngs={"dropout": key})
+        return MoE(MoEConfig(**fields, dropout=0.4), training=True).apply({"params": params}, x, rngs={"dropout": key})
 
     drawn = jnp.stack([draw(jax.random.key(i)) for i in range(400)])
     assert (drawn.std(axis=0) > 0).all()
@@ -58,7 +58,8 @@ def test_experts_alone_drop_hidden_values(execution):
 def test_a_hidden_value_that_drops_out_is_gone():
     """With an identity for the second matrix the output shows which hidden values are there, and how large."""
     x = jnp.ones((1, 50, 8))
-    moe = MoE(num_experts=1, expert_dim=8, capacity_factor=None, dropout=0.25)
+    config = MoEConfig(num_experts=1, expert_dim=8, ffn="relu", capacity_factor=None, dropout=0.25)
+    moe = MoE(config, training=True)
     params = nn.meta.unbox(moe.init({"params": jax.random.key(0), "dropout": jax.random.key(0)}, x)["params"])
     params |= {"experts_up": jnp.eye(8)[None], "experts_down": jnp.eye(8)[None]}
     y = np.asarray(moe.apply({"params": params}, x, rngs={"dropout": jax.random.key(1)}))

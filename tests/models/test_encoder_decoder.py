@@ -10,13 +10,14 @@ import pytest
 from moe_jax.configuration import ConfigError
 from moe_jax.models.encoder_decoder import EncoderDecoder
 from moe_jax.models.language_model import make_model
-from moe_jax.models.parameters import init_params, unstack_layers
+from moe_jax.models.parameters import init_params
+from moe_jax.models.paths import unstack_layers
 from moe_jax.models.routing_metrics import routing_by_layer
 from tests.comparison import assert_close, assert_trees_close
 from tests.models import small
 from tests.models.test_decoder import sharpen
 
-T5 = {"architecture": "encoder_decoder", "positions": "t5", "ffn": "relu"}
+T5 = {"architecture": "encoder_decoder", "attention": {"positions": "t5"}, "ffn": "relu"}
 FREE = {"router": "switch", "capacity_factor": None}
 EVERYWHERE = FREE | {"places": ("feed_forward", "attention")}
 MODELS = {"dense": None, "switch": FREE, "everywhere": EVERYWHERE}
@@ -43,7 +44,7 @@ def test_the_decoder_is_causal_and_the_encoder_is_not(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_packed_pairs_are_as_pairs_alone(name):
     """Two pairs and padding in one row of each stack; no capacity, so nothing else joins them."""
-    config, params = build(name, positions="rope")
+    config, params = build(name, attention={"positions": "rope"})
     tokens, _, _, encoder_tokens, _, _ = small.pair(rows=1)
 
     def packed(first, second, padding):
@@ -138,15 +139,15 @@ def test_attention_by_one_linear_expert_is_dense_attention():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"causal": False}, "model.causal is False; accepted: True, with architecture='encoder_decoder'"),
-        ({"depth": {"layers": (0,)}}, "model.depth is .* accepted: None, with architecture='encoder_decoder'"),
-        ({"dropout": 1.0}, "model.dropout is 1.0; accepted: 0 to below 1"),
+        ({"causal": False}, "causal is False; accepted: True, with architecture='encoder_decoder'"),
+        ({"depth": {"layers": (0,)}}, "depth is .* accepted: None, with architecture='encoder_decoder'"),
+        ({"dropout": 1.0}, "dropout is 1.0; accepted: 0 to below 1"),
         (
             {"moe": EVERYWHERE | {"num_experts": 4, "combine": "mix"}},
-            "model.moe.combine is 'mix'; accepted: output, with",
+            "moe.combine is 'mix'; accepted: output, with",
         ),
-        ({"moe": {"num_experts": 4, "places": ()}}, r"model.moe.places is \(\); accepted: one or both of feed_forward"),
-        ({"moe": {"num_experts": 4, "dropout": -0.1}}, "model.moe.dropout is -0.1; accepted: 0 to below 1, or None"),
+        ({"moe": {"num_experts": 4, "places": ()}}, r"moe.places is \(\); accepted: one or both of feed_forward"),
+        ({"moe": {"num_experts": 4, "dropout": -0.1}}, "moe.dropout is -0.1; accepted: 0 to below 1, or None"),
     ],
 )
 def test_what_cannot_be_is_refused(fields, message):

@@ -134,7 +134,7 @@ def assert_same_model(theirs, config):
 def test_dense_encoder_decoder_is_t5(theirs, ours):
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(T5Config(**SIZES, **theirs))
-    assert_same_model(model, small.config(architecture="encoder_decoder", positions="t5", **ours))
+    assert_same_model(model, small.config(architecture="encoder_decoder", attention={"positions": "t5"}, **ours))
 
 
 @pytest.mark.parametrize("execution", ["padded", "dropless"])
@@ -144,5 +144,10 @@ def test_sparse_encoder_decoder_is_switch_transformers(execution):
     sizes = {"num_experts": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "expert_capacity": 6}
     theirs = SwitchTransformersForConditionalGeneration(SwitchTransformersConfig(**SIZES, **sizes))
     moe = {"router": "switch", "capacity_factor": 1.0, "execution": execution}
-    fields = {"architecture": "encoder_decoder", "positions": "t5", "ffn": "relu", "tie_embeddings": True}
+    fields = {
+        "architecture": "encoder_decoder",
+        "attention": {"positions": "t5"},
+        "ffn": "relu",
+        "tie_embeddings": True,
+    }
     assert_same_model(theirs, small.config(moe, **fields))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from moe_jax.models.decoder import Decoder
-from moe_jax.models.parameters import init_params, stack_layers, unstack_layers
+from moe_jax.models.parameters import init_params
+from moe_jax.models.paths import stack_layers, unstack_layers
 from moe_jax.runtime.remat import SAVEABLE
 from tests.comparison import assert_close, assert_trees_close
 from tests.models import small
@@ -18,7 +19,7 @@ from tests.routing.equations import equations
 RANDOM = {"router": "gshard", "k": 2}
 SWITCH = {"router": "switch", "capacity_factor": 1.0}
 CHOICE = {"router": "expert_choice", "k": 2, "allow_noncausal_router": True}
-GSHARD = {"router": "gshard", "k": 2, "router_options": {"second_policy": "all"}}
+GSHARD = {"router": {"kind": "gshard", "second_policy": "all"}, "k": 2}
 KEY = jax.random.key(0)
 
 
@@ -31,14 +32,14 @@ CONFIGS = {
     "every second layer": small.config(SWITCH, num_layers=4, moe_layers=(1, 3)),
     "every layer": small.config(GSHARD, moe_layers=(0, 1)),
     "no repeats": small.config(SWITCH, moe_layers=(1,)),
-    "t5": small.config(positions="t5"),
+    "t5": small.config(attention={"positions": "t5"}),
     "expert choice": small.config(CHOICE, moe_layers=(0, 1)),
 }
 
 
 def test_a_model_s_relative_bias_starts_as_widely_as_asked():
     narrow, wide = (
-        small.start(small.config(positions="t5", relative_bias_std=std))["relative_bias"]["table"]
+        small.start(small.config(attention={"positions": {"kind": "t5", "init_std": std}}))["relative_bias"]["table"]
         for std in (0.02, 0.5)
     )
     np.testing.assert_allclose(wide, 25 * narrow, rtol=1e-5)
@@ -106,10 +107,10 @@ def test_stack_and_unstack_are_inverses():
     config = dataclasses.replace(CONFIGS["every second layer"], scan_layers=True)
     unrolled = init_params(dataclasses.replace(config, scan_layers=False), KEY)
     stacked = init_params(config, KEY)
-    assert set(stacked["layers"]) == {"block_0", "block_1"}
-    assert stacked["layers"]["block_1"]["moe"]["experts_up"].shape == (2, 4, 16, 24)
+    assert set(stacked["segment_0"]) == {"block_0", "block_1"}
+    assert stacked["segment_0"]["block_1"]["moe"]["experts_up"].shape == (2, 4, 16, 24)
     np.testing.assert_array_equal(
-        stacked["layers"]["block_1"]["moe"]["experts_up"][1], unrolled["layer_3"]["moe"]["experts_up"]
+        stacked["segment_0"]["block_1"]["moe"]["experts_up"][1], unrolled["layer_3"]["moe"]["experts_up"]
     )
     for one, other in ((unstack_layers(stacked, config), unrolled), (stack_layers(unrolled, config), stacked)):
         jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -5,16 +5,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import freeze
 
-from moe_jax.routing import ROUTERS, make_router
-from moe_jax.routing.router import STATE, Tokens
+from moe_jax.configuration import KIND
+from moe_jax.routing import KINDS, ROUTERS, Assignment, Setting
+from moe_jax.routing.router import FLOAT32, STATE, Tokens
 from moe_jax.routing.statistics import METRICS
 
 G, S, D, E = 2, 12, 5, 4
 
 # Routers whose decision is an Assignment.
-ASSIGNING = [name for name, router in ROUTERS.items() if not router.mixes]
+ASSIGNING = [name for name, router in ROUTERS.items() if router.decision is Assignment]
 
 # Experts per token of each router.
 K = dict.fromkeys(ROUTERS, 2) | dict.fromkeys(("switch", "base", "hash", "soft_moe"), 1) | {"dense_mixture": E}
@@ -62,8 +62,8 @@ OPTIONS = [
     ("hierarchical", {"outer_k": 1}),
     ("hierarchical", {"outer": "switch", "outer_k": 1}),
     ("hierarchical", {"inner": "switch"}),
-    ("hierarchical", {"inner": "top_k", "inner_options": {"score": "sigmoid", "renormalize": False}}),
-    ("hierarchical", {"outer": "top_k", "outer_options": {"score": "sigmoid", "renormalize": False}}),
+    ("hierarchical", {"inner": {"kind": "top_k", "score": "sigmoid", "renormalize": False}}),
+    ("hierarchical", {"outer": {"kind": "top_k", "score": "sigmoid", "renormalize": False}}),
 ]
 
 
@@ -80,10 +80,21 @@ def tokens(seed=0, share_valid=0.8, groups=G, length=S, dtype=jnp.float32):
 
 
 def build(name, capacity_factor=1.0, training=False, **options):
-    """The router; without a capacity where it takes none."""
+    """The router's module; without a capacity where it takes none."""
     factor = capacity_factor if ROUTERS[name].drops else None
-    options = {field: freeze(value) if isinstance(value, dict) else value for field, value in options.items()}
-    return make_router(name, E, K[name], factor, options, training=training)
+    return make(name, E, K[name], factor, training=training, **options)
+
+
+def make(name, num_experts, k, capacity_factor=None, loss_level=None, training=False, dtype=FLOAT32, **options):
+    """The module of a router with options."""
+    router = KINDS.make({KIND: name} | options, name)
+    setting = Setting(num_experts, k, capacity_factor, loss_level=loss_level)
+    return router.module(setting, training, dtype)
+
+
+def state_after(module, state, sown):
+    """The router's state after a step that sowed."""
+    return module.router.next_state(state, sown, module.setting)
 
 
 @functools.cache

@@ -15,9 +15,9 @@ from transformers.models.dbrx.modeling_dbrx import DbrxFFN
 from transformers.models.nllb_moe.modeling_nllb_moe import NllbMoeTop2Router
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersTop1Router
 
-from moe_jax.routing import make_router
 from moe_jax.routing.router import Tokens
 from tests.comparison import assert_close
+from tests.routing.every import make
 
 G, S, E = 2, 12, 4
 
@@ -80,7 +80,7 @@ def test_a_router_is_theirs(name, seed, data):
     torch_logits = torch.tensor(logits, requires_grad=True)
     expected = theirs(torch_logits, capacity)
     expected.backward(torch.tensor(cotangent))
-    module = make_router(router, E, k, capacity * E / (S * k), options)
+    module = make(router, E, k, capacity * E / (S * k), **options)
 
     @jax.jit
     def weights(logits):

@@ -15,7 +15,6 @@ from scipy.optimize import linear_sum_assignment, linprog
 from scipy.stats import norm
 from transformers.models.phimoe.modeling_phimoe import sparsemixer
 
-from moe_jax.routing import make_router
 from moe_jax.routing.base_layers import auction, sinkhorn
 from moe_jax.routing.capacity import capacity_per_expert, seats_by_score
 from moe_jax.routing.deepseek import group_limited_choices
@@ -32,6 +31,7 @@ from moe_jax.routing.statistics import METRICS
 from moe_jax.routing.switch import switch, switch_rerouted
 from tests.comparison import assert_close
 from tests.routing import references
+from tests.routing.every import make, state_after
 
 G, S, D, E = 2, 12, 5, 4
 SEEDS = st.integers(0, 999)
@@ -187,7 +187,7 @@ def noisy_reference(tokens, params, k, noise):
 def test_noisy_top_k_is_shazeer_s(k):
     tokens, rng = tokens_of(3), np.random.default_rng(0)
     params = {name: jnp.asarray(rng.normal(size=(D, E)), jnp.float32) for name in ("kernel", "noise_kernel")}
-    router = make_router("noisy_top_k", E, k, None, {}, training=True)
+    router = make("noisy_top_k", E, k, training=True)
     noise = []
     drawn = jax.random.normal
 
@@ -211,7 +211,7 @@ def test_noisy_top_k_is_shazeer_s(k):
 def test_vmoe_is_its_paper_s(k):
     tokens = tokens_of(4)
     kernel = np.random.default_rng(1).normal(size=(D, E))
-    router = make_router("vmoe", E, k, None, {}, training=True)
+    router = make("vmoe", E, k, training=True)
     noise = []
     drawn = jax.random.normal
     with pytest.MonkeyPatch.context() as patch:
@@ -256,7 +256,7 @@ def test_a_selection_bias_moves_against_the_load_and_keeps_its_mean():
 
 def test_the_bias_of_deepseek_chooses_and_does_not_weigh():
     tokens, kernel = tokens_of(0), jnp.asarray(np.random.default_rng(0).normal(size=(D, E)), jnp.float32)
-    router = make_router("deepseek", E, 2, None, {"renormalize": False})
+    router = make("deepseek", E, 2, renormalize=False)
     bias = jnp.asarray([50.0, 0.0, -50.0, 0.0])
     assignment, sown = run(router, tokens, {"kernel": kernel}, {"bias": bias})
     mask = np.asarray(assignment.dispatch_mask())[np.asarray(tokens.valid)]
@@ -265,7 +265,7 @@ def test_the_bias_of_deepseek_chooses_and_does_not_weigh():
     scores = 1 / (1 + np.exp(-np.asarray(tokens.x, np.float64) @ np.asarray(kernel, np.float64)))
     weights = np.asarray(assignment.combine_weights())
     assert_close(weights, np.where(weights > 0, scores, 0.0))
-    assert_close(router.next_state({"bias": bias}, sown)["bias"], updated_bias(bias, sown["load"], 0.001), 1e-6)
+    assert_close(state_after(router, {"bias": bias}, sown)["bias"], updated_bias(bias, sown["load"], 0.001), 1e-6)
 
 
 @pytest.mark.parametrize("level", ["group", "sequence", "batch"])
@@ -273,7 +273,7 @@ def test_a_balance_loss_is_a_mean_over_its_level(level):
     """Four sequences of 6 in two groups of 12; the loss of each part is that of the part alone."""
     tokens = tokens_of(5).replace(sequence_length=6)
     kernel = jnp.asarray(np.random.default_rng(2).normal(size=(D, E)), jnp.float32)
-    router = make_router("top_k", E, 2, None, {}, loss_level=level)
+    router = make("top_k", E, 2, loss_level=level)
     _, sown = run(router, tokens, {"kernel": kernel})
     parts = {"group": 2, "sequence": 4, "batch": 1}[level]
     probabilities = references.softmax(np.asarray(tokens.x, np.float64) @ np.asarray(kernel, np.float64))
@@ -310,7 +310,7 @@ def test_an_auction_that_is_cut_short_seats_everyone_all_the_same():
 def test_base_is_even_in_training_and_greedy_in_evaluation():
     tokens = tokens_of(0, share_valid=1.1)
     kernel = jnp.asarray(np.random.default_rng(0).normal(size=(D, E)) + np.asarray([3, 0, 0, 0]), jnp.float32)
-    router = make_router("base", E, 1, None, {}, training=True)
+    router = make("base", E, 1, training=True)
     trained, _ = run(router, tokens, {"kernel": kernel})
     scores = np.asarray(tokens.x, np.float64) @ np.asarray(kernel, np.float64)
     np.testing.assert_array_equal(np.asarray(trained.dispatch_mask()).sum(axis=1), S // E)
@@ -410,12 +410,12 @@ def test_quantile_bias_is_that_of_sorted_lists(seed, k):
 def test_quantile_balancing_evens_a_skewed_load():
     tokens = tokens_of(0, share_valid=1.1)
     kernel = jnp.asarray(np.random.default_rng(0).normal(size=(D, E)) * 2, jnp.float32)
-    router = make_router("quantile", E, 1, None, {"rate": 0.5})
+    router = make("quantile", E, 1, rate=0.5)
     state, loads = {"bias": jnp.zeros(E)}, []
     for _ in range(20):
         _, sown = run(router, tokens, {"kernel": kernel}, state)
         loads.append(float(sown["load_max_over_mean"]))
-        state = router.next_state(state, sown)
+        state = state_after(router, state, sown)
     assert loads[-1] < 1.2 < loads[0]
 
 
@@ -445,7 +445,7 @@ def test_a_balanced_table_spreads_frequencies():
 @pytest.mark.parametrize("by", ["token", "balanced", "position"])
 def test_a_hash_routes_by_what_it_says(by):
     tokens = tokens_of(0, share_valid=1.1)
-    router = make_router("hash", E, 1, None, {"by": by} | ({"counts": tuple(range(50))} if by == "balanced" else {}))
+    router = make("hash", E, 1, by=by, counts=tuple(range(50)) if by == "balanced" else ())
     expert = np.asarray(run(router, tokens)[0].expert)
     key = np.asarray(tokens.positions if by == "position" else tokens.ids)
     for value in np.unique(key):
@@ -455,7 +455,7 @@ def test_a_hash_routes_by_what_it_says(by):
 
 def test_remoe_runs_positive_logits_and_steers_their_number():
     tokens, kernel = tokens_of(1), jnp.asarray(np.random.default_rng(0).normal(size=(D, E)), jnp.float32)
-    router = make_router("remoe", E, 1, None, {}, loss_level="batch")
+    router = make("remoe", E, 1, loss_level="batch")
     assignment, sown = run(router, tokens, {"kernel": kernel}, {"coefficient": jnp.float32(0.5)})
     valid = np.asarray(tokens.valid)
     logits = np.asarray(tokens.x, np.float64) @ np.asarray(kernel, np.float64)
@@ -466,7 +466,7 @@ def test_remoe_runs_positive_logits_and_steers_their_number():
     assert_close(sown["sparsity_loss"], 0.5 * penalty)
     assert_close(sown["active_share"], running.mean())
     assert running.mean() > 1 / E
-    assert_close(router.next_state({"coefficient": jnp.float32(0.5)}, sown)["coefficient"], 0.6)
+    assert_close(state_after(router, {"coefficient": jnp.float32(0.5)}, sown)["coefficient"], 0.6)
 
 
 def test_the_losses_of_1991_are_their_equations():
@@ -554,7 +554,7 @@ def test_hierarchical_routing_is_the_product_of_two(training):
     In training all noise drawn is 0, so that who is chosen is known, and the chances of being chosen are not trivial.
     """
     tokens = tokens_of(2)
-    router = make_router("hierarchical", 6, 2, None, {"groups": 3, "outer_k": 2}, training=training)
+    router = make("hierarchical", 6, 2, training=training, groups=3, outer_k=2)
     rng = np.random.default_rng(0)
     params = {
         "outer": {name: jnp.asarray(rng.normal(size=(D, 3)), jnp.float32) for name in ("kernel", "noise_kernel")},

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_jax.routing.metrics import assignment_metrics, probability_metrics
+from moe_jax.routing.metrics import probability_metrics
 from moe_jax.routing.statistics import values
 from tests.comparison import assert_close
 from tests.routing import references
@@ -24,7 +24,8 @@ def test_metrics_equal_counts(router, seed, skew, share_valid):
     valid = jnp.asarray(rng.uniform(size=(G, S)) < share_valid)
     assignment = decide(router, logits, valid, 1.0)
     expected = references.counts(assignment, np.asarray(valid))
-    actual = values(assignment_metrics(assignment, valid))
+    actual = values(assignment.metrics(valid, 2))
+    assert actual.pop("capacity_factor") == assignment.capacity * E / (S * 2)
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(actual[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -33,9 +34,8 @@ def test_metrics_equal_counts(router, seed, skew, share_valid):
 def test_nothing_dropped_is_a_fraction_of_0():
     """A second choice that was never asked for is not a dropped one."""
     logits = jax.random.normal(jax.random.key(0), (G, S, E))
-    metrics = values(
-        assignment_metrics(decide("gshard_none", logits, jnp.ones((G, S), bool), None), jnp.ones((G, S), bool))
-    )
+    valid = jnp.ones((G, S), bool)
+    metrics = values(decide("gshard_none", logits, valid, None).metrics(valid, 2))
     assert metrics["fraction_dropped"] == 0
     assert metrics["tokens_unrouted"] == 0
 
@@ -43,7 +43,7 @@ def test_nothing_dropped_is_a_fraction_of_0():
 def test_collapse():
     valid = jnp.ones((G, S), bool)
     logits = jnp.zeros((G, S, E)).at[..., 2].set(50.0)
-    metrics = values(assignment_metrics(decide("switch", logits, valid, 1.0), valid))
+    metrics = values(decide("switch", logits, valid, 1.0).metrics(valid, 1))
     assert metrics["load_max_over_mean"] == E
     assert metrics["dead_experts"] == 0.75
     assert metrics["fraction_dropped"] == metrics["tokens_unrouted"] == 0.75
@@ -53,7 +53,7 @@ def test_collapse():
 def test_expert_choice_has_no_imbalance():
     valid = jnp.ones((G, S), bool)
     logits = jax.random.normal(jax.random.key(0), (G, S, E)).at[..., 2].add(50.0)
-    metrics = values(assignment_metrics(decide("expert_choice", logits, valid, 1.0), valid))
+    metrics = values(decide("expert_choice", logits, valid, 1.0).metrics(valid, 1))
     assert metrics["load_cv"] == metrics["fraction_dropped"] == metrics["dead_experts"] == 0
     assert metrics["seats_filled"] == metrics["load_max_over_mean"] == 1
 
@@ -63,10 +63,11 @@ def test_metrics_of_a_padded_batch_equal_those_of_the_unpadded_one():
     padded = jnp.concatenate([logits, 9.0 * jnp.ones((G, 3, E))], axis=1)
     valid = jnp.broadcast_to(jnp.arange(S + 3) < S, (G, S + 3))
     decision = DECISIONS["gshard_all"][1]
-    actual = assignment_metrics(decision(padded, valid, 3, 2), valid)
-    expected = assignment_metrics(decision(logits, valid[:, :S], 3, 2), valid[:, :S])
+    actual = decision(padded, valid, 3, 2).metrics(valid, 2)
+    expected = decision(logits, valid[:, :S], 3, 2).metrics(valid[:, :S], 2)
     actual |= probability_metrics(jax.nn.softmax(padded), valid)
     expected |= probability_metrics(jax.nn.softmax(logits), valid[:, :S])
+    del expected["capacity_factor"]  # There are as many seats for more places.
     for name, statistic in expected.items():
         assert_close(actual[name].value, statistic.value, 1e-6, name)
 

@@ -32,7 +32,7 @@ def added(tmp_path, monkeypatch):
     monkeypatch.setitem(ROUTERS, "second_best", module.SecondBest)
 
 
-SETS = {"model.moe.router": "second_best", "model.moe.k": 1, "model.moe.router_options": {}}
+SETS = {"model.moe.router": "second_best", "model.moe.k": 1}
 
 
 @pytest.mark.usefixtures("added")

@@ -7,13 +7,13 @@ import pytest
 
 from moe_jax.configuration import ConfigError
 from moe_jax.experts.executions import EXECUTIONS
-from moe_jax.layers.moe import MoE
-from moe_jax.models.config import MoEConfig
-from moe_jax.routing import make_router
+from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.routing.router import Tokens
 from moe_jax.routing.statistics import METRICS
+from moe_jax.runtime.parameters import count
 from tests.comparison import assert_close, assert_trees_close
 from tests.routing import references
+from tests.routing.every import make
 
 G, S, D, F, E = 2, 12, 5, 7, 4
 VALID = np.arange(S)[None] < np.asarray([[S], [9]])
@@ -40,8 +40,8 @@ def reference(x, params, k):
 
 
 def layer(k=1, **fields):
-    router = {"router": "soft_moe", "capacity_factor": None, "k": k}
-    return MoE(num_experts=E, expert_dim=F, **router, **fields)
+    router = {"router": "soft_moe", "capacity_factor": None, "k": k, "group_size": S}
+    return MoE(MoEConfig(num_experts=E, expert_dim=F, ffn="relu", **router, **fields))
 
 
 def drawn(module, seed=0):
@@ -74,10 +74,10 @@ def test_the_gradients_of_every_execution_are_the_oracle_s():
 
 
 def route(x, valid, dtype=jnp.float32):
-    router = make_router("soft_moe", E, 1, None, {})
+    router = make("soft_moe", E, 1)
     params = router.init(jax.random.key(0), Tokens(x, valid))["params"]
     decision, sown = router.apply({"params": params}, Tokens(x.astype(dtype), valid), mutable=[METRICS])
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(router.parameter_counts(S, D))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count(router.router.parameters(D, S, router.setting))
     return decision, sown[METRICS]
 
 
@@ -102,14 +102,14 @@ def test_a_group_of_padding_alone_takes_and_gives_nothing():
 def test_slots_are_weighed_in_float32():
     decision, _ = route(drawn(layer())[0], jnp.asarray(VALID), jnp.bfloat16)
     assert decision.dispatch.dtype == decision.combine.dtype == jnp.float32
-    assert decision.fill(jnp.ones((G, S, D), jnp.bfloat16)).dtype == jnp.bfloat16
+    assert decision.enter(jnp.ones((G, S, D), jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({}, r"model\.moe\.group_size is None; accepted: an integer, with router 'soft_moe'"),
-        ({"group_size": 8, "combine": "mix"}, r"model\.moe\.combine is 'mix'; accepted: output"),
+        ({}, r"^group_size is None; accepted: an integer, with router 'soft_moe'"),
+        ({"group_size": 8, "combine": "mix"}, r"^combine is 'mix'; accepted: output"),
     ],
 )
 def test_what_slots_cannot_do_is_refused(fields, says):

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax.study.command_line import add_run_options, given, output_folder, study_parser
+from moe_jax.study.command_line import given, output_folder, study_parser
+from moe_jax.study.study import Model, Preset, Study
 
 
 @pytest.fixture
 def parser():
-    parser = study_parser("walks", "Walks of any length.", {"quick": 1, "laptop": 2})
-    add_run_options(parser)
-    return parser
+    presets = {name: Preset(str, 1) for name in ("quick", "laptop")}
+    walks = Study(name="walks", models=(Model("slow", "slow", baseline="slow"),), presets=presets, report=str)
+    return study_parser("walks", "Walks of any length.", [walks])
 
 
 def test_nothing_need_be_said(parser):

@@ -6,13 +6,13 @@ import shutil
 import jax
 import pytest
 
-from moe_jax.analysis.few_shot import score_rows, scorer_of
 from moe_jax.configuration import ConfigError
 from moe_jax.data.corpora import load_corpus
-from moe_jax.data.corpus_tasks import corpus_task
+from moe_jax.evaluation.few_shot import score_rows, scorer_of
+from moe_jax.evaluation.questions import corpus_task
+from moe_jax.results.rows import read_rows
 from moe_jax.study import few_shot_scores
 from moe_jax.study.few_shot_scores import Questions, require_questions, score_runs
-from moe_jax.study.results import read_rows
 from moe_jax.study.sweep import run_directory
 from moe_jax.training.loop import train
 from moe_jax.training.trained import load_run
@@ -39,7 +39,7 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture
-def load(monkeypatch):
+def asked(monkeypatch):
     """The runs that are read, and a note of each time that one is asked."""
     log = []
     monkeypatch.setattr(few_shot_scores, "load_run", lambda path: log.append(path.name) or load_run(path))

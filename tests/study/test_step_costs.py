@@ -5,13 +5,14 @@ import json
 import pytest
 
 from moe_jax.configuration import ConfigError
+from moe_jax.results.curves import curve_frame
+from moe_jax.results.rows import append_row, read_study, step_seconds
+from moe_jax.results.summary import summarize
 from moe_jax.study import step_costs
 from moe_jax.study.energy import EnergyCounter
-from moe_jax.study.results import append_row, curve_frame, read_study, step_seconds
 from moe_jax.study.step_costs import measure_step_costs
-from moe_jax.study.summary import summarize
 from moe_jax.training.config import TrainConfig
-from tests.study.fake_results import fake_rows
+from tests.results.fake_rows import fake_rows
 from tests.training.tiny_runs import tiny_values, write_corpus
 
 

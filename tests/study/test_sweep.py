@@ -1,19 +1,22 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from moe_jax.configuration import to_dict
-from moe_jax.models.config import ModelConfig, MoEConfig
-from moe_jax.study.measures import diverged
-from moe_jax.study.results import append_row, read_rows
-from moe_jax.study.summary import summarize
+from moe_jax.layers.attention import GroupedQuery
+from moe_jax.layers.moe import MoEConfig
+from moe_jax.models.config import ModelConfig
+from moe_jax.reports.tables import format_table
+from moe_jax.results.measures import diverged
+from moe_jax.results.rows import append_row, read_rows
+from moe_jax.results.summary import summarize
 from moe_jax.study.sweep import run_directory, run_sweep
-from moe_jax.study.tables import format_table
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.result import DivergenceError
 
-DENSE = ModelConfig(vocab_size=257, num_layers=2, model_dim=32, num_heads=2, ffn_dim=64)
+DENSE = ModelConfig(vocab_size=257, num_layers=2, model_dim=32, ffn_dim=64, attention=GroupedQuery(2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +109,32 @@ def test_any_other_field_makes_another_run(tmp_path, configs):
     assert len(training.asked) == len(rows) == 1
     assert run_directory(changed, tmp_path) != run_directory(configs[0], tmp_path)
     assert len(read_rows(results)) == 2
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, ModelConfig, MoEConfig])
+def test_a_field_that_is_added_orphans_no_result(tmp_path, configs, kind):
+    """A later version of the code has one field more, with the old behaviour as its default."""
+    results, old = tmp_path / "results.jsonl", configs[2]
+    rows = run_sweep([old], results, tmp_path, FakeTraining())
+
+    def later(config, value=7):
+        """The configuration as a version with the field has it."""
+        if isinstance(config, kind):
+            added = dataclasses.make_dataclass("Later", [("added", int, 7)], bases=(kind,), frozen=True)
+            return added(**{f.name: getattr(config, f.name) for f in dataclasses.fields(kind)}, added=value)
+        part = "model" if isinstance(config, TrainConfig) else "moe"
+        return dataclasses.replace(config, **{part: later(getattr(config, part), value)})
+
+    training = FakeTraining()
+    new = dataclasses.replace(later(old), seed=1)
+    found = run_sweep([later(old), new], results, tmp_path, training)
+    assert [name for name, *_ in training.asked] == [new.name]
+    assert found[0] == rows[0]
+    assert run_directory(later(old), tmp_path) == run_directory(old, tmp_path)
+    # Rows from before and after stand in one table.
+    assert "added" in json.dumps(found[1]["config"])
+    assert len(summarize(found, old.name)) == 1
+    assert run_directory(later(old, value=8), tmp_path) != run_directory(old, tmp_path)
 
 
 def test_rows_of_other_studies_stay(tmp_path, configs):

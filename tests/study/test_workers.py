@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax.study.results import read_rows
+from moe_jax.results.rows import read_rows
 from moe_jax.study.sweep import run_directory, run_sweep
 from moe_jax.study.workers import default_jobs, side_by_side
 from moe_jax.training.config import DistillationConfig, StartConfig

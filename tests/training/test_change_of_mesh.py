@@ -21,8 +21,7 @@ SETS = {
     "data.batch_size": 8,
     "model.ffn": "swiglu",
     "model.moe.num_experts": 8,
-    "model.moe.router": "deepseek",
-    "model.moe.router_options": {"bias_rate": 0.05},
+    "model.moe.router": {"kind": "deepseek", "bias_rate": 0.05},
     "eval_every": 8,
     "steps": 16,
 }

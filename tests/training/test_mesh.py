@@ -27,10 +27,10 @@ ROWS, STEPS = 32, 5
 COMMON = {
     "data.batch_size": ROWS,
     "model.num_layers": 1,
-    "model.num_heads": 2,
+    "model.attention.heads": 2,
     "model.moe_layers": (0,),
     "model.moe.num_experts": 8,
-    "model.moe.router_options": {},
+    "model.moe.router": "gshard",
     "model.ffn": "swiglu",
     # Large enough to matter in every gradient.
     "optimizer.clip_norm": 0.1,
@@ -47,13 +47,11 @@ PROBLEMS = {
         "model.moe.loss_level": "batch",
     },
     "hierarchical, losses of the batch": {
-        "model.moe.router": "hierarchical",
-        "model.moe.router_options": {"groups": 4, "outer": "top_k", "inner": "switch"},
+        "model.moe.router": {"kind": "hierarchical", "groups": 4, "outer": "top_k", "inner": "switch"},
     },
     "expert_choice": {"model.moe.router": "expert_choice", "model.moe.allow_noncausal_router": True},
     "deepseek, selection bias": {
-        "model.moe.router": "deepseek",
-        "model.moe.router_options": {"bias_rate": 0.05},
+        "model.moe.router": {"kind": "deepseek", "bias_rate": 0.05},
         "model.moe.shared_dim": 4,
         "model.moe.group_size": 2 * S,
         "data.batch_size": 2 * ROWS,
@@ -215,13 +213,12 @@ def test_a_router_gathers_no_tokens(router):
     """Devices exchange sums alone; `quantile` its scores too, because a quantile is one of all."""
     sets = {
         "model.causal": True,
-        "model.moe.router": router,
+        "model.moe.router": {"kind": router} | ({"groups": 2} if router == "hierarchical" else {}),
         "model.moe.k": K[router] if router != "dense_mixture" else 8,
         "model.moe.capacity_factor": 1.0 if ROUTERS[router].drops else None,
         "model.moe.group_size": S,
         "model.moe.allow_noncausal_router": True,
     }
-    options = {"hierarchical": {"groups": 2}, "top_k": {}}.get(router, {})
-    lines = lines_of_program(sets | {"model.moe.router_options": options}, "8 data")
+    lines = lines_of_program(sets, "8 data")
     exchanges = count(lines, "all-gather") + count(lines, "all-to-all")
     assert (exchanges > 0) == (router == "quantile")

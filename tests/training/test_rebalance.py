@@ -25,21 +25,19 @@ from tests.training.tiny_runs import lines_of, random_batch, tiny_config, tiny_v
 SETS = {
     "data.batch_size": 8,
     "model.num_layers": 2,
-    "model.num_heads": 2,
+    "model.attention.heads": 2,
     "model.moe_layers": (0, 1),
     "model.ffn": "swiglu",
     "model.moe.num_experts": 16,
-    "model.moe.router": "deepseek",
-    "model.moe.router_options": {"bias_rate": 0.05},
+    "model.moe.router": {"kind": "deepseek", "bias_rate": 0.05},
     "model.moe.parallel.rebalance_every": 1,
 }
 CASES = {
     "deepseek": {},
     "scanned": {"model.scan_layers": True, "model.remat": True},
-    "no state of its own": {"model.moe.router": "top_k", "model.moe.router_options": {}},
+    "no state of its own": {"model.moe.router": "top_k"},
     "slots": {
         "model.moe.router": "soft_moe",
-        "model.moe.router_options": {},
         "model.moe.k": 1,
         "model.moe.capacity_factor": None,
         "model.moe.group_size": 16,

@@ -12,17 +12,19 @@ from moe_jax.training.step import make_eval_step, make_train_step
 from tests.comparison import assert_close
 from tests.training.tiny_runs import random_batch, tiny_config
 
-SETS = {"model.num_layers": 2, "model.moe_layers": (0, 1), "model.moe.router_options": {}}
+SETS = {"model.num_layers": 2, "model.moe_layers": (0, 1)}
 ROUTERS = {
-    "deepseek": {"model.moe.router_options": {"bias_rate": 0.01}, "model.moe.losses": {"balance_loss": 0.5}},
-    "quantile": {"model.moe.router_options": {"rate": 0.5}},
-    "remoe": {"model.moe.router_options": {"start": 0.5, "growth": 1.5}},
+    "deepseek": {
+        "model.moe.router": {"kind": "deepseek", "bias_rate": 0.01},
+        "model.moe.losses": {"balance_loss": 0.5},
+    },
+    "quantile": {"model.moe.router": {"kind": "quantile", "rate": 0.5}},
+    "remoe": {"model.moe.router": {"kind": "remoe", "start": 0.5, "growth": 1.5}},
 }
 
 
 def prepared(router, **sets):
-    free = {"model.moe.router": router, "model.moe.capacity_factor": None}
-    config = tiny_config(sets=SETS | ROUTERS[router] | free | sets)
+    config = tiny_config(sets=SETS | ROUTERS[router] | {"model.moe.capacity_factor": None} | sets)
     optimizer = make_optimizer(config.optimizer, config.steps)
     step = jax.jit(make_train_step(config, optimizer, make_schedule(config.optimizer, config.steps)))
     return config, step, init_state(config, optimizer)

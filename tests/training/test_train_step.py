@@ -19,8 +19,8 @@ from moe_jax.training.state import init_state
 from moe_jax.training.step import make_eval_step, make_train_step
 from tests.training.tiny_runs import B, S, random_batch, tiny_config
 
-DENSE = {"model.moe_layers": (), "model.moe": None, "model.positions": "t5", "optimizer.clip_norm": None}
-SPARSE = {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.router_options": {}, "model.num_layers": 2}
+DENSE = {"model.moe_layers": (), "model.moe": None, "model.attention.positions": "t5", "optimizer.clip_norm": None}
+SPARSE = {"model.moe.router": "switch", "model.moe.k": 1, "model.num_layers": 2}
 SPARSE |= {"model.moe_layers": (0, 1), "optimizer.clip_norm": None}
 STEERED = SPARSE | {"model.moe.losses": {"balance_loss": 0.5, "z_loss": 0.25}}
 
@@ -143,7 +143,7 @@ def test_the_total_adds_each_loss_of_the_routers_with_its_coefficient():
         ({"model.moe.losses": {"balance_loss": 0.5}}, 1.5),
         ({"model.moe.losses": {"balance_loss": 0.0, "z_loss": 0.25}}, 1.75),
         ({"model.moe.losses": {"balance_loss": 0.5, "z_loss": 0.25}}, 3.25),
-        ({"model.moe.router": "st_moe", "model.moe.router_options": {}}, 0.01 * 3 + 0.001 * 7),
+        ({"model.moe.router": "st_moe"}, 0.01 * 3 + 0.001 * 7),
         ({"model.moe_layers": ()}, 0.0),
     ],
 )

@@ -54,14 +54,13 @@ def tiny_values(corpus: Path | None = None, sets: Mapping[str, Any] | None = Non
             "vocab_size": V,
             "num_layers": 1,
             "model_dim": 8,
-            "num_heads": 1,
+            "attention": {"heads": 1},
             "ffn_dim": 16,
             "moe_layers": (0,),
             "moe": {
                 "num_experts": 4,
-                "router": "gshard",
+                "router": {"kind": "gshard", "second_policy": "random", "second_threshold": 0.5},
                 "k": 2,
-                "router_options": {"second_policy": "random", "second_threshold": 0.5},
             },
         },
     }
@@ -100,7 +99,7 @@ PAIRED = {
     "data.target_length": 8,
     "data.sentinels": 3,
     "model.architecture": "encoder_decoder",
-    "model.positions": "t5",
+    "model.attention.positions": "t5",
     "model.vocab_size": V + 3,
     "model.moe.places": ("feed_forward", "attention"),
 }

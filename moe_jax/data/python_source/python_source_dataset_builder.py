@@ -1,6 +1,6 @@
-"""Tens of megabytes of real code and prose that need no download: the running interpreter's own sources, for TFDS.
+"""A TFDS data set of the running interpreter's own sources: tens of megabytes of code and prose without a download.
 
-Every interpreter has another standard library, so prepare into a folder named by `documents_digest` of
+Standard libraries differ between interpreters, so prepare it into a folder named by `documents_digest` of
 `source_documents`, as `moe_jax.data.corpora` does.
 """
 
@@ -19,7 +19,7 @@ SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "lib-dynload
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """One example per file: its path, relative and with `/`, and its text; in the order of the paths."""
+    """A data set builder: one example per file, with its relative path (with `/`) and its text, in order of paths."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = (
@@ -28,7 +28,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     )
 
     def __init__(self, *, validation_fraction: float = 0.05, **options: Any) -> None:
-        """Takes the share of the files that validate, besides TFDS's own options."""
+        """Sets the share of the files that validate; the other options are TFDS's."""
         self._validation_fraction = validation_fraction
         super().__init__(file_format="array_record", **options)
 
@@ -47,10 +47,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def source_documents(variant: str, validation_fraction: float) -> list[Document]:
-    """Lists the interpreter's text files, sorted by key, without the empty, the repeated and those not in UTF-8.
+    """Lists the interpreter's text files, sorted by key; leaves out files that are empty, repeated or not UTF-8.
 
     Args:
-      variant: `stdlib`, or `installed` for the installed packages as well.
+      variant: `stdlib`, or `installed`, which adds the installed packages.
       validation_fraction: share of the files that validate.
     """
     documents: dict[str, Document] = {}  # By digest: of files with the same content the first stays.

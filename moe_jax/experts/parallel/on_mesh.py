@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from moe_jax.configuration import ConfigError, require
-from moe_jax.experts.ffn import FFNParams
+from moe_jax.experts.ffn import FFNParams, expert_axes
 from moe_jax.experts.parallel.strategy import Metrics
 from moe_jax.routing.assignment import Assignment
 from moe_jax.runtime.mesh import BY_TOKEN, token_shards
@@ -39,7 +39,7 @@ def sum_over_width(apply: Apply) -> Apply:
         x: Float[Array, "G S D"], assignment: Assignment, params: FFNParams
     ) -> tuple[Float[Array, "G S O"], Metrics]:
         # A parameter that is not divided counts once: on the first device.
-        whole = [name for name in params if param_spec(name) == P("expert")]
+        whole = [name for name in params if "tensor" not in expert_axes(name)]
         first = jax.lax.axis_index("tensor") == 0
         once = {name: jnp.where(first, params[name], jnp.zeros((), x.dtype)) for name in whole}
         y, metrics = apply(jax.lax.pcast(x, "tensor", to="varying"), assignment, {**params, **once})
@@ -66,7 +66,5 @@ def check_mesh(mesh: AbstractMesh, num_experts: int, expert_dim: int, num_groups
 
 
 def param_spec(name: str) -> P:
-    """Returns how a parameter of the experts is divided while they run: by expert, and by width."""
-    if name == "down":
-        return P("expert", "tensor", None)
-    return P("expert") if name in ("down_bias", "map") else P("expert", None, "tensor")
+    """Returns how the experts' parameter `name` is divided while they run: by expert, and by width."""
+    return P(*(axis if axis in ("expert", "tensor") else None for axis in expert_axes(name)))

@@ -1,0 +1,79 @@
+"""What a claim comes to on our own runs."""
+
+import dataclasses
+import enum
+import math
+from typing import Literal
+
+from moe_jax.statistics.intervals import Interval
+
+
+class Outcome(enum.StrEnum):
+    """What can be said of a claim."""
+
+    SUPPORTED = "supported"
+    NOT_SUPPORTED = "not supported"
+    INCONCLUSIVE = "inconclusive"
+    PAPERS_DISAGREE = "papers disagree"
+    NOT_RUN = "not run"
+    NEEDS_ACCELERATOR = "needs an accelerator"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """One claim's outcome and what it rests on.
+
+    Attributes:
+      outcome: what can be said.
+      figure: our number and its interval, in words; empty where nothing was measured.
+      test: name of the statistical test; empty likewise.
+      seeds: runs of each model that it rests on.
+      estimate: our number; None where there is none.
+      interval: 95% interval of `estimate`; None where too few seeds leave none.
+      reason: why there is no more to say; empty where the interval says it.
+    """
+
+    outcome: Outcome
+    figure: str = ""
+    test: str = ""
+    seeds: int = 0
+    estimate: float | None = None
+    interval: Interval | None = None
+    reason: str = ""
+
+
+def decide(interval: Interval | None, low: float = -math.inf, high: float = math.inf) -> Outcome:
+    """Supported where all of `interval` lies between `low` and `high`, not supported where none of it does."""
+    if interval is None:
+        return Outcome.INCONCLUSIVE
+    if low < interval[0] and interval[1] < high:
+        return Outcome.SUPPORTED
+    return Outcome.NOT_SUPPORTED if interval[1] <= low or high <= interval[0] else Outcome.INCONCLUSIVE
+
+
+def on_side(interval: Interval | None, claimed: Literal["below", "above"], threshold: float = 0.0) -> Outcome:
+    """What `decide` says of a claim that a quantity is below, or above, `threshold`."""
+    return decide(interval, high=threshold) if claimed == "below" else decide(interval, low=threshold)
+
+
+def signed(value: float, interval: Interval | None) -> str:
+    """A difference and its interval where there is one."""
+    return f"{value:+.4f}{_bracket(interval, '+.4f')}"
+
+
+def plain(value: float, interval: Interval | None) -> str:
+    """A ratio and its interval where there is one."""
+    return f"{value:.2f}{_bracket(interval, '.2f')}"
+
+
+def percent(value: float, interval: Interval | None) -> str:
+    """A share and its interval where there is one."""
+    return f"{value:.0%}{_bracket(interval, '.0%')}"
+
+
+NO_CERTAIN_GAIN = "no certain gain to share"
+"""For a share of a gain that may be none."""
+
+
+def _bracket(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"

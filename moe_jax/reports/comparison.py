@@ -1,0 +1,93 @@
+"""What a study says: a headline, and a report in Markdown with tables, figures and provenance."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_jax.reports.document import Document, provenance
+from moe_jax.reports.plots import plot_expert_load, plot_losses
+from moe_jax.reports.tables import COST, QUALITY, markdown_table
+from moe_jax.results.rows import Row
+from moe_jax.results.summary import ModelSummary, require_baseline, summarize
+
+PAPER = (
+    "For comparison, Switch Transformer (Fedus et al. 2021) with 64 experts reached the quality of T5-Base with 13% of "
+    "the steps (7.5 times fewer) and about 14% of the time (7 times less), at its own, much larger scale."
+)
+
+
+def headline(rows: Sequence[Row], baseline: str = "dense") -> str:
+    """Says in words which models reached the baseline's final validation loss, and in which share of its costs.
+
+    Raises:
+      ConfigError: the rows do not belong in one table.
+    """
+    summaries = summarize(rows, baseline)
+    losses = {summary.name: summary.loss for summary in summaries}
+    if baseline not in losses:
+        return f"No run of {baseline} has finished, so there is nothing to compare with yet."
+    loss = losses[baseline]
+    seeds = f"mean over {loss.n} seeds" if loss.n > 1 else "one seed"
+    ended = f"The baseline, {baseline}, ended with a validation loss of {loss.mean:.4f} nats per token ({seeds})."
+    verdicts = [_verdict(summary) for summary in summaries if summary.speed_up]
+    return " ".join([ended, *verdicts, PAPER]) if verdicts else ended
+
+
+def write_report(
+    rows: Sequence[Row], directory: Path, baseline: str = "dense", title: str = "Results", command: str = ""
+) -> Path:
+    """Writes `README.md` with its figures into `directory` and returns its path.
+
+    Args:
+      rows: of one corpus; every model with any number of seeds.
+      directory: made if it is not there; an earlier report in it is replaced.
+      baseline: name of the model that the others are compared with.
+      title: heading of the report.
+      command: what reproduces the results, printed for the reader; left out if empty.
+
+    Raises:
+      ConfigError: no row is named `baseline`, or the rows do not belong in one table.
+    """
+    require_baseline(rows, baseline)
+    summaries = summarize(rows, baseline)
+    document = Document(title)
+    document.add(headline(rows, baseline))
+    document.add_figure(
+        plot_losses(rows, baseline), "loss.png", "Validation loss over steps, training FLOPs and seconds"
+    )
+    document.add(
+        "Lines are means over seeds, bands their range. A dot marks where a mean first reaches the final loss of "
+        f"{baseline}.",
+        "## Quality",
+        markdown_table(summaries, QUALITY),
+        f"± is one standard error over seeds. Δ is the difference to {baseline}, paired by seed, with its 95% interval "
+        "(Student's t) and its size in standard errors. FLOPs are those of the parameters a token uses.",
+        "## Cost",
+        markdown_table(summaries, COST),
+        f"The speed-up is what {baseline} spent to its final loss over what the model spent to that loss, paired by "
+        f"seed, with its 95% interval; the step time is relative to {baseline}'s. Every run follows its learning-rate "
+        "schedule to the end, so a model that gets there early does so before its learning rate has come down.",
+    )
+    load = plot_expert_load(rows)
+    if load is not None:
+        document.add("## Load")
+        document.add_figure(load, "load.png", "Load of each expert over training")
+        document.add(
+            "The last sparse layer of each sparse model, in the run of the lowest seed. White is an even share of the "
+            "tokens, dark blue none, dark red twice the even share or more."
+        )
+    document.add("## Provenance", provenance(rows, command))
+    return document.write(directory)
+
+
+def _verdict(summary: ModelSummary) -> str:
+    """A sentence on which share of each of the baseline's costs one model took to its loss, or that it fell short."""
+    steps = summary.speed_up["step"]
+    if steps.ratio is None:
+        some = f"with {steps.reached} of {steps.seeds} seeds only" if steps.reached else "not at all"
+        return f"{summary.name} reached that {some}."
+    share = {cost: 1 / speed_up.ratio.mean for cost, speed_up in summary.speed_up.items()}
+    slower = " (slower on this machine)" if share["seconds"] > 1 else ""
+    return (
+        f"{summary.name} reached that with {share['step']:.0%} of the baseline's steps, {share['flops']:.0%} of its "
+        f"training FLOPs and {share['seconds']:.0%} of its seconds{slower}."
+    )
