@@ -37,7 +37,7 @@ from experiments.benchmarks.timing import (
 from moe_jax.accounting.communication import Collective, collectives, least_bytes_per_token
 from moe_jax.experts.parallel.strategies import ParallelConfig
 from moe_jax.layers.moe import MoE, MoEConfig
-from moe_jax.routing.statistics import METRICS
+from moe_jax.routing.statistics import METRICS, values
 from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.runtime.mesh import BY_TOKEN
 from moe_jax.training.config import MeshConfig
@@ -144,7 +144,7 @@ def layer_step(strategy: str, shape: Shape, devices: int) -> Callable[[], Any]:
         params: Any, x: Float[Array, "P S D"], cotangent: Float[Array, "P S D"]
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         y, sown = layer.apply({"params": params}, x, mutable=[METRICS])
-        return jnp.sum(y * cotangent), sown[METRICS].get("buffers_overflowed", jnp.float32(0.0))
+        return jnp.sum(y * cotangent), values(sown[METRICS]).get("buffers_overflowed", jnp.float32(0.0))
 
     with jax.set_mesh(mesh):
         gradients = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True), in_shardings=placed)

@@ -24,6 +24,10 @@ from moe_jax.runtime.parameters import count_multiplied
 Planner = Callable[[MoEConfig], Plan]
 
 
+class Counts(Counter):
+    """Operations by component, whole or fractional; `update` adds another's."""
+
+
 @dataclasses.dataclass(frozen=True)
 class FlopCount:
     """Forward operations per token by component, over all layers; with two stacks, a mean over the tokens of both.
@@ -88,23 +92,23 @@ def flops_per_token(
     return FlopCount(**{name: whole[name] / sum(lengths) for name in names})
 
 
-def count_stack(config: ModelConfig, length: int, plan: Planner) -> Counter[str]:
+def count_stack(config: ModelConfig, length: int, plan: Planner) -> Counts:
     """Counts one stack's operations per token of a text with sequences of `length`, by component.
 
     The output projection is left out, and attention to an encoder.
     """
-    total: Counter[str] = Counter()
+    total = Counts()
     for spec in config.layers:
         total.update(count_layer(spec, config.model_dim, length, config.causal, plan))
     return total
 
 
-def count_layer(spec: LayerSpec, model_dim: int, length: int, causal: bool, plan: Planner) -> Counter[str]:
+def count_layer(spec: LayerSpec, model_dim: int, length: int, causal: bool, plan: Planner) -> Counts:
     """Counts one layer's operations per token of a text with sequences of `length`, by component."""
     # A token runs a layer that only some tokens run with their share; there it meets only these.
     runs = length if spec.depth is None else tokens_that_run(spec.depth.capacity, length)
     projections = spec.attention.parameters(model_dim, projects=spec.projections is None)
-    total = Counter(
+    total = Counts(
         attention_projections=2 * count_multiplied(projections),
         attention_scores=spec.attention.computed_keys(runs, causal) * spec.attention.pair_flops(),
     )
@@ -117,12 +121,12 @@ def count_layer(spec: LayerSpec, model_dim: int, length: int, causal: bool, plan
         total.update(counted)
     if spec.depth is None:
         return total
-    share = Counter({name: value * runs / length for name, value in total.items()})
+    share = Counts({name: value * runs / length for name, value in total.items()})
     share["router"] += 2 * count_multiplied(spec.depth.parameters(model_dim))
     return share
 
 
-def count_mixture(moe: MoEConfig, model_dim: int, width: int, group: int, plan: Plan) -> Counter[str]:
+def count_mixture(moe: MoEConfig, model_dim: int, width: int, group: int, plan: Plan) -> Counts:
     """Counts one mixture's operations per token: `active`, its `router`, and what it executes besides.
 
     Args:
@@ -140,16 +144,16 @@ def count_mixture(moe: MoEConfig, model_dim: int, width: int, group: int, plan: 
 
     expert = of("experts_") // moe.num_experts
     executed = _executed if moe.router.slots(group, moe.setting()) is None else _executed_slots
-    return Counter(
+    return Counts(
         active=moe.k * expert + of("shared"),
         router=of("router/"),
         mixtures_executed=executed(moe, model_dim + width, expert, group, plan) - moe.k * expert,
     )
 
 
-def count_cross_attention(config: ModelConfig, sequence_length: int, target_length: int) -> Counter[str]:
+def count_cross_attention(config: ModelConfig, sequence_length: int, target_length: int) -> Counts:
     """Counts a decoder's attention to the encoder over both texts: targets ask, the encoder's tokens are seen."""
-    total: Counter[str] = Counter()
+    total = Counts()
     for spec in config.layers:
         attention = spec.attention.as_cross_attention()
         seen = {"key/kernel", "value/kernel"}

@@ -232,15 +232,11 @@ class MoE(nn.Module):
 
     Attributes:
       config: the mixture, with `expert_dim` and `ffn`.
-      training: whether the training capacity holds, the router draws and explores, and hidden values drop out.
-      init_scale: see `kernel_init`.
-      dtype: compute type of the experts.
+      mode: how it computes; of its fields, `dropout` is for a model's other layers.
     """
 
     config: MoEConfig
-    training: bool = False
-    init_scale: float = 1.0
-    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(
@@ -262,14 +258,14 @@ class MoE(nn.Module):
           ConfigError: `x` has other axes, `group_size` does not divide its tokens, or the configuration leaves
             `expert_dim` or `ffn` to a model.
         """
-        config = self.config
+        config, mode = self.config, self.mode
         config.require_resolved()
         require(x.ndim == 3, "shape of x", x.shape, "[batch, sequence, model width]")
         if token_valid is None:
             token_valid = jnp.ones(x.shape[:2], bool)
         kind = self._expert()
         params = network_params(
-            self, kind, x.shape[-1], config.expert_dim, self.init_scale, self.dtype, config.num_experts
+            self, kind, x.shape[-1], config.expert_dim, mode.init_scale, mode.dtype, config.num_experts
         )
         group_size = config.group_size or x.shape[1]
         count = token_valid.size
@@ -281,9 +277,9 @@ class MoE(nn.Module):
             return None if values is None else keep_sharded_by_token(values.reshape(-1, group_size, *values.shape[2:]))
 
         tokens = Tokens(by_group(x), by_group(token_valid), by_group(ids), by_group(positions), x.shape[1])
-        setting, precision = config.setting(self.training), jnp.dtype(config.router_dtype)
-        router = config.router.module(setting, self.training, precision, name="router")
-        inputs = tokens.x.astype(self.dtype)
+        setting, precision = config.setting(mode.training), jnp.dtype(config.router_dtype)
+        router = config.router.module(setting, mode.training, precision, name="router")
+        inputs = tokens.x.astype(mode.dtype)
         decision = router(tokens)
         y = decision.leave(self._run(decision.enter(inputs), self._placed(decision.assignment()), params, kind))
         y = keep_sharded_by_token(y.reshape(*x.shape[:2], -1))
@@ -299,22 +295,21 @@ class MoE(nn.Module):
 
     def _expert(self) -> FFNKind:
         """Returns the network that an expert is."""
-        kind, dropout = EXPERT_KINDS[self.config.ffn], self.config.dropout
-        return with_dropout(kind, dropout) if self.training and dropout and not kind.linear else kind
+        kind, dropout = EXPERT_KINDS[self.config.ffn], self.mode.active(self.config.dropout or 0.0)
+        return kind if kind.linear else with_dropout(kind, dropout)
 
     def _run(
         self, x: Float[Array, "G S D"], assignment: Assignment, params: FFNParams, kind: FFNKind
     ) -> Float[Array, "G S O"]:
-        plan = self.config.plan(self.training)
+        plan = self.config.plan(self.mode.training)
         y, metrics = apply_experts(plan, x, assignment, params, kind, self.config.combine)
         report(self, {name: mean_of_parts(value) for name, value in metrics.items()})
         return y
 
     def _shared(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        config = self.config
-        mode = Mode(init_scale=self.init_scale, dtype=self.dtype)
+        config, mode = self.config, dataclasses.replace(self.mode, dropout=0.0)
         y = Network(config.shared_dim, config.ffn).make(mode, "shared")(x)
         if not config.shared_gate:
             return y
-        gate = nn.Dense(1, use_bias=False, dtype=self.dtype, kernel_init=kernel_init(1.0), name="shared_gate")(x)
+        gate = nn.Dense(1, use_bias=False, dtype=mode.dtype, kernel_init=kernel_init(1.0), name="shared_gate")(x)
         return jax.nn.sigmoid(gate) * y

@@ -60,7 +60,7 @@ class Block(nn.Module):
         mixture, mode = self.spec.mixtures[name], self.mode
 
         def run(x: Float[Array, "B S D"]) -> Float[Array, "B S M"]:
-            moe = MoE(mixture, mode.training, mode.init_scale, mode.dtype, name=name, parent=self)
+            moe = MoE(mixture, mode, name=name, parent=self)
             return moe(x, context.token_valid, context.ids, context.positions)
 
         return run

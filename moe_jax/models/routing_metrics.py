@@ -13,13 +13,13 @@ from moe_jax.routing.statistics import values
 Metrics = dict[str, Any]
 
 
-def routing_values(sums: Any, config: ModelConfig) -> Any:
-    """Turns the collection `routing_sums` into `routing`."""
+def routing_values(statistics: Any, config: ModelConfig) -> Any:
+    """Computes the metrics of the statistics that a model's routers sowed into the collection `routing`."""
 
-    def of_stack(sums: Any) -> Any:
-        return {name: values(tree, stacked=name.startswith("segment_")) for name, tree in sums.items()}
+    def of_stack(tree: Any) -> Any:
+        return {name: values(part, stacked=name.startswith("segment_")) for name, part in tree.items()}
 
-    return map_stacks(of_stack, sums, config)
+    return map_stacks(of_stack, statistics, config)
 
 
 def routing_metrics(routing: Any, config: ModelConfig) -> Metrics:

@@ -14,12 +14,12 @@ from moe_jax.layers.attention.context import Attending, Context
 from moe_jax.layers.attention.masks import memory_mask
 from moe_jax.layers.dropout import DROPOUT
 from moe_jax.layers.mode import Mode
-from moe_jax.layers.positions import RelativeBias, T5Bias
+from moe_jax.layers.positions import Positions, RelativeBias, T5Bias
 from moe_jax.models.block import Block, DepthBlock
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.layer_spec import LayerSpec
 from moe_jax.routing.router import RNG, STATE
-from moe_jax.routing.statistics import METRICS, SUMS
+from moe_jax.routing.statistics import METRICS
 from moe_jax.runtime.remat import saves_only
 
 
@@ -118,7 +118,7 @@ def run_blocks(
         for number, segment in enumerate(config.segments):
             scan = nn.scan(
                 Pattern,
-                variable_axes={"params": 0, METRICS: 0, SUMS: 0, STATE: 0},
+                variable_axes={"params": 0, METRICS: 0, STATE: 0},
                 split_rngs={"params": True, RNG: True, DROPOUT: True},
                 in_axes=nn.broadcast,
                 length=segment.repeats,
@@ -146,19 +146,19 @@ def make_context(
 
 def relative_biases(
     config: ModelConfig, kinds: tuple[GroupedQuery, ...], length: int
-) -> dict[tuple[T5Bias, int], Float[Array, "1 H S S"]]:
+) -> dict[tuple[Positions, int], Float[Array, "1 H S S"]]:
     """Computes the relative biases of a stack, one for each table that its layers share."""
     tables = relative_tables(kinds)
     return {table: RelativeBias(*table, config.causal, name=name)(length) for name, table in tables.items()}
 
 
-def relative_tables(kinds: tuple[GroupedQuery, ...]) -> dict[str, tuple[T5Bias, int]]:
+def relative_tables(kinds: tuple[GroupedQuery, ...]) -> dict[str, tuple[Positions, int]]:
     """Names the tables of relative positions: `relative_bias`, and further ones by number."""
     tables = dict.fromkeys(_table(kind) for kind in kinds if isinstance(kind.positions, T5Bias))
     return {f"relative_bias{f'_{number}' * bool(number)}": table for number, table in enumerate(tables)}
 
 
-def _table(kind: GroupedQuery) -> tuple[T5Bias, int]:
+def _table(kind: GroupedQuery) -> tuple[Positions, int]:
     return kind.positions, kind.heads
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment
-from moe_jax.routing.soft_moe import Slots
+from moe_jax.routing.decision import Decision
 
 KEPT = "#3b528b"
 """Colour of the seats taken: viridis's blue, as in the figures of a study."""
@@ -57,7 +57,7 @@ def draw_assignment(assignment: Assignment, group: int = 0, labels: Sequence[str
 
 
 def draw_assignments(
-    decisions: Mapping[str, Assignment | Slots],
+    decisions: Mapping[str, Decision],
     group: int = 0,
     labels: Sequence[str] | None = None,
     columns: int = 3,
@@ -76,7 +76,7 @@ def draw_assignments(
     Raises:
       ConfigError: there is no such group, the labels are not S, or a decision is about other tokens or experts.
     """
-    weights = {name: _combine_weights(decision) for name, decision in decisions.items()}
+    weights = {name: np.asarray(decision.combine_weights()) for name, decision in decisions.items()}
     shapes = {name: weight.shape for name, weight in weights.items()}
     groups, tokens, experts = next(iter(shapes.values()))
     for name, shape in shapes.items():
@@ -93,7 +93,7 @@ def draw_assignments(
         axes.remove()
     for i, (axes, (name, decision)) in enumerate(zip(panels, decisions.items(), strict=False)):
         mesh = _draw_decision(axes, decision, group, weights[name][group])
-        axes.set_title(_describe(name, decision, group), loc="left", fontsize=9)
+        axes.set_title(f"{name}: {decision.describe(group)}", loc="left", fontsize=9)
         _label_tokens(axes, labels if i + columns >= len(decisions) else [])
         axes.tick_params(labelsize=8)
         if i % columns == 0:
@@ -109,22 +109,6 @@ def _token_labels(labels: Sequence[str] | None, tokens: int) -> Sequence[str]:
     return labels
 
 
-def _combine_weights(decision: Assignment | Slots) -> Float[np.ndarray, "G S E"]:
-    """The weight of each expert in each token's result; that of all its slots, of a router that mixes tokens."""
-    if isinstance(decision, Slots):
-        combine = np.asarray(decision.combine)
-        return combine.reshape(*combine.shape[:2], decision.num_experts, -1).sum(axis=-1)
-    return np.asarray(decision.combine_weights())
-
-
-def _describe(name: str, decision: Assignment | Slots, group: int) -> str:
-    """A panel's title."""
-    if isinstance(decision, Slots):
-        return f"{name}: {decision.per_expert} slots of each expert"
-    requested, kept = int(decision.requested[group].sum()), int(decision.kept[group].sum())
-    return f"{name}: C = {decision.capacity}, {requested - kept} of {requested} dropped"
-
-
 def _draw_cells(axes: Axes, assignment: Assignment, group: int, labels: Sequence[str]) -> QuadMesh:
     """Tokens by experts, with their labels: combine weights as shades, dropped requests as crosses."""
     mesh = _draw_decision(axes, assignment, group, np.asarray(assignment.combine_weights()[group]), 36.0)
@@ -135,11 +119,11 @@ def _draw_cells(axes: Axes, assignment: Assignment, group: int, labels: Sequence
 
 
 def _draw_decision(
-    axes: Axes, decision: Assignment | Slots, group: int, weight: Float[np.ndarray, "S E"], size: float = 14.0
+    axes: Axes, decision: Decision, group: int, weight: Float[np.ndarray, "S E"], size: float = 14.0
 ) -> QuadMesh:
     """Cells of the weights that are carried out, crosses of `size` for the requests that are not."""
     tokens, experts = weight.shape
-    run = np.ones(weight.shape, bool) if isinstance(decision, Slots) else np.asarray(decision.dispatch_mask()[group])
+    run = np.asarray(decision.dispatch_mask()[group])
     mesh = axes.pcolormesh(
         np.arange(tokens),
         np.arange(experts),
@@ -149,10 +133,8 @@ def _draw_decision(
         vmax=1,
         shading="nearest",
     )
-    if isinstance(decision, Assignment):
-        dropped = np.asarray(decision.requested[group] & ~decision.kept[group])
-        token, expert = np.asarray(decision.token[group])[dropped], np.asarray(decision.expert[group])[dropped]
-        axes.scatter(token, expert, marker="x", color=DROPPED, s=size, linewidths=np.sqrt(size) / 3, label="dropped")
+    token, expert = np.nonzero(np.asarray(decision.dropped_mask()[group]))
+    axes.scatter(token, expert, marker="x", color=DROPPED, s=size, linewidths=np.sqrt(size) / 3, label="dropped")
     axes.set_xlim(-0.5, tokens - 0.5)
     axes.set_yticks(np.arange(experts))
     _draw_lattice(axes, tokens, experts)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from moe_jax.configuration import ConfigError, require
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.base_layers import BASE, Sinkhorn
 from moe_jax.routing.decision import Decision
@@ -15,7 +14,7 @@ from moe_jax.routing.hierarchical import Hierarchical
 from moe_jax.routing.noisy_top_k import NoisyTopK, VMoE
 from moe_jax.routing.quantile import Quantile
 from moe_jax.routing.remoe import ReMoE
-from moe_jax.routing.router import KINDS, ROUTERS, AnyRouter, Router, Setting
+from moe_jax.routing.router import KINDS, ROUTERS, AnyRouter, Router, Setting, check_router
 from moe_jax.routing.soft_moe import SoftMoE
 from moe_jax.routing.sparse_mixer import SparseMixer
 from moe_jax.routing.st_moe import STMoE
@@ -56,29 +55,6 @@ __all__ = [
     "check_router",
     "describe_routers",
 ]
-
-
-def check_router(router: Router, setting: Setting, path: str = "") -> None:
-    """Raises ConfigError where a router does not go with what a layer sets for it.
-
-    Args:
-      router: the router.
-      setting: the layer's numbers; messages name its fields as the layer does.
-      path: dotted name of the router within the layer, for messages about its options.
-    """
-    named = f"with router {KINDS.name_of(router)!r}"
-    allowed = (setting.num_experts,) if router.choices_allowed == "all" else router.choices_allowed
-    if allowed is not None:
-        require(setting.k in allowed, "k", setting.k, f"{' or '.join(map(str, allowed))}, {named}")
-    if not router.drops:
-        require(setting.capacity_factor is None, "capacity_factor", setting.capacity_factor, f"None, {named}")
-    level = setting.loss_level
-    accepted = f"{', '.join(router.loss_levels) or None}, {named}"
-    require(level is None or level in router.loss_levels, "loss_level", level, accepted)
-    try:
-        router.check(setting)
-    except ConfigError as error:
-        raise error.within(path) from error
 
 
 def describe_routers() -> list[dict[str, Any]]:

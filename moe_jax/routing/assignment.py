@@ -71,12 +71,17 @@ class Assignment(Decision):
         return shard_over_groups(count)(self.expert, self.requested).sum(axis=0)
 
     def dispatch_mask(self) -> Bool[Array, "G S E"]:
-        """Which expert runs which token."""
         return self._dense(self.kept.astype(jnp.int32)) > 0
 
+    def dropped_mask(self) -> Bool[Array, "G S E"]:
+        return self._dense((self.requested & ~self.kept).astype(jnp.int32)) > 0
+
     def combine_weights(self) -> Float[Array, "G S E"]:
-        """The weight of each expert's output in each token's result; 0 where the expert does not run the token."""
         return self._dense(jnp.where(self.kept, self.weight, 0.0))
+
+    def describe(self, group: int) -> str:
+        requested, kept = int(self.requested[group].sum()), int(self.kept[group].sum())
+        return f"C = {self.capacity}, {requested - kept} of {requested} dropped"
 
     def enter(self, x: Float[Array, "G S D"]) -> Float[Array, "G S D"]:
         return x
@@ -86,9 +91,6 @@ class Assignment(Decision):
 
     def leave(self, y: Float[Array, "G S O"]) -> Float[Array, "G S O"]:
         return y
-
-    def expert_weights(self) -> Float[Array, "G S E"]:
-        return self.combine_weights()
 
     def rounded(self, rounding: Callable[[Float[Array, "..."]], Float[Array, "..."]]) -> "Assignment":
         return self.replace(weight=rounding(self.weight))

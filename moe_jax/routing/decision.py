@@ -34,8 +34,20 @@ class Decision:
         """Makes the tokens' results of the rows' results `y`, in their type."""
         raise NotImplementedError
 
-    def expert_weights(self) -> Float[Array, "G S E"]:
+    def combine_weights(self) -> Float[Array, "G S E"]:
         """Returns the weight of each expert in each token's result; 0 where the expert does not run the token."""
+        raise NotImplementedError
+
+    def dispatch_mask(self) -> Bool[Array, "G S E"]:
+        """Says which expert runs which token."""
+        raise NotImplementedError
+
+    def dropped_mask(self) -> Bool[Array, "G S E"]:
+        """Says which expert was asked to run a token and does not."""
+        raise NotImplementedError
+
+    def describe(self, group: int) -> str:
+        """Describes one group in a few words: capacity and drops."""
         raise NotImplementedError
 
     def rounded(self, rounding: Callable[[Float[Array, "..."]], Float[Array, "..."]]) -> "Decision":

@@ -15,7 +15,18 @@ from moe_jax.configuration import ConfigError, Kinds, require
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.losses import LossLevel, squared_variation
 from moe_jax.routing.noisy_top_k import EXPECTED_LOAD, NoisyTopK
-from moe_jax.routing.router import FLOAT32, RNG, ROUTERS, STATE, Router, RouterLike, RouterModule, Setting, Tokens
+from moe_jax.routing.router import (
+    FLOAT32,
+    RNG,
+    ROUTERS,
+    STATE,
+    Router,
+    RouterLike,
+    RouterModule,
+    Setting,
+    Tokens,
+    check_router,
+)
 from moe_jax.routing.statistics import Metrics, Statistic
 from moe_jax.runtime.parameters import Parameter, within
 
@@ -62,9 +73,6 @@ class Hierarchical(Router):
             require(plain, role, LEVELS.name_of(router), accepted)
 
     def check(self, setting: Setting) -> None:
-        # Here, because the list of routers names this one too.
-        from moe_jax.routing import check_router
-
         experts, k, groups, outer_k = setting.num_experts, setting.k, self.groups, self.outer_k
         require(experts % groups == 0, "groups", groups, f"a divisor of num_experts ({experts}), of at least 2")
         require(k % outer_k == 0, "outer_k", outer_k, f"a divisor of k ({k}), at most groups ({groups})")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from moe_jax.configuration import Kinds
+from moe_jax.configuration import ConfigError, Kinds, require
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.capacity import CapacityRule, capacity_per_expert
 from moe_jax.routing.decision import Decision
@@ -271,6 +271,29 @@ KINDS = Kinds(ROUTERS, default="switch")
 # What a field takes that `KINDS.make` makes a router of.
 RouterLike = Router | str | Mapping[str, Any]
 AnyRouter = Annotated[RouterLike, KINDS]
+
+
+def check_router(router: Router, setting: Setting, path: str = "") -> None:
+    """Raises ConfigError where a router does not go with what a layer sets for it.
+
+    Args:
+      router: the router.
+      setting: the layer's numbers; messages name its fields as the layer does.
+      path: dotted name of the router within the layer, for messages about its options.
+    """
+    named = f"with router {KINDS.name_of(router)!r}"
+    allowed = (setting.num_experts,) if router.choices_allowed == "all" else router.choices_allowed
+    if allowed is not None:
+        require(setting.k in allowed, "k", setting.k, f"{' or '.join(map(str, allowed))}, {named}")
+    if not router.drops:
+        require(setting.capacity_factor is None, "capacity_factor", setting.capacity_factor, f"None, {named}")
+    level = setting.loss_level
+    accepted = f"{', '.join(router.loss_levels) or None}, {named}"
+    require(level is None or level in router.loss_levels, "loss_level", level, accepted)
+    try:
+        router.check(setting)
+    except ConfigError as error:
+        raise error.within(path) from error
 
 
 def exact_matmul(x: Float[Array, "G S D"], kernel: Float[Array, "D E"]) -> Float[Array, "G S E"]:

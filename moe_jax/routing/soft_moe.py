@@ -71,15 +71,24 @@ class Slots(Decision):
     def leave(self, y: Float[Array, "G N O"]) -> Float[Array, "G S O"]:
         return jnp.einsum("gsn,gno->gso", self.combine.astype(y.dtype), y)
 
-    def expert_weights(self) -> Float[Array, "G S E"]:
+    def combine_weights(self) -> Float[Array, "G S E"]:
         return by_expert(self.combine, self.num_experts)
+
+    def dispatch_mask(self) -> Bool[Array, "G S E"]:
+        return self.combine_weights() > 0
+
+    def dropped_mask(self) -> Bool[Array, "G S E"]:
+        return jnp.zeros_like(self.dispatch_mask())
+
+    def describe(self, group: int) -> str:
+        return f"{self.per_expert} slots of each expert"
 
     def rounded(self, rounding: Callable[[Float[Array, "..."]], Float[Array, "..."]]) -> "Slots":
         return self.replace(dispatch=rounding(self.dispatch), combine=rounding(self.combine))
 
     def metrics(self, token_valid: Bool[Array, "G S"], k: int) -> Metrics:
         nothing = mean_of_parts(jnp.float32(0.0))
-        load = self.expert_weights().sum(axis=(0, 1))
+        load = self.combine_weights().sum(axis=(0, 1))
         return load_metrics(load) | {"fraction_dropped": nothing, "tokens_unrouted": nothing}
 
 

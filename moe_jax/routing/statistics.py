@@ -1,6 +1,7 @@
-"""Numbers made of sums, so that the parts of a batch add up to the number of the whole batch.
+"""Statistics: metrics as sums, so that the parts of a batch add up to the metric of the whole batch.
 
-A mean is not the mean of the means of unequal parts, nor is a loss that multiplies two means the mean of such losses.
+The mean of a batch is not the mean of the means of its unequal parts, and a loss that multiplies two means is not the
+mean of such losses. So a router reports sums and the function that makes the metric of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,20 +10,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
 METRICS = "routing"
-SUMS = "routing_sums"
+"""The collection of variables into which modules sow statistics, by name."""
 
 
 @struct.dataclass
 class Statistic:
-    """A number of a batch.
+    """A metric of a batch, as sums over its tokens and what they make.
 
     Attributes:
-      sums: arrays; those of a batch are the sums of those of its parts.
-      finish: what makes the number of them (static, so a function with a name).
+      sums: arrays; the sums of a batch are the sums of its parts, added up.
+      finish: computes the metric from the sums (static, so a function with a name, and not a new one at each call).
     """
 
     # Read by jaxtyping: tree maps rebuild the value with other things than arrays, so its fields are not enforced.
@@ -33,52 +35,59 @@ class Statistic:
 
     @property
     def value(self) -> Float[Array, "..."]:
-        """The number."""
+        """The metric."""
         return self.finish(*self.sums)
 
 
-# By name: losses, and what else a router has to say.
 Metrics = dict[str, Statistic]
+"""Losses and other metrics of one router, by name."""
 
 
-def ratio(total: Float[Array, "*shape"], count: Float[Array, ""]) -> Float[Array, "*shape"]:
-    """total / count, 0 of nothing."""
+def ratio(total: Float[Array | np.ndarray, "*shape"], count: Float[Array | np.ndarray, ""]) -> Float[Array, "*shape"]:
+    """Divides `total` by `count`, or by 1 where that is less."""
     return total / jnp.maximum(count, 1.0)
 
 
 def mean_where(x: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Statistic:
-    """The mean of `x` where `mask`; 0 where nothing is."""
+    """Returns the mean of `x` where `mask` is true; 0 where it is nowhere."""
     return Statistic((jnp.sum(jnp.where(mask, x, 0.0)), jnp.sum(mask, dtype=jnp.float32)), ratio)
 
 
 def mean_of_parts(x: Float[Array, "..."]) -> Statistic:
-    """A number that does not add up: of several parts, the mean of theirs."""
+    """Returns a metric that cannot be summed over parts of a batch; the mean of the parts is reported."""
     return Statistic((x, jnp.float32(1.0)), ratio)
 
 
 def sum_of_parts(x: Float[Array, "..."]) -> Statistic:
-    """A number that is a sum itself."""
-    return Statistic((x,), _itself)
+    """Returns a metric that is itself a sum."""
+    return Statistic((x,), _identity)
 
 
-def _itself(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def _identity(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x
 
 
 def report(module: nn.Module, metrics: Mapping[str, Statistic]) -> None:
-    """Sows each number into the collection `routing`, and what it is made of into `routing_sums`."""
+    """Sows each statistic into the collection `routing` of `module`.
+
+    A reader takes a statistic's `value`, or `values` of a whole collection.
+    """
     for name, statistic in metrics.items():
-        module.sow(METRICS, name, statistic.value, init_fn=_nothing, reduce_fn=_last)
-        module.sow(SUMS, name, statistic, init_fn=_nothing, reduce_fn=_last)
+        module.sow(METRICS, name, statistic, init_fn=_nothing, reduce_fn=_last)
 
 
-def values(sums: Any, stacked: bool = False) -> Any:
-    """The numbers of a tree of statistics; `stacked` ones have a leading axis, as of layers that were scanned."""
+def values(statistics: Any, stacked: bool = False) -> Any:
+    """Computes the metrics of a tree of statistics.
+
+    Args:
+      statistics: mappings of statistics, nested, such as the collection `routing`.
+      stacked: whether all sums have a leading axis, as those of scanned layers do; the metrics then have it, too.
+    """
 
     def value(statistic: Statistic) -> Float[Array, "..."]:
         return jax.vmap(statistic.finish)(*statistic.sums) if stacked else statistic.value
 
-    return jax.tree.map(value, sums, is_leaf=lambda node: isinstance(node, Statistic))
+    return jax.tree.map(value, statistics, is_leaf=lambda node: isinstance(node, Statistic))
 
 
 def _nothing() -> None:

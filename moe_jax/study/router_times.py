@@ -67,7 +67,7 @@ def _router_step(config: TrainConfig) -> Callable[[], None]:
         rngs = {RNG: jax.random.key(1)}
         decision, sown = router.apply(variables, tokens.replace(x=x), rngs=rngs, mutable=[METRICS])
         weights = [x for x in jax.tree.leaves(decision) if jnp.issubdtype(x.dtype, jnp.floating)]
-        losses = [sown[METRICS][name] for name in moe.coefficients]
+        losses = [sown[METRICS][name].value for name in moe.coefficients]
         return sum((jnp.sum(x**2) for x in weights), sum(losses, jnp.float32(0.0)))
 
     step = jax.jit(jax.grad(total, argnums=(0, 1))).lower(params, tokens.x).compile()

@@ -14,14 +14,14 @@ from moe_jax.models.config import ModelConfig
 from moe_jax.models.language_model import make_model, model_inputs
 from moe_jax.models.routing_metrics import Metrics, auxiliary_loss, next_router_state, routing_metrics, routing_values
 from moe_jax.routing.router import RNG, STATE
-from moe_jax.routing.statistics import METRICS, SUMS, mean_where
+from moe_jax.routing.statistics import METRICS, mean_where
 from moe_jax.training.accumulation import batch_parts, value_and_grad_of_sums
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.state import TrainState
 
 Batch = Mapping[str, Array | np.ndarray]
 SCORES = ("exact_match", "token_accuracy")
-# Statistics: "loss", with a teacher "distillation_loss", and "routing", the routers' entries in `routing_sums`.
+# Statistics: "loss", with a teacher "distillation_loss", and "routing", the collection of all routers.
 Sums = dict[str, Any]
 
 
@@ -88,7 +88,8 @@ def make_eval_step(config: TrainConfig) -> Callable[[TrainState, Batch], Metrics
         result, routing = apply_model(config.model, *variables, batch, jax.random.key(0), False, targets=scored)
         nats = optax.softmax_cross_entropy_with_integer_labels(result, targets) if answers else result
         loss_sum, count = mean_where(nats, mask).sums
-        metrics = {"loss_sum": loss_sum, "targets": count} | routing_metrics(routing, config.model)
+        found = routing_metrics(routing_values(routing, config.model), config.model)
+        metrics = {"loss_sum": loss_sum, "targets": count} | found
         return metrics | (answer_scores(result, targets, mask) if answers else {})
 
     return eval_step
@@ -112,26 +113,25 @@ def apply_model(
     batch: Batch,
     rng: Array,
     training: bool,
-    collection: str = METRICS,
     targets: Int[Array, "B S"] | None = None,
 ) -> tuple[Float[Array, "B S V"] | Float[Array, "B S"], Any]:
-    """Runs the model; returns logits, or the nats of `targets` if given, and the routers' entries in `collection`."""
+    """Runs the model; returns logits, or the nats of `targets` if given, and the statistics of its routers."""
     scoring = {} if targets is None else {"targets": targets, "method": "nats"}
     result, collections = make_model(config, training).apply(
         {"params": params, STATE: router_state},
         *model_inputs(config, batch),
         rngs={RNG: rng, DROPOUT: jax.random.fold_in(rng, 1)},
-        mutable=[collection],
+        mutable=[METRICS],
         **scoring,
     )
-    return result, collections.get(collection, {})
+    return result, collections.get(METRICS, {})
 
 
 def distilled_sums(
     config: ModelConfig, params: Any, router_state: Any, batch: Batch, rng: Array, soft: Float[Array, "B S V"]
 ) -> Sums:
     """Computes `batch_sums` and the cross-entropy to the teacher's probabilities `soft`."""
-    logits, routing = apply_model(config, params, router_state, batch, rng, True, SUMS)
+    logits, routing = apply_model(config, params, router_state, batch, rng, True)
     hard = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
     return {
         "loss": mean_where(hard, batch["loss_mask"]),
@@ -142,5 +142,5 @@ def distilled_sums(
 
 def batch_sums(config: ModelConfig, params: Any, router_state: Any, batch: Batch, rng: Array) -> Sums:
     """Computes the statistics of a forward pass in training: `loss`, and `routing`, the routers' statistics."""
-    nats, routing = apply_model(config, params, router_state, batch, rng, True, SUMS, batch["targets"])
+    nats, routing = apply_model(config, params, router_state, batch, rng, True, batch["targets"])
     return {"loss": mean_where(nats, batch["loss_mask"]), "routing": routing}

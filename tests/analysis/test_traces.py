@@ -11,7 +11,7 @@ from moe_jax.analysis.traces import trace_assignments
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.encoder_decoder import EncoderDecoder
 from moe_jax.models.parameters import init_router_state, stack_layers
-from moe_jax.models.routing_metrics import routing_by_layer
+from moe_jax.models.routing_metrics import routing_by_layer, routing_values
 from tests.models import small
 
 
@@ -28,7 +28,7 @@ def test_they_are_those_that_the_model_counted(model):
     config, params, batch = model
     traced = trace_assignments(config, params, *batch)
     _, sown = jax.jit(functools.partial(Decoder(config).apply, mutable=["routing"]))({"params": params}, *batch)
-    counted = routing_by_layer(sown["routing"], config)
+    counted = routing_by_layer(routing_values(sown["routing"], config), config)
     assert traced.keys() == counted.keys() == {"layer_1", "layer_3"}
     for layer, assignment in traced.items():
         requests = np.bincount(np.asarray(assignment.expert)[np.asarray(assignment.requested)], minlength=4)
@@ -55,7 +55,7 @@ def test_both_stacks_and_mixtures_in_the_attention_are_traced(scanned):
     traced = trace_assignments(config, params, *small.pair())
     model = functools.partial(EncoderDecoder(config).apply, mutable=["routing"])
     _, sown = jax.jit(model)({"params": params}, *small.pair())
-    counted = routing_by_layer(sown["routing"], config)
+    counted = routing_by_layer(routing_values(sown["routing"], config), config)
     assert traced.keys() == counted.keys()
     assert len(traced) == 2 * 2 * 3
     for name, assignment in traced.items():

@@ -16,9 +16,11 @@ from moe_jax.configuration import ConfigError
 from moe_jax.experts.executions import EXECUTIONS
 from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.oracle import oracle
+from moe_jax.layers.mode import Mode
 from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.routing.gshard import gshard
 from moe_jax.routing.router import RouterModule
+from moe_jax.routing.statistics import values
 from moe_jax.routing.switch import Switch
 from tests.comparison import assert_close, assert_trees_close
 
@@ -28,7 +30,7 @@ B, S, D, F, E = 3, 12, 6, 10, 4
 def layer(router="switch", k=1, capacity_factor=1.0, training=False, dtype="float32", **fields):
     mixture = {"num_experts": E, "expert_dim": F, "ffn": "relu", "execution": "padded"}
     mixture |= {"router": router, "k": k, "capacity_factor": capacity_factor}
-    return MoE(MoEConfig(**mixture | fields), training, dtype=jnp.dtype(dtype))
+    return MoE(MoEConfig(**mixture | fields), Mode(training, jnp.dtype(dtype)))
 
 
 def value_and_gradients(module, params, x, valid, cotangent):
@@ -40,7 +42,7 @@ def value_and_gradients(module, params, x, valid, cotangent):
     @jax.jit
     def run(x, params):
         y, vjp, sown = jax.vjp(apply, x, params, has_aux=True)
-        return y, sown["routing"]["router"], vjp(cotangent)
+        return y, values(sown["routing"]["router"]), vjp(cotangent)
 
     return run(x, params)
 
@@ -126,7 +128,7 @@ def test_padding_that_is_not_a_number_reaches_nothing(router, execution):
 
     def loss(x, params):
         y, sown = module.apply({"params": params}, x, valid, rngs={"routing": jax.random.key(3)}, mutable=["routing"])
-        sown = sown["routing"]["router"]
+        sown = values(sown["routing"]["router"])
         scored = jnp.sum(jnp.where(valid[..., None], y, 0.0) ** 2)
         return scored + sown.get("balance_loss", 0.0) + sown.get("z_loss", 0.0), (y, sown)
 
@@ -187,5 +189,5 @@ def test_experts_never_see_what_explores(exploration):
     y, assignment = run(module)
     weights = {name: params[f"experts_{name}"] for name in ("up", "down")}
     assert_close(y, oracle(x, assignment, weights, FFN_KINDS["relu"]))
-    _, undisturbed = run(module.clone(training=False))
+    _, undisturbed = run(module.clone(mode=Mode()))
     assert (assignment.expert != undisturbed.expert).any()

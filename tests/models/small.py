@@ -8,6 +8,7 @@ from moe_jax.configuration import build
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.language_model import make_model
 from moe_jax.models.parameters import init_params
+from moe_jax.models.routing_metrics import routing_values
 
 VOCAB = 31
 
@@ -60,7 +61,8 @@ def loss(config, params, inputs):
     output, sown = model.apply({"params": params}, *inputs, rngs={"routing": jax.random.key(5)}, mutable=["routing"])
     log_probabilities = jax.nn.log_softmax(output[:, :-1])
     picked = jnp.take_along_axis(log_probabilities, inputs[0][:, 1:, None], axis=-1)
+    routing = routing_values(sown.get("routing", {}), config)
     balance = [
-        x for path, x in jax.tree_util.tree_leaves_with_path(sown) if "balance_loss" in jax.tree_util.keystr(path)
+        x for path, x in jax.tree_util.tree_leaves_with_path(routing) if "balance_loss" in jax.tree_util.keystr(path)
     ]
     return -picked.mean() + sum((0.01 * x.sum() for x in balance), start=jnp.float32(0.0))

@@ -16,7 +16,7 @@ from moe_jax.layers.positions import rotary_angles
 from moe_jax.models.block import Block, DepthBlock
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.parameters import init_params
-from moe_jax.models.routing_metrics import depth_by_layer
+from moe_jax.models.routing_metrics import depth_by_layer, routing_values
 from moe_jax.routing.statistics import values
 from tests.comparison import assert_close, assert_trees_close
 from tests.models import small
@@ -74,7 +74,7 @@ def test_chosen_tokens_are_a_sequence_of_their_own(positions, training):
         change = np.asarray(alone[0], np.float64) - np.asarray(x[row, chosen], np.float64)
         expected[row, chosen] += score[row, chosen][:, None] * change
     assert_close(actual, expected)
-    assert_close(sown["routing"]["depth_share"], share)
+    assert_close(sown["routing"]["depth_share"].value, share)
 
 
 def test_best_tokens_are_the_largest_scores_in_order():
@@ -126,7 +126,8 @@ def test_scanned_and_recomputed_layers_are_the_unrolled_ones():
 
         def total(params):
             logits, sown = Decoder(config, True).apply({"params": params}, *inputs, mutable=["routing"])
-            losses = [layer["depth_loss"] for layer in depth_by_layer(sown["routing"], config).values()]
+            routing = routing_values(sown["routing"], config)
+            losses = [layer["depth_loss"] for layer in depth_by_layer(routing, config).values()]
             return (jax.nn.log_softmax(logits)[..., 0]).mean() + sum(losses)
 
         return jax.jit(jax.value_and_grad(total))(params)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_jax.layers.mode import Mode
 from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.models.language_model import make_model
 from tests.comparison import assert_close
@@ -42,7 +43,9 @@ def test_experts_alone_drop_hidden_values(execution):
 
     @jax.jit
     def draw(key):
-        return MoE(MoEConfig(**fields, dropout=0.4), training=True).apply({"params": params}, x, rngs={"dropout": key})
+        return MoE(MoEConfig(**fields, dropout=0.4), Mode(training=True)).apply(
+            {"params": params}, x, rngs={"dropout": key}
+        )
 
     drawn = jnp.stack([draw(jax.random.key(i)) for i in range(400)])
     assert (drawn.std(axis=0) > 0).all()
@@ -59,7 +62,7 @@ def test_a_hidden_value_that_drops_out_is_gone():
     """With an identity for the second matrix the output shows which hidden values are there, and how large."""
     x = jnp.ones((1, 50, 8))
     config = MoEConfig(num_experts=1, expert_dim=8, ffn="relu", capacity_factor=None, dropout=0.25)
-    moe = MoE(config, training=True)
+    moe = MoE(config, Mode(training=True))
     params = nn.meta.unbox(moe.init({"params": jax.random.key(0), "dropout": jax.random.key(0)}, x)["params"])
     params |= {"experts_up": jnp.eye(8)[None], "experts_down": jnp.eye(8)[None]}
     y = np.asarray(moe.apply({"params": params}, x, rngs={"dropout": jax.random.key(1)}))

@@ -12,7 +12,7 @@ from moe_jax.models.encoder_decoder import EncoderDecoder
 from moe_jax.models.language_model import make_model
 from moe_jax.models.parameters import init_params
 from moe_jax.models.paths import unstack_layers
-from moe_jax.models.routing_metrics import routing_by_layer
+from moe_jax.models.routing_metrics import routing_by_layer, routing_values
 from tests.comparison import assert_close, assert_trees_close
 from tests.models import small
 from tests.models.test_decoder import sharpen
@@ -109,7 +109,7 @@ def test_mixtures_are_reported_by_stack_and_place():
     _, sown = make_model(config, True).apply(
         {"params": params}, *small.pair(), rngs={"routing": jax.random.key(0)}, mutable=["routing"]
     )
-    by_layer = routing_by_layer(sown["routing"], config)
+    by_layer = routing_by_layer(routing_values(sown["routing"], config), config)
     assert list(by_layer) == [
         f"{stack}_{place}layer_1" for stack in ("encoder", "decoder") for place in ("", "query_", "key_value_")
     ]

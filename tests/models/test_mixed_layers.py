@@ -10,7 +10,7 @@ import pytest
 from moe_jax.models.language_model import make_model
 from moe_jax.models.parameters import init_params, init_router_state
 from moe_jax.models.paths import LayerPath, MixturePath, layer_of, layers_at, mixtures_of, stack_layers, unstack_layers
-from moe_jax.models.routing_metrics import auxiliary_loss, next_router_state, routing_metrics
+from moe_jax.models.routing_metrics import auxiliary_loss, next_router_state, routing_metrics, routing_values
 from moe_jax.routing.router import STATE
 from tests.comparison import assert_close, assert_trees_close
 from tests.models import small
@@ -45,7 +45,7 @@ def run(config, params, state):
         lambda params: make_model(config, True).apply({"params": params, STATE: state}, *INPUTS, mutable=["routing"])
     )
     logits, sown = apply(params)
-    return logits, sown["routing"]
+    return logits, routing_values(sown["routing"], config)
 
 
 @pytest.fixture(scope="module")

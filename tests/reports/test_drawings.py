@@ -7,7 +7,6 @@ from moe_jax.configuration import ConfigError
 from moe_jax.reports.drawings import draw_assignment, draw_assignments
 from moe_jax.routing.expert_choice import expert_choice
 from moe_jax.routing.gshard import gshard
-from moe_jax.routing.metrics import assignment_metrics
 from moe_jax.routing.soft_moe import Slots
 from moe_jax.routing.switch import switch
 
@@ -57,7 +56,7 @@ def test_bars_are_requests_split_at_the_capacity(assignment):
     assert sum(kept) == int(assignment.kept[0].sum())
     requests = np.add(kept, dropped)
     one_group = jax.tree.map(lambda x: x[:1], assignment)
-    load = np.asarray(assignment_metrics(one_group, VALID[:1])["load"].value)
+    load = np.asarray(one_group.metrics(VALID[:1], 2)["load"].value)
     np.testing.assert_allclose(requests / requests.sum(), load, rtol=1e-6)
     assert [bar.get_x() for bar in right.containers[1]] == kept
     (line,) = right.lines
@@ -105,7 +104,8 @@ def test_a_panel_for_each_decision(group):
         requested = int(assignment.requested[group].sum())
         assert len(crosses.get_offsets()) == lost.sum()
         assert panel.get_title(loc="left").endswith(f"C = {CAPACITY}, {lost.sum()} of {requested} dropped")
-    (mesh,) = panels[-1].collections
+    mesh, crosses = panels[-1].collections
+    assert len(crosses.get_offsets()) == 0
     expected = np.asarray(slots().combine)[group].reshape(TOKENS, EXPERTS, 2).sum(axis=-1)
     np.testing.assert_allclose(mesh.get_array(), expected.T, rtol=1e-6)
     assert panels[-1].get_title(loc="left") == "soft_moe: 2 slots of each expert"

@@ -115,7 +115,7 @@ def variables(router, seed=0):
 def route(router, tokens, values=None, seed=1):
     """The assignment, and what was sown."""
     assignment, sown = compiled(router)(variables(router) if values is None else values, tokens, seed)
-    return assignment, sown[METRICS]
+    return assignment, values(sown[METRICS])
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from moe_jax.routing.quantile import quantile_bias
 from moe_jax.routing.router import STATE, Tokens
 from moe_jax.routing.sparse_mixer import mixed_choice
 from moe_jax.routing.st_moe import top_n
-from moe_jax.routing.statistics import METRICS
+from moe_jax.routing.statistics import METRICS, values
 from moe_jax.routing.switch import switch, switch_rerouted
 from tests.comparison import assert_close
 from tests.routing import references
@@ -59,7 +59,7 @@ def run(router, tokens, params=None, state=None, seed=0):
     """The assignment and what was sown."""
     variables = {"params": params or {}} | ({STATE: state} if state else {})
     assignment, sown = router.apply(variables, tokens, rngs={"routing": jax.random.key(seed)}, mutable=[METRICS])
-    return assignment, sown[METRICS]
+    return assignment, values(sown[METRICS])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from moe_jax.configuration import ConfigError
 from moe_jax.experts.executions import EXECUTIONS
 from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.routing.router import Tokens
-from moe_jax.routing.statistics import METRICS
+from moe_jax.routing.statistics import METRICS, values
 from moe_jax.runtime.parameters import count
 from tests.comparison import assert_close, assert_trees_close
 from tests.routing import references
@@ -78,7 +78,7 @@ def route(x, valid, dtype=jnp.float32):
     params = router.init(jax.random.key(0), Tokens(x, valid))["params"]
     decision, sown = router.apply({"params": params}, Tokens(x.astype(dtype), valid), mutable=[METRICS])
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count(router.router.parameters(D, S, router.setting))
-    return decision, sown[METRICS]
+    return decision, values(sown[METRICS])
 
 
 def test_weights_are_shares_and_metrics_count_them():

@@ -12,7 +12,7 @@ from moe_jax.layers.norms import RMSNorm
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.parameters import unstack_layers
 from moe_jax.models.routing_metrics import auxiliary_loss, routing_by_layer, routing_metrics
-from moe_jax.routing.router import RNG, Router
+from moe_jax.routing.router import RNG, RouterModule
 from moe_jax.routing.statistics import METRICS
 from moe_jax.training.optimizer import make_optimizer, make_schedule
 from moe_jax.training.state import init_state
@@ -204,7 +204,7 @@ def test_in_bfloat16_parameters_optimizer_and_router_stay_float32():
             {"params": params},
             *arrays,
             rngs={RNG: jax.random.key(0)},
-            capture_intermediates=lambda module, _: isinstance(module, Router | RMSNorm),
+            capture_intermediates=lambda module, _: isinstance(module, RouterModule | RMSNorm),
             mutable=["intermediates", METRICS],
         ),
         state.params,
