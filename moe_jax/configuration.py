@@ -44,6 +44,12 @@ def require_name(name: str, known: Sequence[str] | Mapping[str, Any], field: str
         raise ConfigError(f"{field} is {name!r}; accepted: {', '.join(sorted(known))}{_nearest(str(name), known)}")
 
 
+def alternatives(names: Sequence[str]) -> str:
+    """Joins names for an error message: "'a', 'b' or 'c'"."""
+    *most, last = map(repr, names)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kinds:
     """A tagged union: the dataclasses that one field may hold, each under a name.
