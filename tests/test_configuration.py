@@ -1,54 +1,13 @@
 """What a configuration refuses: one line that names the field, its value and what is accepted."""
 
-import copy
 import math
 
 import pytest
 
-from moe_jax.configuration import ConfigError, build, differences, override, to_dict
+from moe_jax.configuration import ConfigError, build, differences, to_dict
 from moe_jax.models.config import ModelConfig
 from moe_jax.training.config import TrainConfig
-
-GOOD = {
-    "name": "small",
-    "model": {
-        "vocab_size": 257,
-        "num_layers": 4,
-        "model_dim": 16,
-        "attention": {"heads": 4},
-        "ffn_dim": 32,
-        "moe_layers": (1, 3),
-        "moe": {"num_experts": 4},
-    },
-    "data": {"sequence_length": 32, "batch_size": 4},
-    "optimizer": {"warmup_steps": 10},
-    "steps": 100,
-}
-
-# Changes that make a pair of stacks of it.
-PAIRED = {
-    "data.task": "span_corruption",
-    "data.target_length": 20,
-    "data.sentinels": 4,
-    "model.architecture": "encoder_decoder",
-    "model.vocab_size": 261,
-}
-
-
-def changed(changes):
-    """`GOOD` with dotted fields changed; `...` leaves a field out."""
-    values = copy.deepcopy(GOOD)
-    for path, value in changes.items():
-        *parents, last = path.split(".")
-        node = values
-        for parent in parents:
-            node = node[parent]
-        if value is ...:
-            del node[last]
-        else:
-            node[last] = value
-    return values
-
+from tests.configurations import PAIRED, changed
 
 # What is changed; how the message starts; what else it says.
 REFUSED = [
@@ -341,47 +300,6 @@ def test_values_are_converted_to_the_types_of_fields():
     assert build(ModelConfig, to_dict(config.model)) == config.model
 
 
-@pytest.mark.parametrize(
-    ("assignment", "path", "value"),
-    [
-        ("steps=3", ("steps",), 3),
-        ("optimizer.learning_rate=1e-3", ("optimizer", "learning_rate"), 1e-3),
-        ("model.moe_layers=(1, 3)", ("model", "moe_layers"), (1, 3)),
-        ("model.moe_layers=()", ("model", "moe_layers"), ()),
-        ("model.moe.capacity_factor=None", ("model", "moe", "capacity_factor"), None),
-        ("model.moe.router=gshard", ("model", "moe", "router"), "gshard"),
-        ("model.moe.router.second_policy=all", ("model", "moe", "router", "second_policy"), "all"),
-        ("data.corpus=text_files:/a=b/*.txt", ("data", "corpus"), "text_files:/a=b/*.txt"),
-        ("data.tokenizer=bpe:512", ("data", "tokenizer"), "bpe:512"),
-        ("name=", ("name",), ""),
-        ("name={[]: 1}", ("name",), "{[]: 1}"),
-        ("model.scan_layers=True", ("model", "scan_layers"), True),
-    ],
-)
-def test_override(assignment, path, value):
-    before = copy.deepcopy(GOOD)
-    result = override(GOOD, [assignment])
-    for name in path:
-        result = result[name]
-    assert result == value
-    assert type(result) is type(value)
-    assert before == GOOD
-
-
-@pytest.mark.parametrize("assignment", ["steps", "=3", ""])
-def test_override_without_a_key_or_a_value_is_refused(assignment):
-    with pytest.raises(ConfigError, match=f"^--set is '{assignment}'; accepted: key=value, for example"):
-        override(GOOD, [assignment])
-
-
-def test_overrides_apply_in_order_and_misspelt_keys_reach_the_check():
-    assert override(GOOD, ["steps=3", "steps=4"])["steps"] == 4
-    with pytest.raises(ConfigError, match=r"^model\.mo is not a field; accepted: .* did you mean 'moe'\?"):
-        TrainConfig.from_dict(override(GOOD, ["model.mo.k=1"]))
-    with pytest.raises(ConfigError, match=r"^steps is \{'k': 1\}; accepted: int"):
-        TrainConfig.from_dict(override(GOOD, ["steps.k=1"]))
-
-
 def test_a_configuration_is_known_by_what_differs_from_the_defaults():
     """Also within a tagged union, whose name is always there; a later field with a default changes nothing."""
     config = TrainConfig.from_dict(
@@ -392,15 +310,3 @@ def test_a_configuration_is_known_by_what_differs_from_the_defaults():
     assert values["model"]["attention"] == {"kind": "grouped_query", "heads": 4}
     assert "scan_layers" not in values["model"]
     assert TrainConfig.from_dict(values) == config
-
-
-def test_override_reaches_into_a_list_and_into_a_kind():
-    variants = [{"layers": (0,), "attention": {"heads": 2}}]
-    values = changed({"model.variants": variants, "model.moe.router": "deepseek", "model.moe.k": 2})
-    values = override(values, ["model.variants.0.attention.kv_heads=1", "model.moe.router.num_groups=2"])
-    config = TrainConfig.from_dict(values)
-    assert (config.model.layer(0).attention.heads, config.model.layer(0).attention.kv_heads) == (2, 1)
-    assert config.model.layer(1).attention.heads == 4
-    assert config.model.moe.router.num_groups == 2
-    with pytest.raises(ConfigError, match=r"^--set model.variants is '1'; accepted: an index below 1$"):
-        override(values, ["model.variants.1.ffn_dim=8"])
