@@ -66,8 +66,8 @@ class Kinds:
         accepted = f"a name or a mapping with {KIND}: {', '.join(sorted(self.by_name))}"
         require(isinstance(value, Mapping), path, value, accepted)
         name = value.get(KIND, self.default)
-        if KIND in value or name is None:
-            require_name(name, self.by_name, path)
+        require(name is not None, path, value, accepted)
+        require_name(name, self.by_name, path)
         fields = {key: item for key, item in value.items() if key != KIND}
         return build(self.by_name[name], fields, path)
 
