@@ -53,7 +53,8 @@ def test_a_checkpoint_is_restored_on_any_mesh(optimizer, tmp_path):
         with contextlib.closing(Checkpoints(tmp_path / str(i))) as checkpoints:
             state, _ = checkpoints.restore(abstract_state(config, optimizer, mesh))
         assert_same(state, first)
-        for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(state_shardings(state, config.model, mesh)), strict=True):
+        shardings = state_shardings(state, config.model, mesh)
+        for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
             assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
 
 
