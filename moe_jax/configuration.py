@@ -44,6 +44,12 @@ def require_name(name: str, known: Sequence[str] | Mapping[str, Any], field: str
         raise ConfigError(f"{field} is {name!r}; accepted: {', '.join(sorted(known))}{_nearest(str(name), known)}")
 
 
+def alternatives(names: Sequence[str]) -> str:
+    """Joins names for an error message: "'a', 'b' or 'c'"."""
+    *most, last = map(repr, names)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kinds:
     """A tagged union: the dataclasses that one field may hold, each under a name.
@@ -76,8 +82,8 @@ class Kinds:
         accepted = f"a name or a mapping with {KIND}: {', '.join(sorted(self.by_name))}"
         require(isinstance(value, Mapping), path, value, accepted)
         name = value.get(KIND, self.default)
-        if KIND in value or name is None:
-            require_name(name, self.by_name, path)
+        require(name is not None, _join(path, KIND), None, ", ".join(sorted(self.by_name)))
+        require_name(str(name), self.by_name, path)
         fields = {key: item for key, item in value.items() if key != KIND}
         return build(self.by_name[name], fields, path)
 

@@ -1,55 +1,13 @@
 """What a configuration refuses: one line that names the field, its value and what is accepted."""
 
-import copy
-import dataclasses
 import math
 
 import pytest
 
-from moe_jax.configuration import ConfigError, build, override, to_dict
+from moe_jax.configuration import ConfigError, build, differences, to_dict
 from moe_jax.models.config import ModelConfig
 from moe_jax.training.config import TrainConfig
-
-GOOD = {
-    "name": "small",
-    "model": {
-        "vocab_size": 257,
-        "num_layers": 4,
-        "model_dim": 16,
-        "attention": {"heads": 4},
-        "ffn_dim": 32,
-        "moe_layers": (1, 3),
-        "moe": {"num_experts": 4},
-    },
-    "data": {"sequence_length": 32, "batch_size": 4},
-    "optimizer": {"warmup_steps": 10},
-    "steps": 100,
-}
-
-# Changes that make a pair of stacks of it.
-PAIRED = {
-    "data.task": "span_corruption",
-    "data.target_length": 20,
-    "data.sentinels": 4,
-    "model.architecture": "encoder_decoder",
-    "model.vocab_size": 261,
-}
-
-
-def changed(changes):
-    """`GOOD` with dotted fields changed; `...` leaves a field out."""
-    values = copy.deepcopy(GOOD)
-    for path, value in changes.items():
-        *parents, last = path.split(".")
-        node = values
-        for parent in parents:
-            node = node[parent]
-        if value is ...:
-            del node[last]
-        else:
-            node[last] = value
-    return values
-
+from tests.configurations import PAIRED, changed
 
 # What is changed; how the message starts; what else it says.
 REFUSED = [
@@ -196,6 +154,25 @@ REFUSED = [
         "",
     ),
     ({"model.init_scale": 0.0}, "model.init_scale is 0.0; accepted: a positive number", ""),
+    (
+        {"model.variants": [{"layers": (0,), "moe": {"num_experts": 2}}]},
+        "model.variants[0].layers is (0,); accepted: layers in moe_layers (1, 3), because the variant has a mixture",
+        "",
+    ),
+    (
+        {"model.variants": [{"layers": (0,)}]},
+        "model.variants[0].layers is (0,); accepted: layers with an attention",
+        "",
+    ),
+    ({"model.variants": [{"layers": (9,), "ffn_dim": 8}]}, "model.variants[0].layers is (9,); accepted: increas", ""),
+    ({"model.norm": {"kind": "rms", "eps": 0}}, "model.norm.eps is 0.0; accepted: a positive number", ""),
+    (
+        {"model.attention": {"kind": "sliding_windw", "heads": 4}},
+        "model.attention is 'sliding_windw'; accepted: grouped_query, sliding_window",
+        "did you mean 'sliding_window'?",
+    ),
+    ({"model.attention": {"kind": "sliding_window", "heads": 4, "window": 0}}, "model.attention.window is 0; acc", ""),
+    ({"model.attention.positions": {"theta": 1.0}}, "model.attention.positions.kind is None; accepted: none, rope", ""),
     # The run.
     ({"model.vocab_size": 300}, "model.vocab_size is 300; accepted: 257, the vocabulary of data.tokenizer='bytes'", ""),
     ({"optimizer.warmup_steps": 100}, "optimizer.warmup_steps is 100; accepted: fewer than steps (100)", ""),
@@ -320,45 +297,16 @@ def test_values_are_converted_to_the_types_of_fields():
     config = TrainConfig.from_dict(changed({"model.moe_layers": [1, 3], "model.moe.capacity_factor": 2}))
     assert config.model.moe_layers == (1, 3)
     assert isinstance(config.model.moe.capacity_factor, float)
-    assert build(ModelConfig, dataclasses.asdict(config.model)) == config.model
+    assert build(ModelConfig, to_dict(config.model)) == config.model
 
 
-@pytest.mark.parametrize(
-    ("assignment", "path", "value"),
-    [
-        ("steps=3", ("steps",), 3),
-        ("optimizer.learning_rate=1e-3", ("optimizer", "learning_rate"), 1e-3),
-        ("model.moe_layers=(1, 3)", ("model", "moe_layers"), (1, 3)),
-        ("model.moe_layers=()", ("model", "moe_layers"), ()),
-        ("model.moe.capacity_factor=None", ("model", "moe", "capacity_factor"), None),
-        ("model.moe.router=gshard", ("model", "moe", "router"), "gshard"),
-        ("model.moe.router.second_policy=all", ("model", "moe", "router", "second_policy"), "all"),
-        ("data.corpus=text_files:/a=b/*.txt", ("data", "corpus"), "text_files:/a=b/*.txt"),
-        ("data.tokenizer=bpe:512", ("data", "tokenizer"), "bpe:512"),
-        ("name=", ("name",), ""),
-        ("name={[]: 1}", ("name",), "{[]: 1}"),
-        ("model.scan_layers=True", ("model", "scan_layers"), True),
-    ],
-)
-def test_override(assignment, path, value):
-    before = copy.deepcopy(GOOD)
-    result = override(GOOD, [assignment])
-    for name in path:
-        result = result[name]
-    assert result == value
-    assert type(result) is type(value)
-    assert before == GOOD
-
-
-@pytest.mark.parametrize("assignment", ["steps", "=3", ""])
-def test_override_without_a_key_or_a_value_is_refused(assignment):
-    with pytest.raises(ConfigError, match=f"^--set is '{assignment}'; accepted: key=value, for example"):
-        override(GOOD, [assignment])
-
-
-def test_overrides_apply_in_order_and_misspelt_keys_reach_the_check():
-    assert override(GOOD, ["steps=3", "steps=4"])["steps"] == 4
-    with pytest.raises(ConfigError, match=r"^model\.mo is not a field; accepted: .* did you mean 'moe'\?"):
-        TrainConfig.from_dict(override(GOOD, ["model.mo.k=1"]))
-    with pytest.raises(ConfigError, match=r"^steps is \{'k': 1\}; accepted: int"):
-        TrainConfig.from_dict(override(GOOD, ["steps.k=1"]))
+def test_a_configuration_is_known_by_what_differs_from_the_defaults():
+    """Also within a tagged union, whose name is always there; a later field with a default changes nothing."""
+    config = TrainConfig.from_dict(
+        changed({"model.moe.k": 2, "model.moe.router": {"kind": "deepseek", "num_groups": 2}})
+    )
+    values = differences(config)
+    assert values["model"]["moe"] == {"num_experts": 4, "router": {"kind": "deepseek", "num_groups": 2}, "k": 2}
+    assert values["model"]["attention"] == {"kind": "grouped_query", "heads": 4}
+    assert "scan_layers" not in values["model"]
+    assert TrainConfig.from_dict(values) == config

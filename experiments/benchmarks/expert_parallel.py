@@ -35,7 +35,7 @@ from experiments.benchmarks.timing import (
     take_turns,
 )
 from moe_jax.accounting.communication import Collective, collectives, least_bytes_per_token
-from moe_jax.experts.parallel.strategy import ParallelConfig
+from moe_jax.experts.parallel.strategies import ParallelConfig
 from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.routing.statistics import METRICS, values
 from moe_jax.runtime.host_memory import keep_freed_memory

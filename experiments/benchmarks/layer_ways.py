@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from experiments.benchmarks.shapes import WORKLOADS, LayerShape
 from experiments.benchmarks.timing import BenchmarkError
+from moe_jax.experts.execution import Run
+from moe_jax.experts.executions import EXECUTIONS
 from moe_jax.experts.ffn import FFN_KINDS, feed_forward, products_by
 from moe_jax.experts.kernels.choice import available
 from moe_jax.experts.oracle import oracle
-from moe_jax.experts.run import EXECUTIONS, Execution
 from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.capacity import capacity_per_expert
 
@@ -97,7 +98,7 @@ class OurWay(NamedTuple):
       check_size: raises CannotRunError for a shape and C that are too large, before anything is compiled.
     """
 
-    run: Execution
+    run: Run
     capacity: Callable[[Problem], int]
     check_size: Callable[[LayerShape, int], None] = lambda shape, capacity: None
 
@@ -105,13 +106,13 @@ class OurWay(NamedTuple):
 def our_ways() -> dict[str, OurWay]:
     """Lists this project's ways by name: `dropless` with each available kernel, `padded` with two capacities."""
     dropless = {
-        f"dropless-{kernel}": OurWay(functools.partial(EXECUTIONS["dropless"], kernel=kernel), _seat_for_each_token)
+        f"dropless-{kernel}": OurWay(EXECUTIONS["dropless"].with_kernel(kernel), _seat_for_each_token)
         for kernel in available(jax.default_backend())
     }
     return dropless | {
-        "padded": OurWay(EXECUTIONS["padded"], _busiest),
-        f"padded-{TIGHT}": OurWay(EXECUTIONS["padded"], _tight),
-        "one_hot": OurWay(EXECUTIONS["one_hot"], _busiest, _masks_fit),
+        "padded": OurWay(EXECUTIONS["padded"].run, _busiest),
+        f"padded-{TIGHT}": OurWay(EXECUTIONS["padded"].run, _tight),
+        "one_hot": OurWay(EXECUTIONS["one_hot"].run, _busiest, _masks_fit),
     }
 
 

@@ -9,12 +9,13 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from moe_jax.claims.figures import refer
-from moe_jax.claims.rules import RULES, Rule
+from moe_jax.claims.rule import Rule
+from moe_jax.claims.rules import RULES
 from moe_jax.claims.verdicts import Outcome, Verdict
-from moe_jax.configuration import ConfigError, build, require, require_name
+from moe_jax.configuration import ConfigError, build, require
 from moe_jax.results.rows import Row, read_study, require_comparable
 
 
@@ -34,7 +35,7 @@ class Opposed:
     paper: str
     place: str
     figure: str
-    rule: Rule
+    rule: Annotated[Rule, RULES]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Claim:
     figure: str
     study: str
     command: str
-    rule: Rule
+    rule: Annotated[Rule, RULES]
     opposed: Opposed | None = None
     discussion: str = ""
     accelerator: bool = False
@@ -111,9 +112,6 @@ def read_claim(path: Path, figures: Mapping[str, str] | None = None) -> Claim:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
         require("id" not in values, "id", values.get("id"), "none: a claim is called as its file")
-        values = _with_rule(values, "rule")
-        if isinstance(values.get("opposed"), dict):
-            values["opposed"] = _with_rule(values["opposed"], "opposed.rule")
         claim = build(Claim, values | {"id": path.stem})
         return dataclasses.replace(claim, figure=refer(claim.figure, figures or {}, claim.study))
     except (ConfigError, tomllib.TOMLDecodeError) as error:
@@ -147,14 +145,3 @@ def _judge_rows(claim: Claim, rows: Sequence[Row]) -> Judged:
     verdicts = {claim.paper: verdict, claim.opposed.paper: claim.opposed.rule.verdict(rows)}
     agrees = tuple(paper for paper, found in verdicts.items() if found.outcome is Outcome.SUPPORTED)
     return Judged(claim, dataclasses.replace(verdict, outcome=Outcome.PAPERS_DISAGREE), agrees)
-
-
-def _with_rule(values: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """`values` with the rule built that its `rule` describes; one that is not there is left for `build` to miss."""
-    rule = values.get("rule")
-    if rule is None:
-        return dict(values)
-    require(isinstance(rule, dict) and "kind" in rule, path, rule, "a table with `kind`")
-    require_name(rule["kind"], RULES, f"{path}.kind")
-    fields = {name: value for name, value in rule.items() if name != "kind"}
-    return {**values, "rule": build(RULES[rule["kind"]], fields, path)}

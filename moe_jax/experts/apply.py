@@ -1,83 +1,76 @@
-"""How an assignment's weights are applied: to an expert's output, to its input, or as a share of expert and token.
+"""The experts of a layer, run as a plan says.
 
-G groups, S tokens of a group, A assignments of a group, D model width, O width of results (D, but of linear experts).
+G groups, S tokens of a group, D model width, O output width (D; F for linear experts).
 """
 
-from typing import Literal
+import functools
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.experts.ffn import FFNKind, Weights
-from moe_jax.experts.kernels.choice import KernelChoice
-from moe_jax.experts.run import Execution, make_execution
+from moe_jax.experts.combine import Combine, after_experts, before_experts
+from moe_jax.experts.executions import EXECUTIONS
+from moe_jax.experts.ffn import FFNKind, FFNParams
+from moe_jax.experts.parallel.exchange import Exchange
+from moe_jax.experts.parallel.on_mesh import Apply, check_mesh, on_each_device, sum_over_width
+from moe_jax.experts.parallel.strategies import STRATEGIES
+from moe_jax.experts.parallel.strategy import Metrics
+from moe_jax.experts.plan import Plan
 from moe_jax.routing.assignment import Assignment
-
-Combine = Literal["output", "input", "mix"]
+from moe_jax.runtime.mesh import current_mesh
 
 
 def apply_experts(
+    plan: Plan,
     x: Float[Array, "G S D"],
     assignment: Assignment,
-    weights: Weights,
+    params: FFNParams,
     kind: FFNKind,
-    execution: str,
     combine: Combine = "output",
-    kernel: KernelChoice = "auto",
-) -> Float[Array, "G S O"]:
-    """Runs the kept assignments a of each token t and sums what they give.
+) -> tuple[Float[Array, "G S O"], Metrics]:
+    """Runs, for each token, the experts that it is assigned to, and sums their weighted results.
 
     Args:
+      plan: the way to run them.
       x: tokens.
-      assignment: who runs whom.
-      weights: the experts'.
-      kind: what they compute.
-      execution: a name in EXECUTIONS.
-      combine: `output`: weight[a] * expert(x[t]), a mixture. `input`: expert(weight[a] * x[t]), Llama 4's. `mix`:
-        weight[a] * expert(x[t]) + (1 - weight[a]) * x[t], BASE layers', so that a token without an expert gets zeros.
-      kernel: of grouped products; see `choose_kernel`.
+      assignment: the assignments, of which the kept ones are run.
+      params: parameters of the experts.
+      kind: the network that an expert is.
+      combine: the place of the weights; see `Combine`.
+
+    Returns:
+      The results, and the numbers that the plan's strategy counts.
+
+    Raises:
+      ConfigError: the mesh does not divide experts, their width or the groups evenly.
+      ValueError: the plan is for a mesh, and there is none.
     """
-    return apply_with(make_execution(execution, kernel), x, assignment, weights, kind, combine)
+    run = EXECUTIONS[plan.execution].with_kernel(plan.kernel)
+
+    def alone(
+        x: Float[Array, "G S D"], assignment: Assignment, params: FFNParams
+    ) -> tuple[Float[Array, "G S O"], Metrics]:
+        return run(x, assignment, params, kind), {}
+
+    if plan.strategy is None:
+        return _weighted(alone, combine, x, assignment, params)
+    mesh = current_mesh()
+    if mesh is None:
+        raise ValueError(f"strategy {plan.strategy!r} of the plan needs a mesh; apply experts within jax.set_mesh")
+    check_mesh(mesh, assignment.num_experts, 0 if kind.linear else params["up"].shape[-1], assignment.num_groups)
+    strategy, exchange = STRATEGIES[plan.strategy], Exchange(mesh.shape["expert"], plan.wire, plan.slack)
+
+    def by_strategy(
+        x: Float[Array, "G S D"], assignment: Assignment, params: FFNParams
+    ) -> tuple[Float[Array, "G S O"], Metrics]:
+        return strategy.run(x, assignment, params, kind, exchange, run)
+
+    on_device = functools.partial(_weighted, sum_over_width(by_strategy), combine)
+    return on_each_device(on_device, x, assignment, params)
 
 
-def apply_with(
-    run: Execution,
-    x: Float[Array, "G S D"],
-    assignment: Assignment,
-    weights: Weights,
-    kind: FFNKind,
-    combine: Combine,
-) -> Float[Array, "G S O"]:
-    """`apply_experts` with any function that runs experts."""
-    if combine == "input":
-        return _on_input(run, x, assignment, weights, kind)
-    y = run(x, assignment, weights, kind)
-    if combine == "output":
-        return y
-    kept = assignment.kept.astype(jnp.float32)
-    own = _by_token(assignment, kept * (1.0 - assignment.weight))
-    return y + own[..., None].astype(x.dtype) * x
-
-
-def _on_input(
-    run: Execution, x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind
-) -> Float[Array, "G S O"]:
-    """Each assignment becomes a token of its own, already weighted, with weight 1."""
-    scale = assignment.weight[..., None].astype(x.dtype)
-    rows = jnp.take_along_axis(x, assignment.token[..., None], axis=1) * scale
-    count = assignment.token.shape[1]
-    alone = assignment.replace(
-        token=jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), assignment.token.shape),
-        weight=jnp.ones_like(assignment.weight),
-        num_tokens=count,
-        choices=1,
-    )
-    outputs = run(rows, alone, weights, kind)
-    return _by_token(assignment, outputs)
-
-
-def _by_token(assignment: Assignment, values: Float[Array, "G A ..."]) -> Float[Array, "G S ..."]:
-    """Sums values of assignments over the assignments of each token."""
-    group = jnp.arange(assignment.num_groups)[:, None]
-    shape = (assignment.num_groups, assignment.num_tokens, *values.shape[2:])
-    return jnp.zeros(shape, values.dtype).at[group, assignment.token].add(values)
+def _weighted(
+    apply: Apply, combine: Combine, x: Float[Array, "G S D"], assignment: Assignment, params: FFNParams
+) -> tuple[Float[Array, "G S O"], Metrics]:
+    """Applies experts with weights in the place that `combine` says."""
+    y, metrics = apply(*before_experts(combine, x, assignment), params)
+    return after_experts(combine, y, x, assignment), metrics

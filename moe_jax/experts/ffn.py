@@ -1,6 +1,6 @@
-"""What one expert computes, written once over `Products`: of batches, of groups, or of one expert.
+"""The network that an expert is, written once for batched products, grouped products and those of one expert.
 
-D model width, F expert width.
+D model width, F expert width, N output width: D, or F for a linear network.
 """
 
 import dataclasses
@@ -14,12 +14,15 @@ from jaxtyping import Array, Float
 from moe_jax.runtime.parameters import Parameter
 from moe_jax.runtime.remat import saveable
 
-# "up" and, if gated, "gate" [..., D, F]; "down" [..., F, D]; of a linear network "map" [..., D, F]; vectors of a
-# network as matrices of one row.
-Weights = Mapping[str, Float[Array, "..."]]
+FFNParams = Mapping[str, Float[Array, "..."]]
+"""Parameters of one network, or of several with an axis for them in front.
+
+"up" and, if gated, "gate" [..., D, F]; "down" [..., F, D]; for a linear network "map" [..., D, F]. Vectors are matrices
+of one row.
+"""
 
 
-# What stands before the name of a weight that has an axis for experts.
+# The start of the name of a parameter with an axis for experts, within its layer.
 EXPERTS = "experts_"
 
 # The mesh axes that divide the dimensions of a network's matrices, and the last one of experts' vectors.
@@ -34,14 +37,14 @@ EXPERT_VECTOR_AXES = {"gate_bias": "tensor", "up_bias": "tensor", "down_bias": "
 
 @dataclasses.dataclass(frozen=True)
 class FFNKind:
-    """A two-layer network: down(unit(up(x))), or with a gate, down(unit(gate(x), up(x))); or one matrix, map(x).
+    """A network of two layers, down(unit(up(x))) or gated down(unit(gate(x), up(x))), or of one matrix, map(x).
 
     Attributes:
-      unit: from the first layer to the hidden values.
+      unit: function from the products of the first layer to the hidden values.
       gated: whether the first layer has two matrices.
       biased: whether every product has a bias, "gate_bias", "up_bias" [..., 1, F] and "down_bias" [..., 1, D].
       scaled: whether hidden values are multiplied by a vector, "hidden_scale" [..., 1, F].
-      linear: whether it is one matrix, from D to F, and nothing else of this.
+      linear: whether it is one matrix from D to F; the other attributes then do not matter.
     """
 
     unit: Callable[..., Float[Array, "..."]]
@@ -51,7 +54,7 @@ class FFNKind:
     linear: bool = False
 
     def shapes(self, model_dim: int, expert_dim: int) -> dict[str, tuple[int, int]]:
-        """Name and shape of each weight of one network of D = `model_dim` and F = `expert_dim`."""
+        """Returns the name and shape of each parameter of one network with D = `model_dim` and F = `expert_dim`."""
         if self.linear:
             return {"map": (model_dim, expert_dim)}
         shapes = {"gate": (model_dim, expert_dim)} if self.gated else {}
@@ -61,12 +64,12 @@ class FFNKind:
         return shapes | ({"hidden_scale": (1, expert_dim)} if self.scaled else {})
 
     def parameters(self, model_dim: int, hidden_dim: int, num_experts: int | None = None) -> dict[str, Parameter]:
-        """Returns the weights of one network, or of `num_experts` as `experts_NAME` with an axis for them in front.
+        """Declares the parameters of one network, or of `num_experts` as `experts_NAME` with an axis for them in front.
 
         Args:
           model_dim: D.
-          hidden_dim: F, the width of hidden values; of a linear network the width of its results.
-          num_experts: E; None is one network.
+          hidden_dim: F, the width of hidden values; for a linear network the width of its results.
+          num_experts: E; None for one network.
         """
         parameters = {}
         for name, shape in self.shapes(model_dim, hidden_dim).items():
@@ -75,9 +78,13 @@ class FFNKind:
                 axes = MATRIX_AXES[name] if matrix else (None, None)
                 parameters[name] = Parameter(shape, axes, matrix)
             else:
-                axes = MATRIX_AXES[name] if matrix else (None, EXPERT_VECTOR_AXES[name])
-                parameters[EXPERTS + name] = Parameter((num_experts, *shape), ("expert", *axes), matrix)
+                parameters[EXPERTS + name] = Parameter((num_experts, *shape), expert_axes(name), matrix)
         return parameters
+
+
+def expert_axes(name: str) -> tuple[str | None, ...]:
+    """Returns the mesh axis that divides each dimension of the experts' parameter `name`; None for an undivided one."""
+    return ("expert", *(MATRIX_AXES[name] if name in MATRIX_AXES else (None, EXPERT_VECTOR_AXES[name])))
 
 
 def _gelu_exact(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -85,7 +92,7 @@ def _gelu_exact(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _clamped_swiglu(gate: Float[Array, "..."], up: Float[Array, "..."]) -> Float[Array, "..."]:
-    """gpt-oss's unit: gate at most 7, up between -7 and 7, (up + 1) * gate * sigmoid(1.702 * gate)."""
+    """Computes gpt-oss's unit: (up + 1) * gate * sigmoid(1.702 * gate), with gate at most 7 and up from -7 to 7."""
     gate, up = jnp.minimum(gate, 7.0), jnp.clip(up, -7.0, 7.0)
     return (up + 1.0) * gate * jax.nn.sigmoid(1.702 * gate)
 
@@ -109,11 +116,11 @@ EXPERT_KINDS: dict[str, FFNKind] = FFN_KINDS | {"linear": LINEAR}
 
 
 class Products(NamedTuple):
-    """Which rows meet which expert's matrices, on the way into experts and out of them.
+    """The matrix products of a network, by functions that bring rows and the matrices of their experts together.
 
     Attributes:
       rows: x -> the rows that meet matrices.
-      into: (x, matrices) -> one product for each matrix, of those rows.
+      into: (x, matrices) -> for each matrix, its product with these rows.
       out: pairs of rows and a matrix -> the sum of their products.
     """
 
@@ -123,7 +130,7 @@ class Products(NamedTuple):
 
 
 def products_by(matmul: Callable[[Float[Array, "..."], Float[Array, "..."]], Float[Array, "..."]]) -> Products:
-    """The products of one `matmul(x, w)`: batched, grouped or of one expert."""
+    """Makes the products of one function `matmul(x, w)`: batched, or of one expert."""
 
     def out(pairs: tuple[tuple[Float[Array, "..."], Float[Array, "..."]], ...]) -> Float[Array, "..."]:
         first, *others = (matmul(x, w) for x, w in pairs)
@@ -134,38 +141,38 @@ def products_by(matmul: Callable[[Float[Array, "..."], Float[Array, "..."]], Flo
 
 def feed_forward(
     x: Float[Array, "... D"],
-    weights: Weights,
+    params: FFNParams,
     kind: FFNKind,
     products: Products,
     row_weight: Float[Array, "..."] | None = None,
 ) -> Float[Array, "... N"]:
-    """Applies a network of `kind`; N is D, but of a linear one F.
+    """Applies a network, or several.
 
     Args:
       x: inputs.
-      weights: of one network or of several.
-      kind: what a network computes.
-      products: which rows meet which matrices.
-      row_weight: float32 factor of each row's output; None is 1. It is applied to the hidden values, which are there
-        anyway, so that neither the products before the sum over a token's experts nor their gradient need be.
+      params: parameters of one network or of several.
+      kind: the network.
+      products: the matrix products.
+      row_weight: float32 factor of each row's output; None is 1. It is applied to the hidden values, which are stored
+        anyway, so that the outputs of single experts need not be stored for its gradient.
     """
     if kind.linear:
         hidden = products.rows(x)
         factor = 1.0 if row_weight is None else row_weight[..., None].astype(hidden.dtype)
-        return products.out(((hidden * factor, weights["map"]),))
+        return products.out(((hidden * factor, params["map"]),))
     ones = jnp.ones((*x.shape[:-1], 1), x.dtype) if kind.biased or kind.scaled else None
     names = ("gate", "up") if kind.gated else ("up",)
-    first = products.into(x, tuple(weights[name] for name in names))
+    first = products.into(x, tuple(params[name] for name in names))
     if kind.biased:
-        biases = products.into(ones, tuple(weights[f"{name}_bias"] for name in names))
+        biases = products.into(ones, tuple(params[f"{name}_bias"] for name in names))
         first = tuple(product + bias for product, bias in zip(first, biases, strict=True))
     hidden = kind.unit(*(saveable(product, "ffn_inner") for product in first))
     if kind.scaled:
-        (scale,) = products.into(ones, (weights["hidden_scale"],))
+        (scale,) = products.into(ones, (params["hidden_scale"],))
         hidden *= scale
     factor = None if row_weight is None else row_weight[..., None].astype(hidden.dtype)
-    pairs = [(saveable(hidden if factor is None else hidden * factor, "ffn_hidden"), weights["down"])]
+    pairs = [(saveable(hidden if factor is None else hidden * factor, "ffn_hidden"), params["down"])]
     if kind.biased:
         column = jnp.ones((*hidden.shape[:-1], 1), hidden.dtype) if factor is None else factor
-        pairs.append((column, weights["down_bias"]))
+        pairs.append((column, params["down_bias"]))
     return products.out(tuple(pairs))

@@ -1,6 +1,6 @@
-"""Moving rows to where their expert runs, and back, with gathers in both directions.
+"""Copies of rows by an index, whose gradients are gathers too.
 
-N rows in, M rows out, R places that a row may go to, D width.
+N rows in, M rows out, R copies of a row, D width.
 """
 
 import jax
@@ -11,19 +11,19 @@ from moe_jax.native.sorting import NOWHERE
 
 
 def take_rows(x: Float[Array, "N D"], index: Int[Array, " M"]) -> Float[Array, "M D"]:
-    """out[m] = x[index[m]], and zeros where index[m] is NOWHERE."""
+    """Returns out[m] = x[index[m]], zeros where index[m] is NOWHERE."""
     rows = x.at[index].get(mode="clip")
     return jnp.where((index == NOWHERE)[:, None], jnp.zeros((), x.dtype), rows)
 
 
 @jax.custom_vjp
 def permute_rows(x: Float[Array, "N D"], index: Int[Array, " M"], inverse: Int[Array, "N R"]) -> Float[Array, "M D"]:
-    """`take_rows` whose gradient is a gather too, where indexing would give a scatter-add of rows.
+    """Returns `take_rows(x, index)`; its gradient is a gather, where that of indexing is a scatter-add of rows.
 
     Args:
       x: rows.
-      index: for each row out, the row in it is a copy of, or NOWHERE for zeros.
-      inverse: for each row in, all the rows out that copy it, filled up with NOWHERE.
+      index: for each row out, the row in that it copies; NOWHERE for zeros.
+      inverse: for each row in, all rows out that copy it, filled up with NOWHERE.
     """
     del inverse
     return take_rows(x, index)
@@ -44,7 +44,12 @@ permute_rows.defvjp(_forward, _backward)
 
 
 def invert(index: Int[Array, " M"], size: int) -> Int[Array, " size"]:
-    """The m with index[m] = n for each n below `size`, NOWHERE where there is none; index has no value twice."""
+    """Finds, for each n below `size`, the m with index[m] = n; NOWHERE if there is none.
+
+    Args:
+      index: numbers below `size`, or NOWHERE; no number twice.
+      size: length of the result.
+    """
     targets = jnp.where(index == NOWHERE, size, index)
     empty = jnp.full(size, NOWHERE, jnp.int32)
     return empty.at[targets].set(jnp.arange(index.shape[0], dtype=jnp.int32), mode="drop")

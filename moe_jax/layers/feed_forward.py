@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from moe_jax.configuration import require, require_name
 from moe_jax.experts.ffn import FFN_KINDS, feed_forward, products_by
 from moe_jax.layers.dropout import with_dropout
-from moe_jax.layers.initialization import network_weights
+from moe_jax.layers.initialization import network_params
 from moe_jax.layers.mode import Mode
 from moe_jax.layers.rows import apply_by_row
 from moe_jax.runtime.parameters import Parameter
@@ -58,6 +58,6 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """Applies the network to every token."""
         kind, dtype = FFN_KINDS[self.network.kind], self.mode.dtype
-        weights = network_weights(self, kind, x.shape[-1], self.network.width, self.mode.init_scale, dtype)
+        params = network_params(self, kind, x.shape[-1], self.network.width, self.mode.init_scale, dtype)
         unit, products = with_dropout(kind, self.mode.active(self.mode.dropout)), products_by(jnp.matmul)
-        return apply_by_row(lambda rows: feed_forward(rows, weights, unit, products), x.astype(dtype))
+        return apply_by_row(lambda rows: feed_forward(rows, params, unit, products), x.astype(dtype))

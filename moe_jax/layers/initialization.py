@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from moe_jax.experts.ffn import EXPERTS, FFNKind, Weights
+from moe_jax.experts.ffn import EXPERTS, FFNKind, FFNParams
 
 
 def kernel_init(scale: float, batch_axes: Sequence[int] = ()) -> nn.initializers.Initializer:
@@ -15,7 +15,7 @@ def kernel_init(scale: float, batch_axes: Sequence[int] = ()) -> nn.initializers
     )
 
 
-def network_weights(
+def network_params(
     module: nn.Module,
     kind: FFNKind,
     model_dim: int,
@@ -23,8 +23,8 @@ def network_weights(
     scale: float,
     dtype: jnp.dtype,
     num_experts: int | None = None,
-) -> Weights:
-    """Declares the weights of one network, or of `num_experts` as `experts_NAME` with an axis for them, in `module`.
+) -> FFNParams:
+    """Declares the parameters of one network, or of `num_experts` as `experts_NAME` with an axis for them, in `module`.
 
     Matrices start by `kernel_init(scale)`, biases at 0 and scales at 1; float32, given as `dtype`.
     """

@@ -16,15 +16,16 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.configuration import ConfigError, require, require_name
-from moe_jax.experts.apply import Combine, apply_experts
-from moe_jax.experts.ffn import EXPERT_KINDS, FFNKind, Weights
+from moe_jax.experts.apply import apply_experts
+from moe_jax.experts.combine import Combine
+from moe_jax.experts.executions import EXECUTIONS
+from moe_jax.experts.ffn import EXPERT_KINDS, FFNKind, FFNParams
 from moe_jax.experts.kernels.choice import KernelChoice
-from moe_jax.experts.parallel.run import apply_on_mesh
-from moe_jax.experts.parallel.strategy import ParallelConfig
-from moe_jax.experts.run import EXECUTIONS, choose_execution
+from moe_jax.experts.parallel.strategies import ParallelConfig
+from moe_jax.experts.plan import Plan, plan_here
 from moe_jax.layers.dropout import with_dropout
 from moe_jax.layers.feed_forward import Network
-from moe_jax.layers.initialization import kernel_init, network_weights
+from moe_jax.layers.initialization import kernel_init, network_params
 from moe_jax.layers.mode import Mode
 from moe_jax.routing import KINDS, AnyRouter, Assignment, Setting, check_router
 from moe_jax.routing.capacity import CapacityRule
@@ -32,7 +33,7 @@ from moe_jax.routing.losses import LossLevel
 from moe_jax.routing.router import STATE, Tokens
 from moe_jax.routing.statistics import mean_of_parts, report
 from moe_jax.routing.switch import Switch
-from moe_jax.runtime.mesh import current_mesh, keep_sharded_by_token
+from moe_jax.runtime.mesh import keep_sharded_by_token
 from moe_jax.runtime.parameters import Parameter, within
 
 Place = Literal["feed_forward", "attention"]
@@ -53,7 +54,7 @@ class MoEConfig:
       expert_dim: F of one expert; None takes the model's `ffn_dim`, a layer without a model requires it.
       ffn: the network that an expert is, a name in `moe_jax.experts.ffn.FFN_KINDS`, or `linear`, a matrix from D to F;
         None takes the model's `ffn`, a layer without a model requires it.
-      execution: how experts are run, a name in `moe_jax.experts.run.EXECUTIONS`; `auto` takes the fastest.
+      execution: how experts are run, a name in `moe_jax.experts.executions.EXECUTIONS`; `auto` takes the fastest.
       kernel: of grouped matrix products (execution `dropless`), a name in `moe_jax.experts.kernels.choice.KERNELS`;
         `auto` takes the fastest.
       losses: coefficients of the router's losses by name, each a mean over layers; a loss that is not named has the
@@ -167,6 +168,16 @@ class MoEConfig:
         """The coefficient of each of the router's losses."""
         return dict(self.router.losses) | dict(self.losses or {})
 
+    def plan(self, training: bool = True) -> Plan:
+        """Makes the plan by which experts run on the mesh of the surrounding `jax.set_mesh`, or on one device.
+
+        Raises:
+          ConfigError: experts cannot be run as the configuration asks.
+        """
+        factor = self.setting(training).capacity_factor
+        rows_per_token = self.k * (1.0 if factor is None else factor)
+        return plan_here(self.execution, self.kernel, self.parallel, rows_per_token)
+
     def projection(self, width: int) -> "MoEConfig":
         """Returns the mixture of matrices from D to `width` that takes the place of one of the attention's."""
         return dataclasses.replace(self, ffn="linear", expert_dim=width, shared_dim=None, shared_gate=False)
@@ -253,7 +264,7 @@ class MoE(nn.Module):
         if token_valid is None:
             token_valid = jnp.ones(x.shape[:2], bool)
         kind = self._expert()
-        weights = network_weights(
+        params = network_params(
             self, kind, x.shape[-1], config.expert_dim, mode.init_scale, mode.dtype, config.num_experts
         )
         group_size = config.group_size or x.shape[1]
@@ -270,12 +281,12 @@ class MoE(nn.Module):
         router = config.router.module(setting, mode.training, precision, name="router")
         inputs = tokens.x.astype(mode.dtype)
         decision = router(tokens)
-        y = decision.leave(self._run(decision.enter(inputs), self._placed(decision.assignment()), weights, kind))
+        y = decision.leave(self._run(decision.enter(inputs), self._placed(decision.assignment()), params, kind))
         y = keep_sharded_by_token(y.reshape(*x.shape[:2], -1))
         return y if config.shared_dim is None else y + self._shared(x)
 
     def _placed(self, assignment: Assignment) -> Assignment:
-        """Replaces experts' numbers by their places among the stored weights, where places may change."""
+        """Replaces experts' numbers by their places among the stored parameters, where places may change."""
         if self.config.parallel.rebalance_every is None:
             return assignment
         count = self.config.num_experts
@@ -288,17 +299,10 @@ class MoE(nn.Module):
         return kind if kind.linear else with_dropout(kind, dropout)
 
     def _run(
-        self, x: Float[Array, "G S D"], assignment: Assignment, weights: Weights, kind: FFNKind
+        self, x: Float[Array, "G S D"], assignment: Assignment, params: FFNParams, kind: FFNKind
     ) -> Float[Array, "G S O"]:
-        config, mesh = self.config, current_mesh()
-        execution, combine, kernel = choose_execution(config.execution), config.combine, config.kernel
-        if mesh is None:
-            return apply_experts(x, assignment, weights, kind, execution, combine, kernel)
-        factor = config.setting(self.mode.training).capacity_factor
-        rows = config.k * (1.0 if factor is None else factor)
-        y, metrics = apply_on_mesh(
-            x, assignment, weights, kind, execution, combine, mesh, config.parallel, rows, kernel
-        )
+        plan = self.config.plan(self.mode.training)
+        y, metrics = apply_experts(plan, x, assignment, params, kind, self.config.combine)
         report(self, {name: mean_of_parts(value) for name, value in metrics.items()})
         return y
 

@@ -11,7 +11,7 @@ from moe_jax.layers.depth import DepthConfig
 from moe_jax.layers.feed_forward import Network
 from moe_jax.layers.moe import Dtype, MoEConfig
 from moe_jax.layers.norms import RMS, AnyNorm
-from moe_jax.models.layer_spec import LayerSpec, Variant
+from moe_jax.models.layer_spec import LayerSpec, Variant, require_layers
 from moe_jax.models.segments import Segment, find_segments
 from moe_jax.runtime.remat import SAVEABLE
 
@@ -20,34 +20,30 @@ Architecture = Literal["decoder", "encoder_decoder"]
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A pre-norm decoder, or with `causal=False` an encoder, or an encoder and a decoder that sees it (T5).
+    """A pre-norm decoder, or with `causal=False` an encoder, or an encoder and a decoder (T5).
 
     Code reads the resolved `layer(i)` of each place, and the `segments` that these make.
 
     Attributes:
       vocab_size: V.
-      num_layers: blocks of attention and feed-forward, in the encoder and in the decoder if there are both.
+      num_layers: blocks of attention and feed-forward in each stack.
       model_dim: D.
       ffn_dim: F of the dense feed-forward layers, and of an expert unless `moe.expert_dim` says otherwise.
       attention: kind of attention, see `moe_jax.layers.attention`.
       ffn: unit of the feed-forward layers, a name in `moe_jax.experts.ffn.FFN_KINDS`.
       norm: kind of norm, see `moe_jax.layers.norms`.
-      architecture: `decoder`, or `encoder_decoder`, whose two stacks have the same layers, sparse ones at the same
-        places, and whose decoder's also attend to the encoder.
-      causal: whether each token (of the decoder) sees itself and earlier ones only; without, all of its document.
+      architecture: `decoder`, or `encoder_decoder` with the same layers in both stacks.
+      causal: whether a decoder's token sees no later one; without, it sees all of its document.
       tie_embeddings: whether the output projection is the embedding's transpose.
       moe_layers: indices of the layers that have a mixture of experts; () is the dense model.
       moe: the mixture; required when `moe_layers` is not empty.
       variants: layers that differ; where two name a layer, the later one wins.
       depth: layers that only some tokens run; None has none.
-      init_scale: s in Var = s / fan_in of the truncated-normal initialisation of every kernel but the embedding's
-        and the router's (Switch Transformer recommends 0.1).
-      dropout: share of values that training sets to 0, as in T5: of embedded tokens, of attention weights, of hidden
-        values of feed-forward layers, of what each sublayer adds, and of a stack's last values.
+      init_scale: variance of all matrices but embeddings and routers, times fan-in (Switch Transformer recommends 0.1).
+      dropout: share of values that training sets to 0, in the places where T5 has dropout.
       dtype: compute type of all but the router, which is float32. Parameters are float32.
       scan_layers: compile the pattern of each segment once and scan over its repeats.
-      loss_chunk: positions of a sequence whose logits over the vocabulary are there at once in training and evaluation;
-        None takes all, which is faster where they fit.
+      loss_chunk: positions of a sequence whose logits exist at once; None takes all, which is faster where they fit.
       remat: recompute each block in the backward pass; routing decisions are saved, never recomputed.
       remat_saves: other values that are saved, names in `moe_jax.runtime.remat.SAVEABLE`.
     """
@@ -97,21 +93,19 @@ class ModelConfig:
         places = {"moe_layers": self.moe_layers, "depth.layers": self.depth.layers if self.depth else ()}
         places |= {f"variants[{i}].layers": variant.layers for i, variant in enumerate(self.variants)}
         for name, layers in places.items():
-            increasing = list(layers) == sorted(set(layers)) and all(0 <= i < self.num_layers for i in layers)
-            require(increasing, name, layers, f"increasing layer indices below num_layers ({self.num_layers})")
+            require_layers(name, layers, self.num_layers)
         dense = set(places["depth.layers"]).isdisjoint(self.moe_layers)
         accepted = f"layers that are not in moe_layers {self.moe_layers}"
         require(dense, "depth.layers", places["depth.layers"], accepted)
         for i, variant in enumerate(self.variants):
-            sparse = variant.moe is None or set(variant.layers) <= set(self.moe_layers)
-            accepted = f"layers in moe_layers {self.moe_layers}, because the variant has a mixture"
-            require(sparse, f"variants[{i}].layers", variant.layers, accepted)
+            with errors_within(f"variants[{i}]"):
+                variant.require_sparse(self.moe_layers)
         accepted = "a mixture's fields, because moe_layers is not empty"
         require(self.moe is not None or not self.moe_layers, "moe", None, accepted)
         every = self.moe.parallel.rebalance_every if self.moe and not self.moe_layers else None
         require(every is None, "moe.parallel.rebalance_every", every, "None, without moe_layers")
-        with errors_within("moe"):
-            for mixture in self.mixtures if self.causal else ():
+        for mixture in self.mixtures if self.causal else ():
+            with errors_within("moe"):
                 mixture.require_causal()
 
     def layer(self, index: int) -> LayerSpec:
@@ -132,14 +126,8 @@ class ModelConfig:
         with errors_within("attention"):
             attention = attention.resolve(self.model_dim)
         mixture = moe.resolve(ffn_dim, self.ffn, self.dropout) if index in self.moe_layers else None
-        places = mixture.places if mixture else ()
-        return LayerSpec(
-            attention=attention,
-            feed_forward=mixture if "feed_forward" in places else Network(ffn_dim, self.ffn),
-            norm=self.norm,
-            depth=self.depth if self.depth and index in self.depth.layers else None,
-            projections=mixture if "attention" in places else None,
-        )
+        depth = self.depth if self.depth and index in self.depth.layers else None
+        return LayerSpec.of(attention, mixture, Network(ffn_dim, self.ffn), self.norm, depth)
 
     @functools.cached_property
     def segments(self) -> tuple[Segment, ...]:

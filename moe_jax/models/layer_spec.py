@@ -33,6 +33,20 @@ class LayerSpec:
     depth: DepthConfig | None = None
     projections: MoEConfig | None = None
 
+    @classmethod
+    def of(
+        cls,
+        attention: AnyAttention,
+        mixture: MoEConfig | None,
+        network: Network,
+        norm: AnyNorm,
+        depth: DepthConfig | None,
+    ) -> "LayerSpec":
+        """Makes a layer with a mixture in the places that it names, and else the network and plain projections."""
+        places = mixture.places if mixture else ()
+        feed_forward = mixture if "feed_forward" in places else network
+        return cls(attention, feed_forward, norm, depth, mixture if "attention" in places else None)
+
     @property
     def mixtures(self) -> dict[str, MoEConfig]:
         """The mixtures of the layer, by name."""
@@ -87,3 +101,14 @@ class Variant:
         differs = (self.attention, self.moe, self.ffn_dim) != (None, None, None)
         require(differs, "layers", self.layers, "layers with an attention, a moe or an ffn_dim of their own")
         require(self.ffn_dim is None or self.ffn_dim >= 1, "ffn_dim", self.ffn_dim, "an integer of at least 1, or None")
+
+    def require_sparse(self, moe_layers: tuple[int, ...]) -> None:
+        """Raises ConfigError where the variant has a mixture and one of its layers has none."""
+        accepted = f"layers in moe_layers {moe_layers}, because the variant has a mixture"
+        require(self.moe is None or set(self.layers) <= set(moe_layers), "layers", self.layers, accepted)
+
+
+def require_layers(name: str, layers: tuple[int, ...], num_layers: int) -> None:
+    """Raises ConfigError unless the field `name` has increasing indices of layers."""
+    increasing = list(layers) == sorted(set(layers)) and all(0 <= i < num_layers for i in layers)
+    require(increasing, name, layers, f"increasing layer indices below num_layers ({num_layers})")

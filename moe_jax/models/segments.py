@@ -1,7 +1,7 @@
 """Segments: the layers of a stack as runs of a repeating pattern, each of which one scan can run."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from moe_jax.models.layer_spec import LayerSpec
 
@@ -25,7 +25,7 @@ class Segment(NamedTuple):
         return [self.first + block + repeat * period for repeat in range(self.repeats)]
 
 
-def find_segments(layers: Sequence[LayerSpec]) -> tuple[Segment, ...]:
+def find_segments(layers: Sequence[Any]) -> tuple[Segment, ...]:
     """Cuts layers into segments: at each place the pattern whose repeats cover most layers, the shortest of these.
 
     Layers that repeat nothing make a segment together: 3 dense and 58 sparse layers are two segments of one layer, and
@@ -45,7 +45,7 @@ def find_segments(layers: Sequence[LayerSpec]) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
-def _longest_run(layers: Sequence[LayerSpec]) -> tuple[int, int]:
+def _longest_run(layers: Sequence[Any]) -> tuple[int, int]:
     """Finds the pattern at the start whose repeats cover most layers, as its length and number of repeats."""
     best = (1, 1)
     for period in range(1, len(layers) // 2 + 1):

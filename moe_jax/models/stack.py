@@ -14,7 +14,7 @@ from moe_jax.layers.attention.context import Attending, Context
 from moe_jax.layers.attention.masks import memory_mask
 from moe_jax.layers.dropout import DROPOUT
 from moe_jax.layers.mode import Mode
-from moe_jax.layers.positions import RelativeBias, T5Bias
+from moe_jax.layers.positions import Positions, RelativeBias, T5Bias
 from moe_jax.models.block import Block, DepthBlock
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.layer_spec import LayerSpec
@@ -146,19 +146,19 @@ def make_context(
 
 def relative_biases(
     config: ModelConfig, kinds: tuple[GroupedQuery, ...], length: int
-) -> dict[tuple[T5Bias, int], Float[Array, "1 H S S"]]:
+) -> dict[tuple[Positions, int], Float[Array, "1 H S S"]]:
     """Computes the relative biases of a stack, one for each table that its layers share."""
     tables = relative_tables(kinds)
     return {table: RelativeBias(*table, config.causal, name=name)(length) for name, table in tables.items()}
 
 
-def relative_tables(kinds: tuple[GroupedQuery, ...]) -> dict[str, tuple[T5Bias, int]]:
+def relative_tables(kinds: tuple[GroupedQuery, ...]) -> dict[str, tuple[Positions, int]]:
     """Names the tables of relative positions: `relative_bias`, and further ones by number."""
     tables = dict.fromkeys(_table(kind) for kind in kinds if isinstance(kind.positions, T5Bias))
     return {f"relative_bias{f'_{number}' * bool(number)}": table for number, table in enumerate(tables)}
 
 
-def _table(kind: GroupedQuery) -> tuple[T5Bias, int]:
+def _table(kind: GroupedQuery) -> tuple[Positions, int]:
     return kind.positions, kind.heads
 
 

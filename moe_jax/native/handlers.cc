@@ -1,7 +1,7 @@
 // Grouped matrix products for XLA:CPU, as handlers of its foreign function interface.
 //
 // A assignments sorted by expert, T tokens, E experts, M and N widths. `sizes` [E] is the number of sorted rows of each
-// expert; rows past the last belong to none. An empty index stands for the order of the rows.
+// expert; rows past their sum belong to no expert. An empty index stands for all rows in order.
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -32,7 +32,7 @@ bool HasFeatures(bool avx512) {
   return (low & 0xe6) == 0xe6 && (b & wanted) == wanted;
 }
 
-// MOE_JAX_CPU can ask for less than the processor has, `avx2` or `baseline`, so that all can be tested on one.
+// MOE_JAX_CPU selects less than the processor has, `avx2` or `baseline`, so that one machine can test all variants.
 TileFunction FindBestTile() {
   const char* asked = getenv("MOE_JAX_CPU");
   if (asked && !strcmp(asked, "baseline")) return TileBaseline;
@@ -43,7 +43,7 @@ TileFunction FindBestTile() {
 TileFunction FindBestTile() { return TileBaseline; }
 #endif
 
-// Asked for once: in a virtual machine the processor's answer takes a while.
+// Found once: in a virtual machine asking the processor takes a while.
 TileFunction BestTile() {
   static TileFunction best = nullptr;
   TileFunction tile = __atomic_load_n(&best, __ATOMIC_RELAXED);
@@ -51,16 +51,16 @@ TileFunction BestTile() {
   return tile;
 }
 
-// Pieces of work that threads take in turn. Helpers that come late find nothing left, whenever that is: the last of all
-// who hold it frees it.
+// Pieces of work that threads take in turn. A helper may start after all work is done, so the last thread that holds
+// the job frees it.
 struct Job {
   void (*work)(void* context, int64_t piece, float* scratch);
   void* context;
   int64_t pieces;
-  int64_t next;     // first piece that nobody took
+  int64_t next;     // first piece that no thread has taken
   int64_t done;     // pieces that are finished
-  int64_t holders;  // threads that may still look at this
-  bool failed;      // no memory
+  int64_t holders;  // threads that may still read the job
+  bool failed;      // memory ran out
   pthread_mutex_t mutex;
   pthread_cond_t finished;
 };
@@ -99,7 +99,7 @@ void Help(void* job) {
   Release(static_cast<Job*>(job));
 }
 
-// What a handler is called with, and what it is run by.
+// The call of a handler: its arguments and results, and the threads that run it.
 class Call {
  public:
   explicit Call(XLA_FFI_CallFrame* frame) : frame_(frame) {}
@@ -121,7 +121,7 @@ class Call {
     return threads < 1 ? 1 : threads;
   }
 
-  // Runs all pieces, on this thread and on those of XLA's pool that happen to be free; none waits for another to start.
+  // Runs all pieces, on this thread and on free threads of XLA's pool; no thread waits for another to start.
   template <typename F>
   XLA_FFI_Error* Share(int64_t pieces, F& work) const {
     if (pieces == 0) return nullptr;
@@ -186,11 +186,11 @@ int64_t Pieces(int64_t size, int64_t most) { return (size + most - 1) / most; }
 
 // A part of one expert's work.
 struct Part {
-  int64_t expert, start, size;  // whose, its first row, and how many it has
-  int64_t first, last;          // of what is shared out
+  int64_t expert, start, size;  // the expert, its first row, and the number of its rows
+  int64_t first, last;          // the share, from `first` to before `last`
 };
 
-// How many of the sorted rows are anyone's.
+// The number of rows that belong to experts.
 int64_t Total(const int32_t* sizes, int64_t experts) {
   int64_t total = 0;
   for (int64_t e = 0; e < experts; ++e) total += sizes[e];
@@ -198,10 +198,10 @@ int64_t Total(const int32_t* sizes, int64_t experts) {
 }
 
 XLA_FFI_Error* TooManyRows(const Call& call) {
-  return call.Error("more rows in groups than there are", XLA_FFI_Error_Code_INVALID_ARGUMENT);
+  return call.Error("the sum of sizes is larger than the number of rows", XLA_FFI_Error_Code_INVALID_ARGUMENT);
 }
 
-// Runs work(part, scratch) for parts_of(e) even parts of the first extent_of(e) of something, for every expert e.
+// Runs work(part, scratch) for every expert e: the range from 0 to extent_of(e), divided evenly into parts_of(e) parts.
 template <typename PartsOf, typename ExtentOf, typename F>
 XLA_FFI_Error* ShareByExpert(const Call& call, const int32_t* sizes, int64_t experts, PartsOf parts_of,
                              ExtentOf extent_of, F work) {
@@ -222,7 +222,7 @@ XLA_FFI_Error* ShareByExpert(const Call& call, const int32_t* sizes, int64_t exp
   return error;
 }
 
-// How many rows, of `total` in all, one piece of work has at most: few enough that threads finish together.
+// The most rows, of `total`, in one piece of work: few enough that threads finish at about the same time.
 int64_t RowsOfPiece(int64_t total, int64_t threads) {
   const int64_t even = total / (4 * threads);
   return even < 64 ? 64 : even > 256 ? 256 : even;
@@ -253,7 +253,7 @@ XLA_FFI_Error* Product(const Call& call, bool transposed) {
 }
 
 // y [T, N], y[index[a]] += x[a] @ w[expert of a], summed over pairs of x [A, M] and w [E, M, N]; transposed: w [E, N, M].
-// Threads share out the columns, so that no two add to one value, and the order of sums is always the same.
+// Threads divide the columns, so that no two add to one value, and the order of sums is always the same.
 XLA_FFI_Error* ProductSum(const Call& call, bool transposed) {
   const TileFunction tile = BestTile();
   const Rows y = Matrix(call.result(), call.argument(1));
@@ -295,7 +295,7 @@ XLA_FFI_Error* Outer(const Call& call) {
   const XLA_FFI_Buffer& sorted = x.index ? call.argument(3) : call.argument(0);
   const int64_t total = Total(sizes, experts);
   if (total > sorted.dims[0]) return TooManyRows(call);
-  // A matrix is one piece, for y to be copied once, unless that is more than a thread's fair share of the rows.
+  // A matrix is one piece, so that y is copied once, unless that is more than a thread's even share of the rows.
   const int64_t fair = total / (2 * call.threads()) + 1, narrow = Pieces(x.width, 256), thin = Pieces(x.width, 32);
   auto parts_of = [&](int64_t e) {
     const int64_t shares = narrow * Pieces(sizes[e], fair);
@@ -315,8 +315,9 @@ XLA_FFI_Error* Outer(const Call& call) {
   return ShareByExpert(call, sizes, experts, parts_of, extent_of, work);
 }
 
-// From keys [N], negative for none: the place of each element in order of key [N], the element at each place [N], both
-// -1 for none, and how many have each key [K]. Elements of one key keep their order.
+// Counting sort of keys [N]; a negative key excludes an element. Results: the place of each element in order [N], the
+// element at each place [N], both -1 for none, and the number of elements with each key [K]. Elements with the same key
+// keep their order.
 XLA_FFI_Error* Sort(const Call& call) {
   const int32_t* key = static_cast<const int32_t*>(call.argument(0).data);
   int32_t* place = static_cast<int32_t*>(call.result(0).data);
@@ -325,7 +326,7 @@ XLA_FFI_Error* Sort(const Call& call) {
   const int64_t count = call.argument(0).dims[0], keys = call.result(2).dims[0];
   memset(sizes, 0, keys * sizeof(int32_t));
   for (int64_t i = 0; i < count; ++i) {
-    if (key[i] >= keys) return call.Error("a key that there is not", XLA_FFI_Error_Code_INVALID_ARGUMENT);
+    if (key[i] >= keys) return call.Error("a key is larger than num_keys - 1", XLA_FFI_Error_Code_INVALID_ARGUMENT);
     if (key[i] >= 0) ++sizes[key[i]];
   }
   int32_t* next = static_cast<int32_t*>(malloc((keys + 1) * sizeof(int32_t)));
@@ -341,7 +342,8 @@ XLA_FFI_Error* Sort(const Call& call) {
   return nullptr;
 }
 
-// How many earlier elements that count have each element's key [N], from keys [N], not negative, and what counts [N].
+// For each element [N], the number of earlier elements with the same key that count; from keys [N], not negative, and
+// whether each element counts [N].
 XLA_FFI_Error* Rank(const Call& call) {
   const int32_t* key = static_cast<const int32_t*>(call.argument(0).data);
   const bool* counts = static_cast<const bool*>(call.argument(1).data);
@@ -349,7 +351,7 @@ XLA_FFI_Error* Rank(const Call& call) {
   const int64_t count = call.argument(0).dims[0];
   int32_t keys = 0;
   for (int64_t i = 0; i < count; ++i) {
-    if (key[i] < 0) return call.Error("a negative key", XLA_FFI_Error_Code_INVALID_ARGUMENT);
+    if (key[i] < 0) return call.Error("a key is negative", XLA_FFI_Error_Code_INVALID_ARGUMENT);
     if (key[i] >= keys) keys = key[i] + 1;
   }
   int32_t* seen = static_cast<int32_t*>(calloc(static_cast<size_t>(keys) + 1, sizeof(int32_t)));

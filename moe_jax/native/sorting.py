@@ -31,8 +31,8 @@ def counting_sort(key: Int[Array, " N"], num_keys: int) -> tuple[Int[Array, " N"
       num_keys: number of distinct keys.
 
     Returns:
-      The place of each element, the element at each place (NOWHERE in both where there is none), and the size of each
-      key's run.
+      The place of each element in sorted order, the element at each place (NOWHERE in both for none), and the number of
+      elements with each key.
     """
     if has_native_sort():
         shapes = [(key.shape, jnp.int32), (key.shape, jnp.int32), ((num_keys,), jnp.int32)]

@@ -1,5 +1,5 @@
-// The tile, in the manner of BLIS (Van Zee and van de Geijn 2015): both factors are copied into panels that lie as the
-// innermost loop reads them, and that loop keeps its part of the result in registers.
+// The tile, in the manner of BLIS (Van Zee and van de Geijn 2015): both factors are copied into panels in the order in
+// which the innermost loop reads them, and that loop keeps its part of the result in registers.
 //
 // Compiled once for each instruction set, with TILE as the function's name.
 
@@ -25,7 +25,7 @@ constexpr int kColumns = 2 * kLanes;
 constexpr int64_t kDepth = 512;
 // A row of a left panel is a cache line longer than its contents, so that rows do not compete for a set of the cache.
 constexpr int64_t kLeftStride = kDepth + 16;
-// A column of a left panel that is transposed.
+// The length of a column of a transposed left panel.
 constexpr int64_t kLeftColumn = 16;
 constexpr int64_t kAtOnce = 4;
 constexpr int64_t kRightPanels = 128 * 1024;
@@ -78,7 +78,7 @@ MultiplyFunction MultiplyOf(int64_t rows) {
   }
 }
 
-// One step of transposing kLanes vectors: what lies kStep off the diagonal changes places.
+// One step of transposing kLanes vectors: elements that are kStep off the diagonal are swapped.
 template <int kStep, int... kLane>
 inline void Exchange(Vector& a, Vector& b) {
   const Vector low = __builtin_shufflevector(a, b, ((kLane & kStep) ? kLanes + kLane - kStep : kLane)...);
@@ -108,7 +108,7 @@ inline void Transpose(Vector* v) {
 
 // Panels [depth, kColumns] of the right factor, from its row k0 and column n0; columns past the last are zeros.
 void PackRight(const Tile& t, int64_t k0, int64_t depth, int64_t n0, int64_t columns, float* panels) {
-  // A few panels at once: what is read of a row is then long enough for the processor to fetch ahead.
+  // A few panels at once, so that a row is read in pieces long enough for the processor to fetch ahead.
   for (int64_t some = 0; some < columns; some += kAtOnce * kColumns) {
     const int64_t past = Least(columns, some + kAtOnce * kColumns);
     for (int64_t k = 0; k < depth; ++k) {
@@ -126,7 +126,7 @@ void PackRight(const Tile& t, int64_t k0, int64_t depth, int64_t n0, int64_t col
   }
 }
 
-// One panel of the right factor where that is transposed.
+// One panel of a transposed right factor.
 void PackRightTransposed(const Tile& t, int64_t k0, int64_t depth, int64_t n0, int64_t columns, float* panel) {
   for (int64_t half = 0; half < kColumns; half += kLanes) {
     const float* from = t.right.data + (t.right_row + n0 + half) * t.right.width + t.right_column + k0;
@@ -157,14 +157,14 @@ void PackLeft(const Tile& t, int64_t m0, int64_t rows, int64_t k0, int64_t depth
   }
 }
 
-// All panels [depth, kLeftColumn] of the left factor where that is transposed, from row k0 of what is stored.
+// All panels [depth, kLeftColumn] of a transposed left factor, from row k0 of the stored matrix.
 void PackLeftTransposed(const Tile& t, int64_t panels, int64_t k0, int64_t depth, float* left) {
   for (int64_t k = 0; k < depth; ++k) {
     const float* row = t.left.row(t.left_row + k0 + k);
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t column = t.left_column + t.rows * p / panels;
       float* to = left + (p * depth + k) * kLeftColumn;
-      // Whole vectors where the row has them, also of values that this panel does not use.
+      // Whole vectors if the row has them, including values that this panel does not use.
       if (column + kLeftColumn <= t.left.width) {
 #pragma unroll
         for (int64_t i = 0; i < kLeftColumn; i += kLanes) Store(to + i, Load(row + column + i));
@@ -175,7 +175,7 @@ void PackLeftTransposed(const Tile& t, int64_t panels, int64_t k0, int64_t depth
   }
 }
 
-// Rows that are not in order come from memory while the product is computed.
+// Fetches rows of the result, which are not in order, while the product is computed.
 void Prefetch(const Tile& t, int64_t m0, int64_t rows, int64_t n0) {
   for (int64_t i = 0; i < rows; ++i) {
     const float* row = t.out.row(t.out_row + m0 + i) + t.out_column + n0;
@@ -226,7 +226,7 @@ void TILE(const Tile& t, float* scratch) {
         PackRight(t, k0, depth, n0, columns, right);
       }
       for (int64_t p = 0; p < panels; ++p) {
-        // Rows are shared out evenly: a short last panel would keep few of the registers busy.
+        // Rows are divided evenly: a short last panel would keep few of the registers busy.
         const int64_t m0 = t.rows * p / panels, rows = t.rows * (p + 1) / panels - m0;
         if (!t.left_transposed) PackLeft(t, m0, rows, k0, depth, left);
         const float* panel = t.left_transposed ? left + p * depth * kLeftColumn : left;

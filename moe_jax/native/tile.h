@@ -19,15 +19,15 @@ struct Rows {
 struct Tile {
   // left(m, k) is row left_row + m and column left_column + k of `left`, or, transposed, row left_row + k and column
   // left_column + m; right(k, n) is row right_row + k and column right_column + n, or, transposed, row right_row + n and
-  // column right_column + k; out(m, n) is row out_row + m and column out_column + n. What is transposed on the right has
-  // no index.
+  // column right_column + k; out(m, n) is row out_row + m and column out_column + n. A transposed right factor has no
+  // index.
   Rows left, right, out;
   int64_t left_row, left_column;
   int64_t right_row, right_column;
   int64_t out_row, out_column;
   int64_t rows, columns, depth;
   bool left_transposed, right_transposed;
-  bool add;  // to what is there; else it is overwritten, with zeros if depth is 0
+  bool add;  // whether to add to out; else it is overwritten, with zeros if depth is 0
 };
 
 // Floats of scratch memory that a tile needs, aligned to 64 bytes; the contents do not matter.

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
@@ -42,7 +43,7 @@ Metrics = dict[str, Statistic]
 """Losses and other metrics of one router, by name."""
 
 
-def ratio(total: Float[Array, "*shape"], count: Float[Array, ""]) -> Float[Array, "*shape"]:
+def ratio(total: Float[Array | np.ndarray, "*shape"], count: Float[Array | np.ndarray, ""]) -> Float[Array, "*shape"]:
     """Divides `total` by `count`, or by 1 where that is less."""
     return total / jnp.maximum(count, 1.0)
 

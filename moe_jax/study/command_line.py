@@ -17,8 +17,9 @@ def study_parser(name: str, description: str, studies: Sequence[Study]) -> argpa
       studies: the command's; all have the same presets.
     """
     formatter = argparse.RawDescriptionHelpFormatter
+    shared = "Given on several machines that share the folder of --output, the command shares out the runs among them."
     presets = studies[0].presets
-    parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=formatter, epilog=shared)
     if len(studies) > 1:
         names = ", ".join(study.name for study in studies)
         parser.add_argument("study", nargs="*", metavar="STUDY", help=f"some of {names}; default: all")

@@ -1,6 +1,8 @@
 """Studies from the command line to the report: training, questions, costs of steps, and what they came to."""
 
 import argparse
+import dataclasses
+import functools
 import json
 import shlex
 import sys
@@ -12,6 +14,7 @@ from moe_jax.reports.tables import format_table
 from moe_jax.results.rows import Row, read_study
 from moe_jax.study.command_line import given, output_folder, study_parser
 from moe_jax.study.few_shot_scores import require_questions, score_runs
+from moe_jax.study.leases import Leases
 from moe_jax.study.plan import Entry, Plan, make_plan, restore_rows, write_table
 from moe_jax.study.router_times import time_routers
 from moe_jax.study.step_costs import measure_step_costs
@@ -38,16 +41,19 @@ def run_studies(name: str, description: str, studies: Sequence[Study], arguments
     """Runs `python -m experiments.NAME STUDY...` and returns the exit status.
 
     Runs lie in one folder, because studies share them; each study has a folder of its own for its results and report.
+    The same command may run in several processes, on machines that share the folder of --output: they share out the
+    runs, and one of them writes the reports.
 
     Args:
       name: of the command.
       description: the beginning of --help.
-      studies: all that the command knows.
+      studies: all that the command knows; they agree in the names of their presets, in `jobs`, `may_diverge` and
+        `chooser`.
       arguments: of the command line; None reads the process's.
     """
     options = study_parser(name, description, studies).parse_args(arguments)
     try:
-        _run(name, studies, options)
+        _Command(name, studies, options).run()
     except ConfigError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
@@ -57,61 +63,133 @@ def run_studies(name: str, description: str, studies: Sequence[Study], arguments
     return 0
 
 
-def _run(name: str, studies: Sequence[Study], options: argparse.Namespace) -> None:
-    alone = len(studies) == 1
-    by_name = {study.name: study for study in studies}
-    asked = list(by_name) if alone else options.study or list(by_name)
-    for study in asked:
-        require_name(study, by_name, "STUDY")
-    output = output_folder(name, options)
-    plan = make_plan(studies, options.preset, asked, options.seeds, _models(studies[0], options), options.set)
-    folders = {study: output if alone else output / study for study in asked}
-    _check_questions(plan, by_name, options.preset, folders, output / "runs")
+@dataclasses.dataclass(frozen=True)
+class _Command:
+    """One command with its options.
 
-    def show(rows: list[Row]) -> None:
-        for study, table in plan.tables.items():
-            if alone:
-                _show_groups(rows, table)
-            else:
-                write_table(rows, table, folders[study] / "results.jsonl")
-        print(f"{len(rows)} of {len(plan.runs)} runs", flush=True)
+    Attributes:
+      name: the module's in `experiments`.
+      studies: all that it knows.
+      options: of `study_parser`.
+    """
 
-    if not alone:
-        everything = make_plan(studies, options.preset, list(by_name), options.seeds, (), options.set)
-        restore_rows(everything, output)
-    rows = run_sweep(
-        plan.runs,
-        output / "results.jsonl",
-        output / "runs",
-        train_here,
-        show,
-        may_diverge=studies[0].may_diverge,
-        jobs=options.jobs or studies[0].jobs or default_jobs(),
-    )
-    for study, table in plan.tables.items():
-        if not alone:
-            write_table(rows, table, folders[study] / "results.jsonl")
-        arguments = given(options, by_name[study].chooser)
-        command = ["python", "-m", f"experiments.{name}", *([] if alone else [study]), *arguments]
-        finished = _measure(by_name[study], table, folders[study], output / "runs", options, command)
-        print(f"\n{by_name[study].report(finished)}", flush=True)
+    name: str
+    studies: Sequence[Study]
+    options: argparse.Namespace
 
+    @property
+    def alone(self) -> bool:
+        """Whether the command knows one study, whose table is that of the runs."""
+        return len(self.studies) == 1
 
-def _models(study: Study, options: argparse.Namespace) -> list[str]:
-    """Returns the names that --models or the study's own option chooses."""
-    if study.chooser is None or options.chooser is None:
-        return options.models
-    return [*options.models, *study.with_baselines(options.chooser.split(","), f"--{study.chooser}")]
+    @property
+    def output(self) -> Path:
+        return output_folder(self.name, self.options)
 
+    @property
+    def workdir(self) -> Path:
+        return self.output / "runs"
 
-def _check_questions(
-    plan: Plan, studies: dict[str, Study], preset: str, folders: dict[str, Path], workdir: Path
-) -> None:
-    """Makes the questions before any run is trained for them; raises ConfigError if they cannot be made."""
-    for study, table in plan.tables.items():
-        questions = studies[study].presets[preset].questions
-        if questions is not None:
-            require_questions([entry.run for entry in table], workdir, folders[study] / "scores.jsonl", questions)
+    @functools.cached_property
+    def asked(self) -> dict[str, Study]:
+        """The studies to run, by name."""
+        by_name = {study.name: study for study in self.studies}
+        names = list(by_name) if self.alone else self.options.study or list(by_name)
+        for name in names:
+            require_name(name, by_name, "STUDY")
+        return {name: by_name[name] for name in names}
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        options, first = self.options, self.studies[0]
+        models = options.models
+        if first.chooser is not None and options.chooser is not None:
+            models = [*models, *first.with_baselines(options.chooser.split(","), f"--{first.chooser}")]
+        return make_plan(self.studies, options.preset, list(self.asked), options.seeds, models, options.set)
+
+    def folder(self, study: str) -> Path:
+        """Returns the folder of a study's results and report."""
+        return self.output if self.alone else self.output / study
+
+    def preset(self, study: str) -> Preset:
+        """Returns the scale at which a study runs."""
+        return self.asked[study].presets[self.options.preset]
+
+    def run(self) -> None:
+        """Trains, measures and reports what is missing."""
+        self._check_questions()
+        if not self.alone:
+            self._restore()
+        first = self.studies[0]
+        rows = run_sweep(
+            self.plan.runs,
+            self.output / "results.jsonl",
+            self.workdir,
+            train_here,
+            self._show,
+            may_diverge=first.may_diverge,
+            jobs=self.options.jobs or first.jobs or default_jobs(),
+        )
+        self._write_tables(rows)
+        with Leases(self.output) as leases:
+            if not leases.acquire("report"):
+                print("Another process writes the report.")
+                return
+            for study in self.asked:
+                print(f"\n{self.asked[study].report(self._measure(study))}", flush=True)
+
+    def _check_questions(self) -> None:
+        """Makes the questions before any run is trained for them; raises ConfigError if they cannot be made."""
+        for study, table in self.plan.tables.items():
+            questions = self.preset(study).questions
+            if questions is not None:
+                path = self.folder(study) / "scores.jsonl"
+                require_questions([entry.run for entry in table], self.workdir, path, questions)
+
+    def _restore(self) -> None:
+        """Restores the table of runs from the studies' tables, also of studies that are not asked for."""
+        options = self.options
+        names = [study.name for study in self.studies]
+        everything = make_plan(self.studies, options.preset, names, options.seeds, (), options.set)
+        with Leases(self.output) as leases:
+            leases.wait_for("table")
+            restore_rows(everything, self.output)
+
+    def _show(self, rows: list[Row]) -> None:
+        """Shows, or writes to the studies' tables, what is there so far."""
+        if self.alone:
+            (table,) = self.plan.tables.values()
+            _show_groups(rows, table)
+        self._write_tables(rows)
+        print(f"{len(rows)} of {len(self.plan.runs)} runs", flush=True)
+
+    def _write_tables(self, rows: Sequence[Row]) -> None:
+        """Writes the tables of studies that share their runs."""
+        if not self.alone:
+            for study, table in self.plan.tables.items():
+                write_table(rows, table, self.folder(study) / "results.jsonl")
+
+    def _measure(self, name: str) -> Finished:
+        """Asks, times and reads what a study's report needs besides training."""
+        study, preset, folder, table = self.asked[name], self.preset(name), self.folder(name), self.plan.tables[name]
+        runs, named = [entry.run for entry in table], [entry.named for entry in table]
+        scores, router_times, counter = [], {}, None
+        if preset.questions is not None:
+            scores = score_runs(runs, self.workdir, folder / "scores.jsonl", preset.questions)
+        if study.times_steps:
+            path = folder / "step_costs.json"
+            measure_step_costs(named, path)
+            counter = json.loads(path.read_text())["counter"]
+        if study.times_routers:
+            router_times = time_routers([config for config in named if config.seed == 0], folder / "router_times.json")
+        command = ["python", "-m", f"experiments.{self.name}", *([] if self.alone else [name])]
+        command += given(self.options, study.chooser)
+        watts = preset.watts
+        if watts is not None:
+            watts = self.options.watts or watts
+            command += ["--watts", f"{watts:g}"]
+        groups = _groups(read_study(folder), table)
+        return Finished(groups, scores, router_times, counter, watts, folder, shlex.join(command))
 
 
 def _show_groups(rows: Sequence[Row], table: Sequence[Entry]) -> None:
@@ -132,26 +210,3 @@ def _groups(rows: Sequence[Row], table: Sequence[Entry]) -> dict[str, list[Row]]
         if row is not None:
             groups.setdefault(entry.model.group, []).append(row)
     return groups
-
-
-def _measure(
-    study: Study, table: Sequence[Entry], folder: Path, workdir: Path, options: argparse.Namespace, command: list[str]
-) -> Finished:
-    """Asks, times and reads what the study's report needs besides training."""
-    preset: Preset = study.presets[options.preset]
-    runs, named = [entry.run for entry in table], [entry.named for entry in table]
-    scores, router_times, counter = [], {}, None
-    if preset.questions is not None:
-        scores = score_runs(runs, workdir, folder / "scores.jsonl", preset.questions)
-    if study.times_steps:
-        path = folder / "step_costs.json"
-        measure_step_costs(named, path)
-        counter = json.loads(path.read_text())["counter"]
-    if study.times_routers:
-        router_times = time_routers([config for config in named if config.seed == 0], folder / "router_times.json")
-    watts = preset.watts
-    if watts is not None:
-        watts = options.watts or watts
-        command = [*command, "--watts", f"{watts:g}"]
-    groups = _groups(read_study(folder), table)
-    return Finished(groups, scores, router_times, counter, watts, folder, shlex.join(command))

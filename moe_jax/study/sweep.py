@@ -12,12 +12,16 @@ from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import differences, to_dict
 from moe_jax.results.rows import Row, append_row, read_rows
 from moe_jax.study import provenance
-from moe_jax.study.workers import side_by_side
+from moe_jax.study.leases import PATIENCE_SECONDS, Leases
+from moe_jax.study.workers import Workers
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.result import DivergenceError, RunResult
 from moe_jax.training.trained import is_finished
 
 Train = Callable[[TrainConfig, Path], RunResult]
+
+POLL_SECONDS = 2.0
+"""A worker that waits for others looks for their results that often."""
 
 
 def run_sweep(
@@ -28,6 +32,7 @@ def run_sweep(
     on_row: Callable[[list[Row]], None] = lambda rows: None,
     may_diverge: bool = False,
     jobs: int = 1,
+    patience: float = PATIENCE_SECONDS,
 ) -> list[Row]:
     """Trains what is not yet in `results`, one seed of every model before the next seed.
 
@@ -36,36 +41,49 @@ def run_sweep(
     from that run's last checkpoint. A run that has its row, and whose folder is gone or not finished, is trained if one
     that is missing starts from it or learns from it.
 
+    The same sweep may run in several processes, on machines that share the folder: each run is trained by one of them
+    (`moe_jax.study.leases`), a dead one's run is taken up again, and each process returns when all rows are there.
+
     Args:
       configs: the runs, in the order that the models are to be trained within a seed.
       results: the table, `results.jsonl`; rows of other runs in it stay and are not returned.
       workdir: gets one folder of checkpoints and logs per run.
       train: trains one configuration in a folder, going on from the checkpoint it finds there.
-      on_row: called with this sweep's rows so far, after each run that is trained.
-      may_diverge: whether a run that diverges is a result, a row with `diverged` and the curve up to there, where it
+      on_row: called with this sweep's rows so far, when there are more of them.
+      may_diverge: whether a run that diverges is a result, a row with `diverged` and the curve up to there; it
         otherwise ends the sweep.
-      jobs: how many runs at a time, in processes of their own if more than one; a run waits for those that it starts
-        from or learns from.
+      jobs: runs at a time, in processes of their own if more than one; a run waits for those that it starts from or
+        learns from.
+      patience: seconds without a heartbeat after which a worker on another machine counts as dead.
 
     Returns:
       The rows of `configs`, seed by seed.
 
     Raises:
       DivergenceError: a run diverged, and `may_diverge` does not say that it may.
+      ValueError: runs need each other in a circle.
     """
-    configs = sorted(configs, key=lambda config: config.seed)
-    rows = {row["run"]: row for row in read_rows(results) if "run" in row}
+    tasks = [_Task(config, workdir, train, may_diverge) for config in sorted(configs, key=lambda config: config.seed)]
+    shown = len(_done(tasks, results))
 
-    def done() -> list[Row]:
-        return [rows[run] for run in map(run_name, configs) if run in rows]
+    def show() -> None:
+        nonlocal shown
+        rows = _done(tasks, results)
+        if len(rows) > shown:
+            shown = len(rows)
+            on_row(rows)
 
-    tasks = _to_train([_Task(config, workdir, train, may_diverge) for config in configs], rows.keys())
-    for row in map(_run, tasks) if jobs == 1 else side_by_side(tasks, _run, _can_begin(tasks), jobs):
-        if row["run"] not in rows:
-            append_row(results, row)
-            rows[row["run"]] = row
-        on_row(done())
-    return done()
+    with Leases(workdir, patience) as leases, Workers(_run, jobs) as workers:
+        while missing := _to_train(tasks, _rows(results)):
+            _begin(missing, tasks, results, leases, workers)
+            for task, row in workers.take(min(POLL_SECONDS, patience / 4)):
+                if task.name not in _rows(results):
+                    append_row(results, row)
+                leases.release(task.name)
+                show()
+            # Other processes' rows, too.
+            show()
+    return _done(tasks, results)
 
 
 def digest(config: TrainConfig) -> str:
@@ -96,35 +114,65 @@ class _Task(NamedTuple):
     may_diverge: bool
 
     @property
+    def name(self) -> str:
+        return run_name(self.config)
+
+    @property
     def directory(self) -> Path:
-        return run_directory(self.config, self.workdir)
+        return self.workdir / self.name
 
     @property
     def needs(self) -> set[str]:
-        """Folders of the runs that it starts from or learns from."""
+        """Names of the runs that it starts from or learns from."""
         parts = self.config.start, self.config.distillation
         return {Path(part.run).name for part in parts if part is not None}
 
 
+def _rows(results: Path) -> dict[str, Row]:
+    """Returns the rows of a table by the name of their run."""
+    return {row["run"]: row for row in read_rows(results) if "run" in row}
+
+
+def _done(tasks: Sequence[_Task], results: Path) -> list[Row]:
+    rows = _rows(results)
+    return [rows[task.name] for task in tasks if task.name in rows]
+
+
+def _begin(
+    missing: Sequence[_Task], tasks: Sequence[_Task], results: Path, leases: Leases, workers: Workers[_Task, Row]
+) -> None:
+    """Begins as many missing tasks as there are free jobs, of those that need no other and that no one else does.
+
+    Raises:
+      ValueError: every missing task needs another one.
+    """
+    names = {task.name for task in missing}
+    ready = [task for task in missing if task.needs.isdisjoint(names)]
+    if not ready:
+        raise ValueError(f"runs {sorted(names)} start from or learn from each other in a circle")
+    running = {task.name for task in workers.running}
+    for task in ready:
+        if len(workers.running) == workers.jobs:
+            return
+        if task.name in running or not leases.acquire(task.name):
+            continue
+        # Another worker may have ended it between the reading of the table and the lease.
+        if task in _to_train(tasks, _rows(results)):
+            workers.submit(task)
+        else:
+            leases.release(task.name)
+
+
 def _to_train(tasks: Sequence[_Task], finished: Collection[str]) -> list[_Task]:
-    """Those that have no row, and those that they need of which the folder is gone or not finished."""
-    missing = [run_name(task.config) not in finished for task in tasks]
+    """Returns those that have no row, and those that they need whose folder is gone or not finished."""
+    missing = [task.name not in finished for task in tasks]
     needed: set[str] = set()
     # What a run needs comes before it.
     for i, task in reversed(list(enumerate(tasks))):
-        missing[i] |= task.directory.name in needed and not is_finished(task.config, task.directory)
+        missing[i] |= task.name in needed and not is_finished(task.config, task.directory)
         if missing[i]:
             needed |= task.needs
     return [task for task, absent in zip(tasks, missing, strict=True) if absent]
-
-
-def _can_begin(tasks: Sequence[_Task]) -> Callable[[_Task, set[int]], bool]:
-    """Whether a task needs none of the others that have not ended yet."""
-
-    def can_begin(task: _Task, ended: set[int]) -> bool:
-        return task.needs.isdisjoint(other.directory.name for i, other in enumerate(tasks) if i not in ended)
-
-    return can_begin
 
 
 def _run(task: _Task) -> Row:
@@ -144,7 +192,7 @@ def _run(task: _Task) -> Row:
     return {
         "name": config.name,
         "seed": config.seed,
-        "run": run_name(config),
+        "run": task.name,
         "digest": digest(config),
         "config": to_dict(config),
         "corpus": {"name": result.corpus_name, "digest": result.corpus_digest},

@@ -6,10 +6,12 @@ A small model gains little from a second core, so two runs on a core each end so
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 import jax
 
@@ -18,6 +20,7 @@ from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import train
 from moe_jax.training.result import RunResult
 
+Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 # Of this process: steps that runs share, and the line of the terminal that its progress bar takes.
@@ -26,55 +29,78 @@ _line = 0
 
 
 def train_here(config: TrainConfig, workdir: Path) -> RunResult:
-    """`train`, which compiles once in a process what its runs share."""
+    """Trains as `train` does; runs in one process that can share a compiled step compile it once."""
     return train(config, workdir, compiled=_compiled, line=_line)
 
 
 def default_jobs() -> int:
-    """One for each core, 4 at most; one on an accelerator, which a single run fills."""
+    """Returns a job for each core, 4 at most; one on an accelerator, which a single run fills."""
     return min(4, len(_usable_cores())) if jax.default_backend() == "cpu" else 1
 
 
 def _usable_cores() -> list[int]:
-    """Numbers of the cores that this process may use, increasing."""
+    """Returns the numbers of the cores that this process may use, increasing."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
-def side_by_side(
-    tasks: Sequence[Any],
-    work: Callable[[Any], Result],
-    ready: Callable[[Any, set[int]], bool],
-    jobs: int,
-) -> Iterator[Result]:
-    """What `work` gives for each of the tasks, as they end; they begin in their order, but for those that must wait.
+class Workers(Generic[Task, Result]):
+    """Processes that do tasks; a context, at whose end they have ended.
+
+    One job is done in this process, when it is submitted.
 
     Args:
-      tasks: what to do.
-      work: does a task, in another process, to which both are sent.
-      ready: whether a task can begin, by the numbers of the tasks that have ended.
-      jobs: how many at a time.
-
-    Raises:
-      ValueError: no task is left that can begin.
+      work: does a task; sent to another process with it if there are several jobs.
+      jobs: tasks at a time.
     """
-    cores, context = _usable_cores(), multiprocessing.get_context("spawn")
-    places = context.Queue()
-    for place in range(jobs):
-        places.put((place, cores[place::jobs] or cores))
-    waiting, ended, running = list(range(len(tasks))), set(), {}
-    with ProcessPoolExecutor(jobs, context, _settle, (places,)) as executor:
-        while waiting or running:
-            for number in [number for number in waiting if ready(tasks[number], ended)][: jobs - len(running)]:
-                waiting.remove(number)
-                running[executor.submit(work, tasks[number])] = number
-            if not running:
-                raise ValueError(f"tasks {waiting} wait for others that are not among them")
-            done: set[Future] = wait(running, return_when=FIRST_COMPLETED).done
-            for future in done:
-                ended.add(running.pop(future))
-                yield future.result()
+
+    def __init__(self, work: Callable[[Task], Result], jobs: int) -> None:
+        self.work = work
+        self.jobs = jobs
+        self._executor: ProcessPoolExecutor | None = None
+        self._running: dict[Future, Task] = {}
+
+    def __enter__(self) -> "Workers[Task, Result]":
+        if self.jobs > 1:
+            cores, context = _usable_cores(), multiprocessing.get_context("spawn")
+            places = context.Queue()
+            for place in range(self.jobs):
+                places.put((place, cores[place :: self.jobs] or cores))
+            self._executor = ProcessPoolExecutor(self.jobs, context, _settle, (places,))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._executor is not None:
+            self._executor.shutdown()
+
+    @property
+    def running(self) -> list[Task]:
+        """The tasks that were submitted and whose results were not yet taken."""
+        return list(self._running.values())
+
+    def submit(self, task: Task) -> None:
+        """Begins a task; no more than `jobs` may be running."""
+        if self._executor is not None:
+            self._running[self._executor.submit(self.work, task)] = task
+            return
+        future: Future = Future()
+        future.set_result(self.work(task))
+        self._running[future] = task
+
+    def take(self, seconds: float | None = None) -> list[tuple[Task, Result]]:
+        """Waits until a task ends, or for so many seconds; returns those that ended, with their results.
+
+        Raises:
+          Exception: what a task raised.
+        """
+        if not self._running:
+            time.sleep(seconds or 0)
+            return []
+        done = wait(self._running, seconds, FIRST_COMPLETED).done
+        return [(self._running.pop(future), future.result()) for future in done]
 
 
 def _settle(places: Any) -> None:
@@ -88,6 +114,6 @@ def _settle(places: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would go on in a folder in which the same command, given again, trains too."""
+    """Ends this worker with its parent; it would otherwise go on in a folder in which the next command trains too."""
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -13,10 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from moe_jax.configuration import require
-from moe_jax.experts.kernels.choice import choose_kernel
-from moe_jax.experts.parallel.strategy import choose_strategy
-from moe_jax.experts.run import choose_execution
+from moe_jax.configuration import errors_within, require
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.parameters import declare_parameters
 from moe_jax.runtime.mesh import AXES, BY_TOKEN
@@ -112,27 +109,14 @@ def whole_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]
 
 
 def describe_mesh(config: TrainConfig) -> str:
-    """One line: on what a run computes, and how its tokens reach their experts and experts are run.
+    """Describes in one line the devices of a run, how its experts are run, and how tokens reach them.
 
     Raises:
-      ConfigError: the platform lacks the strategy that is asked for.
+      ConfigError: experts cannot be run as the configuration asks.
     """
     sizes = ", ".join(f"{axis} {getattr(config.mesh, axis)}" for axis in AXES if getattr(config.mesh, axis) > 1)
     where = f"{config.name} on {config.mesh.size} {jax.default_backend()} device{'s' * (config.mesh.size > 1)}"
     where += f" ({sizes})" if sizes else ""
-    if not config.model.mixtures:
-        return where
-    moe = config.model.mixtures[0]
-    with jax.set_mesh(make_mesh(config.mesh)):
-        execution = choose_execution(moe.execution)
-    run = f"experts run by {_choice(moe.execution, execution)}"
-    if execution == "dropless":
-        run += f" with kernel {_choice(moe.kernel, choose_kernel(moe.kernel))}"
-    if not sizes:
-        return f"{where}; {run}"
-    strategy = choose_strategy(moe.parallel, execution, jax.default_backend(), config.mesh.expert, moe.rows_per_token)
-    return f"{where}; {run}, reached by {_choice(moe.parallel.strategy, strategy)}"
-
-
-def _choice(asked: str, chosen: str) -> str:
-    return f"{chosen!r} (chosen by 'auto')" if asked == "auto" else repr(chosen)
+    with jax.set_mesh(make_mesh(config.mesh)), errors_within("model.moe"):
+        plans = dict.fromkeys(str(moe.plan()) for moe in config.model.mixtures)
+    return "; ".join([where, *plans])

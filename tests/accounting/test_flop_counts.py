@@ -9,6 +9,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from moe_jax.accounting.flops import flops_per_token
+from moe_jax.experts.executions import EXECUTIONS
+from moe_jax.experts.plan import Plan
 from moe_jax.layers.attention import GroupedQuery
 from moe_jax.layers.moe import MoEConfig
 from moe_jax.layers.positions import T5Bias
@@ -153,3 +155,10 @@ def test_capacity_decides_what_is_executed():
     assert half.ffn == double.ffn == dense.ffn
     dropless = flops_per_token(with_moe(execution="dropless", capacity_factor=None), LENGTH)
     assert dropless.executed == dropless.forward
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_a_plan_decides_what_is_executed(execution):
+    named = flops_per_token(with_moe(execution=execution, group_size=64), LENGTH)
+    planned = flops_per_token(with_moe(group_size=64), LENGTH, plan=lambda moe: Plan(execution))
+    assert planned == named

@@ -10,7 +10,8 @@ import pytest
 from moe_jax.analysis.traces import trace_assignments
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.encoder_decoder import EncoderDecoder
-from moe_jax.models.parameters import init_router_state, stack_layers
+from moe_jax.models.parameters import init_router_state
+from moe_jax.models.paths import stack_layers
 from moe_jax.models.routing_metrics import routing_by_layer, routing_values
 from tests.models import small
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from moe_jax.claims.claims import judge, read_claim, read_claims
-from moe_jax.claims.rules import Difference
+from moe_jax.claims.comparison_rules import Difference
 from moe_jax.claims.verdicts import Outcome
 from moe_jax.configuration import ConfigError
 from moe_jax.results.rows import append_row
@@ -65,12 +65,19 @@ def test_a_claim_is_read_with_its_rule(tmp_path):
         (CLAIM.replace('place = "Figure 1"\n', "") + RULE, r"sixteen.toml: place is missing"),
         (CLAIM.replace('"Figure 1"', "1") + RULE, r"sixteen.toml: place is 1; accepted: str"),
         ('id = "x"\n' + CLAIM + RULE, r"sixteen.toml: id is 'x'; accepted: none"),
-        (CLAIM + 'rule = "difference"', r"sixteen.toml: rule is 'difference'; accepted: a table with `kind`"),
-        (CLAIM + RULE.replace("kind", "sort"), r"sixteen.toml: rule is .*accepted: a table with `kind`"),
-        (CLAIM + RULE.replace('"difference"', '"diference"'), r"rule.kind is 'diference'.*did you mean 'difference'"),
+        (CLAIM + 'rule = "difference"', r"sixteen.toml: rule.model is missing"),
+        (CLAIM + RULE.replace("kind", "sort"), r"sixteen.toml: rule is .*; accepted: a name or a mapping with kind: "),
+        (
+            CLAIM + RULE.replace('"difference"', '"diference"'),
+            r"sixteen.toml: rule is 'diference'.*did you mean 'difference'",
+        ),
         (CLAIM + RULE + "margin = 0.1", r"sixteen.toml: rule.margin is not a field; accepted: model, baseline"),
         (CLAIM + RULE.replace('baseline = "dense"', ""), r"sixteen.toml: rule.baseline is missing"),
         (CLAIM + RULE + 'claimed = "under"', r"rule.claimed is 'under'; accepted: 'below', 'above'"),
+        (
+            CLAIM + RULE.replace('"switch-16"', '"dense"'),
+            r"sixteen.toml: rule.baseline is 'dense'; accepted: models that",
+        ),
         (CLAIM + RULE + OPPOSED + "margin = 0.1", r"sixteen.toml: opposed.rule.margin is not a field"),
         (CLAIM + RULE + OPPOSED.replace("place", "plaice"), r"sixteen.toml: opposed.plaice is not a field"),
         (CLAIM + "rule = ", r"sixteen.toml: Invalid value"),

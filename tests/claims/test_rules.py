@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from moe_jax.claims.rules import Difference, Diverges, Equal, Monotone, Order, Pairs, ShareOfGain, SpeedUp, Spread
+from moe_jax.claims.comparison_rules import Difference, Equal, Order, Pairs
+from moe_jax.claims.gain_rules import Monotone, ShareOfGain, SpeedUp
+from moe_jax.claims.seed_rules import Diverges, Spread
 from moe_jax.claims.verdicts import Outcome
 from moe_jax.configuration import ConfigError
 from moe_jax.results.rows import final_loss
@@ -297,18 +299,18 @@ def test_the_interval_of_a_share_of_runs_is_exact():
 @pytest.mark.parametrize(
     ("rule", "values", "message"),
     [
-        (Difference, {"model": "a", "baseline": "a"}, "rule.baseline is 'a'; accepted: models that differ"),
-        (Equal, {"model": "a", "baseline": "b", "margin": 0.0}, "rule.margin is 0.0; accepted: a number above 0"),
-        (Pairs, {"pairs": (("a", "b", "c"),)}, "rule.pairs is .*; accepted: one or more pairs of two models"),
-        (Pairs, {"pairs": ()}, "rule.pairs"),
-        (Order, {"order": ("a",)}, "rule.order is .*; accepted: two models or more"),
-        (Order, {"order": ("a", "b", "a")}, "rule.order is 'a'"),
-        (Monotone, {"sizes": ("a", "b")}, "rule.sizes is .*; accepted: three models or more"),
-        (SpeedUp, {"model": "a", "baseline": "b", "threshold": 0.5}, "rule.threshold is 0.5; accepted: .* at least 1"),
-        (ShareOfGain, {"model": "a", "base": "b", "best": "c"}, "rule.low is None; accepted: a number, or rule.high"),
-        (ShareOfGain, {"model": "a", "base": "b", "best": "c", "low": 0.3, "high": 0.2}, "rule.high is 0.2"),
-        (Spread, {"model": "a", "baseline": "b", "threshold": 2.0}, "rule.threshold is 2.0"),
-        (Diverges, {"model": "a", "threshold": 1.0}, "rule.threshold is 1.0"),
+        (Difference, {"model": "a", "baseline": "a"}, "baseline is 'a'; accepted: models that differ"),
+        (Equal, {"model": "a", "baseline": "b", "margin": 0.0}, "margin is 0.0; accepted: a number above 0"),
+        (Pairs, {"pairs": (("a", "b", "c"),)}, "pairs is .*; accepted: one or more pairs of two models"),
+        (Pairs, {"pairs": ()}, "pairs"),
+        (Order, {"order": ("a",)}, "order is .*; accepted: two models or more"),
+        (Order, {"order": ("a", "b", "a")}, "order is 'a'"),
+        (Monotone, {"sizes": ("a", "b")}, "sizes is .*; accepted: three models or more"),
+        (SpeedUp, {"model": "a", "baseline": "b", "threshold": 0.5}, "threshold is 0.5; accepted: .* at least 1"),
+        (ShareOfGain, {"model": "a", "base": "b", "best": "c"}, "low is None; accepted: a number, or high"),
+        (ShareOfGain, {"model": "a", "base": "b", "best": "c", "low": 0.3, "high": 0.2}, "high is 0.2"),
+        (Spread, {"model": "a", "baseline": "b", "threshold": 2.0}, "threshold is 2.0"),
+        (Diverges, {"model": "a", "threshold": 1.0}, "threshold is 1.0"),
     ],
 )
 def test_rules_that_cannot_decide_are_refused(rule, values, message):

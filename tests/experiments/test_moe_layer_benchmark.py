@@ -1,5 +1,6 @@
 """The benchmark of a layer times only what is right, and says what it cannot time."""
 
+import dataclasses
 import json
 
 import jax
@@ -18,7 +19,7 @@ from experiments.benchmarks.layer_ways import (
 )
 from experiments.benchmarks.moe_layer import main
 from experiments.benchmarks.shapes import SHAPES
-from moe_jax.experts.padded import padded
+from moe_jax.experts.padded import PADDED, padded
 
 TINY = SHAPES["tiny"]
 QUICK = ["--shapes", "tiny", "--workloads", "hot", "--repeats", "2", "--ways", "padded-1.25", "one_hot", "hf-eager"]
@@ -30,7 +31,7 @@ def small_products(monkeypatch):
 
 
 def replace_padded(monkeypatch, run):
-    monkeypatch.setitem(layer_ways.EXECUTIONS, "padded", run)
+    monkeypatch.setitem(layer_ways.EXECUTIONS, "padded", dataclasses.replace(PADDED, run=run))
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [("tiny", "float32"), ("tiny-switch", "float32"), ("tiny", "bfloat16")])

@@ -1,4 +1,4 @@
-"""What one expert computes, against torch's activations and autograd."""
+"""The networks of experts, against torch's activations and autograd."""
 
 import jax
 import jax.numpy as jnp

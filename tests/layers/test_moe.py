@@ -13,9 +13,9 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 )
 
 from moe_jax.configuration import ConfigError
+from moe_jax.experts.executions import EXECUTIONS
 from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.oracle import oracle
-from moe_jax.experts.run import EXECUTIONS
 from moe_jax.layers.mode import Mode
 from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.routing.gshard import gshard

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from moe_jax.claims.claims import Claim, Judged, Opposed
-from moe_jax.claims.rules import Difference
+from moe_jax.claims.comparison_rules import Difference
 from moe_jax.claims.verdicts import Outcome, Verdict
 from moe_jax.reports.claims import claims_report, summary_line
 

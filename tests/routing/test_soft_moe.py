@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_jax.configuration import ConfigError
-from moe_jax.experts.run import EXECUTIONS
+from moe_jax.experts.executions import EXECUTIONS
 from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.routing.router import Tokens
 from moe_jax.routing.statistics import METRICS, values

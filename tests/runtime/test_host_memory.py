@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, as its page faults show."""
+"""Freed memory stays with the process; its page faults show it."""
 
 import os
 import platform
@@ -31,7 +31,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(argument: str) -> int:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", PROGRAM, argument]
     return int(subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout)
 

@@ -1,12 +1,14 @@
 """What tests send to other processes."""
 
-import functools
 import os
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from moe_jax.study.workers import side_by_side
+from moe_jax.results.rows import append_row
+from moe_jax.study import leases
+from moe_jax.study.sweep import run_sweep
+from moe_jax.study.workers import Workers
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.result import DivergenceError, RunResult
 
@@ -21,22 +23,54 @@ class Place(NamedTuple):
     ended: float
 
 
-def meet(task: int, folder: Path, processes: int) -> Place:
+class Meeting(NamedTuple):
+    """A task that ends when so many processes have begun one."""
+
+    task: int
+    folder: Path
+    processes: int
+
+
+def meet(meeting: Meeting) -> Place:
     """Waits until so many processes have begun a task."""
     began = time.time()
-    (folder / str(os.getpid())).touch()
-    while len(list(folder.iterdir())) < processes:
+    (meeting.folder / str(os.getpid())).touch()
+    while len(list(meeting.folder.iterdir())) < meeting.processes:
         time.sleep(0.01)
-    return Place(task, os.getpid(), frozenset(os.sched_getaffinity(0)), began, time.time())
+    return Place(meeting.task, os.getpid(), frozenset(os.sched_getaffinity(0)), began, time.time())
 
 
 def hold(folder: Path) -> None:
     """Has two workers wait for one another and for a third that never comes."""
-    list(side_by_side(range(2), functools.partial(meet, folder=folder, processes=3), lambda task, ended: True, 2))
+    with Workers(meet, 2) as workers:
+        for task in range(2):
+            workers.submit(Meeting(task, folder, 3))
+        workers.take()
 
 
 def fail(task: int) -> None:
     raise ArithmeticError(f"task {task}")
+
+
+def append_many(path: Path, worker: int, rows: int) -> None:
+    """Appends rows that are longer than what one write call moves at once."""
+    for number in range(rows):
+        append_row(path, {"worker": worker, "number": number, "text": "x" * 100_000})
+
+
+def sweep_with(configs: list[TrainConfig], folder: Path, host: str, patience: float = 120.0) -> None:
+    """Runs a sweep as a machine of this name does; a run called `hangs` never ends there, and others take a while."""
+    leases.socket.gethostname = lambda: host
+
+    def train(config: TrainConfig, workdir: Path) -> RunResult:
+        with (folder / "began.txt").open("a") as log:
+            log.write(f"{config.name} {host}\n")
+        while config.name == "hangs":
+            time.sleep(0.05)
+        time.sleep(0.2)
+        return fake_train(config, workdir)
+
+    run_sweep(configs, folder / "results.jsonl", folder / "runs", train, patience=patience)
 
 
 def fake_train(config: TrainConfig, workdir: Path) -> RunResult:

@@ -1,8 +1,8 @@
 """Runs side by side: all of them once, none before those that it needs, each in its place."""
 
 import dataclasses
-import functools
 import multiprocessing
+import os
 import shutil
 import time
 from pathlib import Path
@@ -11,31 +11,53 @@ import pytest
 
 from moe_jax.results.rows import read_rows
 from moe_jax.study.sweep import run_directory, run_sweep
-from moe_jax.study.workers import default_jobs, side_by_side
+from moe_jax.study.workers import Workers, default_jobs
 from moe_jax.training.config import DistillationConfig, StartConfig
-from tests.study.side_tasks import fail, fake_train, hold, meet
+from tests.study.side_tasks import Meeting, fail, fake_train, hold, meet
 from tests.training.tiny_runs import tiny_config
 
 
-def test_every_task_is_done_once_when_it_can_and_workers_share_no_core(tmp_path):
-    """The first waits for the last, and those between them do not wait for it."""
-    work = functools.partial(meet, folder=tmp_path, processes=2)
-    places = {place.task: place for place in side_by_side(range(6), work, lambda task, ended: task or 5 in ended, 2)}
-    assert sorted(places) == list(range(6))
-    assert places[0].began >= places[5].ended
-    assert places[1].began < places[5].began
-    first, second = {place.process: place.cores for place in places.values()}.values()
-    assert first.isdisjoint(second)
+def test_workers_do_several_tasks_at_once_and_share_no_core(tmp_path):
+    with Workers(meet, 2) as workers:
+        for task in range(2):
+            workers.submit(Meeting(task, tmp_path, 2))
+        assert len(workers.running) == 2
+        places = []
+        while workers.running:
+            places += [place for _, place in workers.take()]
+    first, second = sorted(places)
+    assert (first.task, second.task) == (0, 1)
+    assert first.process != second.process
+    assert first.cores.isdisjoint(second.cores)
 
 
-def test_what_can_never_begin_is_refused():
-    with pytest.raises(ValueError, match=r"tasks \[0, 1\] wait for others that are not among them"):
-        list(side_by_side(range(2), fail, lambda task, ended: False, 2))
+def test_one_job_is_done_here():
+    with Workers(lambda task: (task, os.getpid()), 1) as workers:
+        workers.submit("alone")
+        assert workers.take() == [("alone", ("alone", os.getpid()))]
+        assert workers.take(0.01) == []
 
 
-def test_a_task_that_fails_ends_all():
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_task_that_fails_is_an_error(jobs):
+    def do() -> None:
+        with Workers(fail, jobs) as workers:
+            workers.submit(0)
+            workers.take()
+
     with pytest.raises(ArithmeticError, match="task 0"):
-        list(side_by_side(range(50), fail, lambda task, ended: True, 1))
+        do()
+
+
+def test_runs_that_need_each_other_are_refused(tmp_path, configs):
+    teacher = configs[0]
+    first = dataclasses.replace(teacher, name="first", start=StartConfig(beside(teacher)))
+    # Names and not digests: one that knew the other's digest could not be made.
+    circle = dataclasses.replace(first, start=StartConfig("../self"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moe_jax.study.sweep.run_name", lambda config: "self")
+        with pytest.raises(ValueError, match=r"runs \['self'\] start from or learn from each other in a circle"):
+            run_sweep([circle], tmp_path / "results.jsonl", tmp_path / "runs", fake_train)
 
 
 def test_workers_end_with_their_parent(tmp_path):

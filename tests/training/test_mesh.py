@@ -123,7 +123,7 @@ def compiled_step(config, mesh):
     whole = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
     step = jax.jit(
         make_train_step(config, optimizer, lambda _: jnp.float32(0.1)),
-        out_shardings=(state_shardings(state, mesh), whole),
+        out_shardings=(state_shardings(state, config.model, mesh), whole),
     )
     with jax.set_mesh(mesh):
         return state, step.lower(state, process_batch(batch_of(config, 0), mesh)).compile()

@@ -9,7 +9,7 @@ import pytest
 
 from moe_jax.configuration import ConfigError
 from moe_jax.experts.parallel.balance import device_load
-from moe_jax.models.parameters import unstack_layers
+from moe_jax.models.paths import unstack_layers
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import train
 from moe_jax.training.mesh import process_batch, state_shardings
@@ -73,7 +73,7 @@ def test_moved_experts_compute_what_they_did(case, mesh_name):
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = place_state(config, optimizer, mesh)
     whole = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    shardings = state_shardings(state, mesh)
+    shardings = state_shardings(state, config.model, mesh)
     step = jax.jit(
         make_train_step(config, optimizer, make_schedule(config.optimizer, config.steps)),
         out_shardings=(shardings, whole),
@@ -154,7 +154,7 @@ def test_a_placement_needs_no_gathering_of_tokens(mesh_name):
         step = make_train_step(config, optimizer, make_schedule(config.optimizer, config.steps))
         whole = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
         with jax.set_mesh(mesh):
-            program = jax.jit(step, out_shardings=(state_shardings(state, mesh), whole))
+            program = jax.jit(step, out_shardings=(state_shardings(state, config.model, mesh), whole))
             text = program.lower(state, process_batch(random_batch(0, 8), mesh)).compile().as_text()
         counts.append([text.count(f" {op}(") for op in ("all-gather", "all-to-all", "all-reduce")])
     assert counts[0] == counts[1]

@@ -10,7 +10,7 @@ import pytest
 
 from moe_jax.layers.norms import RMSNorm
 from moe_jax.models.decoder import Decoder
-from moe_jax.models.parameters import unstack_layers
+from moe_jax.models.paths import unstack_layers
 from moe_jax.models.routing_metrics import auxiliary_loss, routing_by_layer, routing_metrics
 from moe_jax.routing.router import RNG, RouterModule
 from moe_jax.routing.statistics import METRICS
@@ -186,7 +186,7 @@ def test_scanned_layers_report_what_unrolled_ones_do():
 def test_scanned_layers_are_told_apart_by_repeat_and_block():
     sets = SPARSE | {"model.num_layers": 6, "model.moe_layers": (1, 2, 4, 5), "model.scan_layers": True}
     blocks = {f"block_{i}": {"moe": {"router": {"load": jnp.array([[i], [3 + i]])}}} for i in (1, 2)}
-    by_layer = routing_by_layer({"layers": blocks}, tiny_config(sets=sets).model)
+    by_layer = routing_by_layer({"segment_0": blocks}, tiny_config(sets=sets).model)
     assert {name: layer["load"].tolist() for name, layer in by_layer.items()} == {
         f"layer_{i}": [i] for i in (1, 2, 4, 5)
     }

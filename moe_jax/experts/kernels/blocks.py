@@ -1,4 +1,4 @@
-"""Grouped products for any platform: blocks of rows, one after the other, each with one expert's matrix.
+"""Grouped products for any platform: a loop over blocks of rows, each with one expert's matrix.
 
 A rows sorted by expert, E experts, M and N widths, R rows of a block.
 """
@@ -9,14 +9,14 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.experts.kernels.kernel import of_sorted_rows
 
-# Enough for a product to be worth starting, few enough for the last block of an expert not to waste much.
+# Large enough that a product is worth starting, small enough that the last block of an expert wastes little.
 BLOCK = 128
 
 
 def _product(
     x: Float[Array, "A M"], w: Float[Array, "E _ _"], sizes: Int[Array, " E"], transposed: bool
 ) -> Float[Array, "A N"]:
-    """Blocks that end within a group overwrite rows of the next, which that group's own blocks then put right."""
+    """Multiplies block by block; a block that reaches into the next expert's rows is overwritten by that expert's."""
     expert, first = _blocks(sizes, x.shape[0])
     padded = jnp.pad(x, ((0, BLOCK), (0, 0)))
 
@@ -30,7 +30,7 @@ def _product(
 
 
 def _outer(x: Float[Array, "A M"], y: Float[Array, "A N"], sizes: Int[Array, " E"]) -> Float[Array, "E M N"]:
-    """Adds up one expert's gradient at a time, where it lies."""
+    """Adds the outer product of each block to the sum of its expert, in place."""
     expert, first = _blocks(sizes, x.shape[0])
     ends = jnp.cumsum(sizes)
     x, y = (jnp.pad(rows, ((0, BLOCK), (0, 0))) for rows in (x, y))
@@ -47,7 +47,7 @@ def _outer(x: Float[Array, "A M"], y: Float[Array, "A N"], sizes: Int[Array, " E
 
 
 def _blocks(sizes: Int[Array, " E"], rows: int) -> tuple[Int[Array, " _"], Int[Array, " _"]]:
-    """Expert and first row of each block, for as many blocks as there can be."""
+    """Lists the expert and the first row of each block, for the largest number of blocks that `rows` can need."""
     experts = sizes.shape[0]
     most = max(1, min(rows, experts) + rows // BLOCK)
     counts = -(-sizes // BLOCK)
@@ -58,6 +58,7 @@ def _blocks(sizes: Int[Array, " E"], rows: int) -> tuple[Int[Array, " _"], Int[A
 
 
 def _count(sizes: Int[Array, " E"]) -> Int[Array, ""]:
+    """Counts the blocks."""
     return (-(-sizes // BLOCK)).sum()
 
 

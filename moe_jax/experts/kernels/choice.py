@@ -1,8 +1,8 @@
-"""Which kernel computes grouped products: as asked, or the fastest that a platform has."""
+"""The kernels by name, and which of them each platform has."""
 
 from typing import Literal
 
-from moe_jax.configuration import ConfigError
+from moe_jax.configuration import ConfigError, alternatives
 from moe_jax.experts.kernels.blocks import BLOCKS
 from moe_jax.experts.kernels.kernel import Kernel
 from moe_jax.experts.kernels.megablox import MEGABLOX
@@ -22,41 +22,45 @@ KERNELS: dict[str, Kernel] = {
     "ragged_dot": RAGGED_DOT,
 }
 
-# What those need that not every platform has.
+# The kernels that not every platform has, and what each needs.
 NEEDS = {
-    "native": "it is built when moe_jax is installed, for CPUs",
-    "megablox": "it is for TPUs",
-    "tokamax": "it is in the extra gpu, for GPUs",
+    "native": "a CPU, and a C++ library that installing moe_jax builds",
+    "megablox": "a TPU",
+    "tokamax": "a GPU, and the library tokamax of the extra gpu",
 }
 
 
 def available(platform: str) -> tuple[str, ...]:
-    """Names of the kernels that run on `platform` (`cpu`, `gpu`, `tpu`), the one that `auto` takes first."""
+    """Names the kernels that run on `platform` (`cpu`, `gpu`, `tpu`); `auto` takes the first."""
     if platform == "cpu":
         return ("native", "blocks", "ragged_dot") if is_installed() else ("blocks", "ragged_dot")
     if platform == "tpu":
         return "megablox", "ragged_dot", "blocks"
-    # tokamax has been compiled for GPUs, but not timed on one: it runs where it is asked for.
+    # tokamax was compiled for GPUs, but never timed on one, so `auto` does not take it.
     return ("ragged_dot", "tokamax", "blocks") if has_tokamax() else ("ragged_dot", "blocks")
 
 
 def is_as_fast_as_dense(platform: str) -> bool:
-    """Whether grouped products cost there what one product over all rows does, as measured."""
+    """Returns whether grouped products were measured on `platform` to cost no more than one product over all rows."""
     return available(platform)[0] == "native"
 
 
-def choose_kernel(choice: KernelChoice) -> str:
-    """The name of the kernel that runs.
+def choose_kernel(kernel: KernelChoice, platform: str | None = None) -> str:
+    """Returns the name of the kernel that runs: `kernel`, or for `auto` the fastest.
+
+    Args:
+      kernel: a name in KERNELS, or `auto`.
+      platform: `cpu`, `gpu` or `tpu`; None takes the platform that will run the program being traced.
 
     Raises:
-      ConfigError: the platform lacks what is asked for.
+      ConfigError: the platform does not have the kernel.
     """
-    platform = current_platform()
+    platform = current_platform() if platform is None else platform
     names = available(platform)
-    if choice == "auto":
+    if kernel == "auto":
         return names[0]
-    if choice not in names:
-        why = f"; {NEEDS[choice]}" if choice in NEEDS else ""
-        accepted = f"on platform {platform!r} auto, {', '.join(names)}{why}"
-        raise ConfigError(f"kernel is {choice!r}; accepted: {accepted}")
-    return choice
+    if kernel not in names:
+        needs = f" (it needs {NEEDS[kernel]})" if kernel in NEEDS else ""
+        use = alternatives(("auto", *names))
+        raise ConfigError(f"kernel is {kernel!r}, which platform {platform!r} does not have{needs}; use {use}")
+    return kernel

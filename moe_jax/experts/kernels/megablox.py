@@ -1,7 +1,7 @@
-"""Grouped products for TPUs, by the scheme of the megablox kernels that come with JAX.
+"""Grouped products for TPUs, by the algorithm of the megablox kernels that come with JAX.
 
-Those cannot be called within `shard_map`: they do not say over which of its axes their results vary. What is computed
-here is in `megablox_pallas.py`, imported when it is first needed, because Pallas takes a quarter of a second.
+JAX's own cannot be called within `shard_map`: they do not declare over which of its axes their results vary. Ours are
+in `megablox_pallas.py`, imported when it is first needed, because importing Pallas takes a quarter of a second.
 
 A rows sorted by expert, E experts, M and N widths.
 """

@@ -1,4 +1,4 @@
-"""Grouped products by XLA's own operation, `jax.lax.ragged_dot`.
+"""Grouped products by an operation of XLA, `jax.lax.ragged_dot`.
 
 A rows sorted by expert, E experts, M and N widths.
 """

@@ -1,1 +1,1 @@
-"""Experts on several devices: one file for each strategy of bringing tokens to the devices of their experts."""
+"""Experts on several devices: one file for each strategy that brings tokens to the devices of their experts."""

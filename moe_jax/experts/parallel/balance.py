@@ -1,4 +1,7 @@
-"""Which expert lies on which device: a placement that evens out what devices have to run. E experts."""
+"""Placement of experts on devices that evens out the devices' loads.
+
+E experts, P devices on the expert axis.
+"""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -9,15 +12,18 @@ from moe_jax.configuration import require
 def balanced_placement(
     load: Float[np.ndarray, " E"], devices: int, now: Int[np.ndarray, " E"]
 ) -> Int[np.ndarray, " E"]:
-    """A placement with an even load: the heaviest expert first, each to the emptiest device with room.
+    """Places experts so that devices have even loads: heaviest expert first, each on the lightest device with room.
 
-    Each device has E / devices places, one after another. Of the ways to name the devices one with few moves is taken,
-    and an expert that stays on its device keeps its place. Where the fullest device would not have less, nothing moves.
+    Each device has E / P consecutive places. Devices are numbered so that few experts move, and an expert that stays on
+    its device keeps its place. Nothing moves unless the heaviest device gets less.
 
     Args:
-      load: of each expert, in any unit.
-      devices: that share the experts.
-      now: the place of each expert, a permutation.
+      load: load of each expert, in any unit.
+      devices: P.
+      now: present place of each expert, a permutation.
+
+    Returns:
+      The new place of each expert.
 
     Raises:
       ConfigError: `devices` does not divide the experts.
@@ -46,12 +52,12 @@ def balanced_placement(
 def device_load(
     load: Float[np.ndarray, " E"], devices: int, placement: Int[np.ndarray, " E"]
 ) -> Float[np.ndarray, " P"]:
-    """The load of each of `devices` P devices."""
+    """Sums the load of the experts on each of P = `devices` devices."""
     return np.bincount(placement // (len(load) // devices), weights=load, minlength=devices)
 
 
 def _named(part: np.ndarray, device: np.ndarray, devices: int) -> np.ndarray:
-    """A device for each part, greedily the one on which most of its experts are."""
+    """Numbers the parts: greedily, each becomes the device that has most of its experts now."""
     shared = np.zeros((devices, devices), int)
     np.add.at(shared, (part, device), 1)
     names = np.zeros(devices, int)

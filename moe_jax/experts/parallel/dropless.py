@@ -1,29 +1,30 @@
-"""Nothing dropped: bounded buffers between devices, and buffers for the worst case when those overflow.
+"""Strategy `dropless`: nothing is dropped; bounded buffers between devices, and longer ones when those overflow.
 
-G groups of one device, S tokens of a group, P devices on the expert axis, L experts of one, R rows of a buffer, D model
-width, O width of results (D, but of linear experts).
+G groups of one device, S tokens of a group, P devices on the expert axis, L experts of one device, R rows of a buffer,
+D model width, O output width (D; F for linear experts).
 """
 
 import functools
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from moe_jax.experts.dropless import dropless as run_rows
-from moe_jax.experts.dropless import sorted_places
-from moe_jax.experts.ffn import FFNKind, Weights
-from moe_jax.experts.kernels.choice import KernelChoice
+from moe_jax.experts.dispatch import combine_rows, dispatch_rows
+from moe_jax.experts.dropless import sorted_rows
+from moe_jax.experts.execution import Run
+from moe_jax.experts.ffn import FFNKind, FFNParams
 from moe_jax.experts.parallel.exchange import Exchange
 from moe_jax.experts.parallel.indices import (
     bounded_rows,
-    buffer_places,
+    buffer_rows,
     experts_of_runs,
     local_rows,
     most_rows_to_one_device,
     rows_by_device,
 )
-from moe_jax.experts.placement import combine_rows, dispatch_rows
+from moe_jax.experts.parallel.strategy import Metrics, Strategy
 from moe_jax.routing.assignment import Assignment
 from moe_jax.runtime.mesh import TOKEN_AXES
 
@@ -31,56 +32,51 @@ from moe_jax.runtime.mesh import TOKEN_AXES
 def dropless(
     x: Float[Array, "G S D"],
     assignment: Assignment,
-    weights: Weights,
+    params: FFNParams,
     kind: FFNKind,
     exchange: Exchange,
-    slack: float,
-    kernel: KernelChoice,
-) -> Float[Array, "G S O"]:
+    run: Run,
+) -> tuple[Float[Array, "G S O"], Metrics]:
     """Runs every kept assignment.
 
-    Args:
-      x, assignment, weights, kind, exchange: as of all strategies.
-      slack: rows that a device has room for from another, relative to an even load; where any has more for any, all
-        take buffers that hold whatever may come.
-      kernel: of grouped products; see `choose_kernel`.
+    Buffers hold `exchange.slack` times an even load. In a step in which any device has more rows than that for any
+    other, all devices take buffers for the worst case, and the metric `buffers_overflowed` is 1.
     """
-    short = bounded_rows(assignment, exchange.devices, slack)
-    longest = most_rows_to_one_device(assignment, exchange.devices)
+    devices = exchange.devices
+    short, longest = bounded_rows(assignment, devices, exchange.slack), most_rows_to_one_device(assignment, devices)
 
     def through(rows: int, *values: Any) -> Float[Array, "G S O"]:
-        return _through_buffers(*values, kind, exchange, rows, kernel)
+        return _through_buffers(*values, kind, exchange, run, rows)
 
     if short == longest:
-        return through(longest, x, assignment, weights)
-    too_many = overflows(assignment, exchange.devices, slack)
+        return through(longest, x, assignment, params), {"buffers_overflowed": jnp.float32(0.0)}
+    _, sizes = sorted_rows(assignment)
+    overflowed = jax.lax.pmax(rows_by_device(sizes, devices).max(), TOKEN_AXES) > short
     branches = functools.partial(through, longest), functools.partial(through, short)
-    return jax.lax.cond(too_many, *branches, x, assignment, weights)
-
-
-def overflows(assignment: Assignment, devices: int, slack: float) -> Bool[Array, ""]:
-    """Whether any device has more rows for another than the bounded buffers hold; the same on all devices."""
-    _, sizes = sorted_places(assignment)
-    most = rows_by_device(sizes, devices).max()
-    return jax.lax.pmax(most, TOKEN_AXES) > bounded_rows(assignment, devices, slack)
+    y = jax.lax.cond(overflowed, *branches, x, assignment, params)
+    return y, {"buffers_overflowed": overflowed.astype(jnp.float32)}
 
 
 def _through_buffers(
     x: Float[Array, "G S D"],
     assignment: Assignment,
-    weights: Weights,
+    params: FFNParams,
     kind: FFNKind,
     exchange: Exchange,
+    run: Run,
     rows: int,
-    kernel: KernelChoice,
 ) -> Float[Array, "G S O"]:
+    """Runs the kept assignments by buffers of R = `rows` rows from each device to each other."""
     devices = exchange.devices
-    place, sizes = buffer_places(assignment, devices, rows)
-    sent = dispatch_rows(x, assignment, place, devices * rows)
+    row, sizes = buffer_rows(assignment, devices, rows)
+    sent = dispatch_rows(x, assignment, row, devices * rows)
     received = exchange.swap(sent.reshape(devices, rows, -1))
     counts = exchange.swap_numbers(sizes.reshape(devices, -1))
     expert, present = jax.vmap(lambda sizes: experts_of_runs(sizes, counts.shape[1], rows))(counts)
     there = local_rows(expert.reshape(-1), present.reshape(-1), counts.shape[1])
-    outputs = run_rows(received.reshape(1, devices * rows, -1), there, weights, kind, kernel)
+    outputs = run(received.reshape(1, devices * rows, -1), there, params, kind)
     returned = exchange.swap(outputs.reshape(devices, rows, -1))
-    return combine_rows(returned.reshape(len(sent), -1), assignment, place)
+    return combine_rows(returned.reshape(len(sent), -1), assignment, row)
+
+
+DROPLESS = Strategy(dropless, "dropless", preferred_on=("cpu", "gpu", "tpu"))

@@ -1,4 +1,7 @@
-"""Rows between the devices of the expert axis, in the type that the wire has."""
+"""Exchange of rows between the devices of the expert axis.
+
+P devices on the expert axis, N and M rows, D model width.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,38 +19,40 @@ Wire = Literal["bfloat16", "float32"]
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """What a strategy knows of the devices.
+    """The collectives of a strategy, and the settings of what travels.
 
     Attributes:
-      devices: P, those on the expert axis.
-      wire: the type in which rows travel; None leaves them as they are.
+      devices: P.
+      wire: type in which rows travel; None leaves them in theirs.
+      slack: rows that bounded buffers hold, relative to an even load.
     """
 
     devices: int
     wire: Wire | None = None
+    slack: float = 1.5
 
     def swap(self, rows: Float[Array, "P *shape"]) -> Float[Array, "P *shape"]:
-        """Gives device p what every device has for it at index p, by the device it comes from."""
+        """Sends rows[p] to device p; returns, at index p, the rows from device p."""
         return self._sent(rows, lambda sent: jax.lax.all_to_all(sent, AXIS, 0, 0, tiled=True))
 
     def swap_numbers(self, numbers: Shaped[Array, "P *shape"]) -> Shaped[Array, "P *shape"]:
-        """`swap` of what is counted, exactly as it is."""
+        """Does as `swap`, without changing the type: for counts."""
         return jax.lax.all_to_all(numbers, AXIS, 0, 0, tiled=True)
 
     def collect(self, rows: Float[Array, "N *shape"]) -> Float[Array, "M *shape"]:
-        """The rows of all devices, in their order."""
+        """Returns the rows of all devices, in order of device."""
         return self._sent(rows, lambda sent: jax.lax.all_gather(sent, AXIS, tiled=True))
 
     def collect_numbers(self, numbers: Shaped[Array, "N *shape"]) -> Shaped[Array, "M *shape"]:
-        """`collect` of what is decided, exactly as it is."""
+        """Does as `collect`, without changing the type: for assignments and counts."""
         return jax.lax.all_gather(numbers, AXIS, tiled=True)
 
     def sum_and_share(self, rows: Float[Array, "M *shape"]) -> Float[Array, "N *shape"]:
-        """Sums rows over devices and gives each device its own: the way back from `collect`."""
+        """Sums rows over devices and gives each device its part: the way back from `collect`."""
         return self._sent(rows, lambda sent: jax.lax.psum_scatter(sent, AXIS, tiled=True))
 
     def move(self, rows: Float[Array, "N D"], into: Float[Array, "M D"], transfer: Transfer) -> Float[Array, "M D"]:
-        """`into`, with the runs of rows written to it that devices have for each other."""
+        """Sends runs of rows as `transfer` says; returns `into` with the received runs written to it."""
         wire = self._wire(rows)
         moved = jax.lax.ragged_all_to_all(rows.astype(wire), into.astype(wire), *transfer, axis_name=AXIS)
         return moved.astype(rows.dtype)

@@ -1,7 +1,7 @@
-"""Where rows go when devices exchange them: index arithmetic, without communication.
+"""Index arithmetic of exchanges between devices, without communication.
 
-G groups of one device, A assignments of a group, E experts of all devices, L experts of one, P devices on the expert
-axis (E = P * L), R rows that a device may send to another.
+G groups of one device, A assignments of a group, E experts of all devices, L experts of one device, P devices on the
+expert axis (E = P * L), R rows that a device may send to another.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from moe_jax.experts.dropless import sorted_places
+from moe_jax.experts.dropless import sorted_rows
 from moe_jax.native.sorting import NOWHERE
 from moe_jax.routing.assignment import Assignment
 
@@ -19,10 +19,10 @@ class Transfer(NamedTuple):
     """Runs of rows between one device and each of the others, as `jax.lax.ragged_all_to_all` takes them.
 
     Attributes:
-      starts: where the run for each device starts here.
-      sent: how long it is.
-      starts_there: where it is to start with its receiver.
-      received: how long the run is that each device has for this one.
+      starts: first row, on this device, of the run for each device.
+      sent: rows of the run for each device.
+      starts_there: first row, on its receiver, of the run for each device.
+      received: rows of the run from each device.
     """
 
     starts: Int[Array, " P"]
@@ -32,46 +32,51 @@ class Transfer(NamedTuple):
 
 
 def most_rows_to_one_device(assignment: Assignment, devices: int) -> int:
-    """The largest number of rows that one device can have for another: R of buffers that nothing overflows."""
+    """Computes the most rows that one device can have for another: R of buffers that never overflow."""
     seats = assignment.num_experts // devices * assignment.capacity
     return assignment.num_groups * min(assignment.token.shape[1], seats)
 
 
 def bounded_rows(assignment: Assignment, devices: int, slack: float) -> int:
-    """R with room for `slack` times an even load, at most what can come."""
+    """Computes the R that has room for `slack` times an even load; no more than can come."""
     even = assignment.num_groups * assignment.token.shape[1] / devices
     return min(max(1, math.ceil(slack * even)), most_rows_to_one_device(assignment, devices))
 
 
 def rows_by_device(sizes: Int[Array, " E"], devices: int) -> Int[Array, " P"]:
-    """How many rows go to each device, from how many go to each expert."""
+    """Counts the rows that go to each device, from the rows that go to each expert."""
     return sizes.reshape(devices, -1).sum(axis=1)
 
 
 def starts(sizes: Int[Array, " N"]) -> Int[Array, " N"]:
-    """Where each of consecutive runs of `sizes` starts."""
+    """Computes the start of each of consecutive runs of `sizes`."""
     return jnp.cumsum(sizes) - sizes
 
 
-def buffer_places(assignment: Assignment, devices: int, rows: int) -> tuple[Int[Array, "G A"], Int[Array, " E"]]:
-    """Row of each kept assignment in buffers [P, R] of rows sorted by expert, and how many rows each expert has.
+def buffer_rows(assignment: Assignment, devices: int, rows: int) -> tuple[Int[Array, "G A"], Int[Array, " E"]]:
+    """Sorts the kept assignments by expert into buffers [P, R], one for each device.
 
-    NOWHERE for what is not kept, and for what a buffer of R = `rows` has no room for.
+    Returns:
+      The row of each assignment among the P * R, NOWHERE if it is not kept or its buffer of R = `rows` has no room; and
+      the number of kept assignments of each expert.
     """
-    place, sizes = sorted_places(assignment)
+    row, sizes = sorted_rows(assignment)
     device = assignment.expert // (assignment.num_experts // devices)
-    within = place - starts(rows_by_device(sizes, devices))[device]
-    fits = (place != NOWHERE) & (within < rows)
+    within = row - starts(rows_by_device(sizes, devices))[device]
+    fits = (row != NOWHERE) & (within < rows)
     return jnp.where(fits, device * rows + within, NOWHERE), sizes
 
 
 def experts_of_runs(sizes: Int[Array, " N"], num_experts: int, rows: int) -> tuple[Int[Array, " R"], Bool[Array, " R"]]:
-    """Local expert of each of R = `rows` rows, and whether it is a row at all.
+    """Finds the expert of each of R = `rows` rows that have arrived in consecutive runs.
 
     Args:
-      sizes: of consecutive runs of rows, one for each of L = `num_experts` experts, again and again.
+      sizes: rows of each run. Runs are of experts 0 to L - 1, then again of experts 0 to L - 1, and so on.
       num_experts: L.
       rows: R.
+
+    Returns:
+      The local number of each row's expert, and whether there is such a row.
     """
     run = jnp.arange(sizes.shape[0], dtype=jnp.int32)
     expert = jnp.repeat(run % num_experts, sizes, total_repeat_length=rows)
@@ -79,14 +84,17 @@ def experts_of_runs(sizes: Int[Array, " N"], num_experts: int, rows: int) -> tup
 
 
 def transfers(rows: Int[Array, "P P"], device: Int[Array, ""]) -> tuple[Transfer, Transfer]:
-    """What `device` sends and receives so that rows in order of device arrive in order of device, and the way back.
+    """Plans the exchange in which rows, sorted by receiver, arrive sorted by sender.
 
     Args:
-      rows: how many each device (first axis) has for each.
-      device: this one.
+      rows: number of rows that each device (first axis) has for each other.
+      device: the device that asks.
+
+    Returns:
+      The transfer of `device`, and its transfer on the way back.
     """
     sent, received = rows[device], rows[:, device]
-    # Where my rows start at each receiver, and where each sender's rows for me start with it.
+    # The start of my rows on each receiver, and of each sender's rows for me on the sender.
     at_receivers = jnp.cumsum(rows, axis=0) - rows
     at_senders = jnp.cumsum(rows, axis=1) - rows
     there = Transfer(starts(sent), sent, at_receivers[device], received)
@@ -95,7 +103,7 @@ def transfers(rows: Int[Array, "P P"], device: Int[Array, ""]) -> tuple[Transfer
 
 
 def local_rows(expert: Int[Array, " M"], present: Bool[Array, " M"], num_experts: int) -> Assignment:
-    """Rows already on the device of their experts, as tokens of one group with a choice of weight 1."""
+    """Assigns rows that are on the device of their experts: tokens of one group, each with one choice of weight 1."""
     count = expert.shape[0]
     return Assignment(
         token=jnp.arange(count, dtype=jnp.int32)[None],
@@ -111,7 +119,7 @@ def local_rows(expert: Int[Array, " M"], present: Bool[Array, " M"], num_experts
 
 
 def local_part(assignment: Assignment, device: Int[Array, ""], devices: int) -> Assignment:
-    """The assignments to the experts of one device, under those experts' local numbers."""
+    """Selects the assignments to the experts of one device, and renumbers these experts from 0."""
     count = assignment.num_experts // devices
     expert = assignment.expert - device * count
     mine = (expert >= 0) & (expert < count)

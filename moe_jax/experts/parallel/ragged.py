@@ -1,40 +1,35 @@
-"""Nothing dropped and nothing padded: devices exchange exactly the rows there are, on platforms that can.
+"""Strategy `ragged`: nothing is dropped or padded; devices exchange exactly the rows there are, on platforms that can.
 
-G groups of one device, S tokens of a group, P devices on the expert axis, L experts of one, D model width,
-O width of results (D, but of linear experts).
+G groups of one device, S tokens of a group, P devices on the expert axis, L experts of one device, D model width, O
+output width (D; F for linear experts).
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.experts.dropless import dropless as run_rows
-from moe_jax.experts.dropless import sorted_places
-from moe_jax.experts.ffn import FFNKind, Weights
-from moe_jax.experts.kernels.choice import KernelChoice
+from moe_jax.experts.dispatch import combine_rows, dispatch_rows
+from moe_jax.experts.dropless import sorted_rows
+from moe_jax.experts.execution import Run
+from moe_jax.experts.ffn import FFNKind, FFNParams
 from moe_jax.experts.parallel.exchange import AXIS, Exchange
-from moe_jax.experts.parallel.indices import (
-    experts_of_runs,
-    local_rows,
-    most_rows_to_one_device,
-    transfers,
-)
-from moe_jax.experts.placement import combine_rows, dispatch_rows
+from moe_jax.experts.parallel.indices import experts_of_runs, local_rows, most_rows_to_one_device, transfers
+from moe_jax.experts.parallel.strategy import Metrics, Strategy
 from moe_jax.routing.assignment import Assignment
 
 
 def ragged(
     x: Float[Array, "G S D"],
     assignment: Assignment,
-    weights: Weights,
+    params: FFNParams,
     kind: FFNKind,
     exchange: Exchange,
-    kernel: KernelChoice,
-) -> Float[Array, "G S O"]:
-    """Runs every kept assignment; what arrives has room for the worst case, what travels is what is there."""
+    run: Run,
+) -> tuple[Float[Array, "G S O"], Metrics]:
+    """Runs every kept assignment; receivers have room for the worst case, but only the rows there are travel."""
     devices = exchange.devices
-    place, sizes = sorted_places(assignment)
-    sent = dispatch_rows(x, assignment, place, place.size)
+    row, sizes = sorted_rows(assignment)
+    sent = dispatch_rows(x, assignment, row, row.size)
     # [from, to, local expert]: every device knows how much any sends to any other.
     counts = exchange.collect_numbers(sizes.reshape(1, devices, -1))
     by_pair = counts.sum(axis=2)
@@ -43,6 +38,10 @@ def ragged(
     most = devices * most_rows_to_one_device(assignment, devices)
     received = exchange.move(sent, jnp.zeros_like(sent, shape=(most, sent.shape[1])), there)
     expert, present = experts_of_runs(counts[:, me].reshape(-1), counts.shape[2], most)
-    outputs = run_rows(received[None], local_rows(expert, present, counts.shape[2]), weights, kind, kernel)[0]
+    outputs = run(received[None], local_rows(expert, present, counts.shape[2]), params, kind)[0]
     returned = exchange.move(outputs, jnp.zeros_like(outputs, shape=(len(sent), outputs.shape[1])), back)
-    return combine_rows(returned, assignment, place)
+    return combine_rows(returned, assignment, row), {}
+
+
+# It was compiled for GPUs, but never timed on several, so `auto` takes it on TPUs alone.
+RAGGED = Strategy(ragged, "dropless", platforms=("gpu", "tpu"), preferred_on=("tpu",))

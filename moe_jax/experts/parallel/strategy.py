@@ -1,70 +1,42 @@
-"""Which strategy brings tokens to the devices of their experts: as configured, or the best for platform and shape."""
+"""The interface of a strategy: a way of bringing tokens to the devices of their experts, and results back.
+
+G groups of one device, S tokens of a group, D model width, O output width (D; F for linear experts).
+"""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
 
-from moe_jax.configuration import require
-from moe_jax.experts.parallel.exchange import Wire
+from jaxtyping import Array, Float
 
-Strategy = Literal["all_to_all", "dropless", "gather", "ragged"]
-Choice = Literal["auto", "all_to_all", "dropless", "gather", "ragged"]
+from moe_jax.experts.execution import Run
+from moe_jax.experts.ffn import FFNKind, FFNParams
+from moe_jax.experts.parallel.exchange import Exchange
+from moe_jax.routing.assignment import Assignment
 
-# The way of running experts that a strategy is made of; `gather` takes any.
-RUNS_AS: dict[str, str] = {"all_to_all": "padded", "dropless": "dropless", "ragged": "dropless"}
+Metrics = dict[str, Float[Array, ""]]
+"""The numbers that a strategy counts, by name; the same on all devices."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ParallelConfig:
-    """How tokens reach experts on other devices; without a mesh that has several on its expert axis nothing changes.
+class Strategy:
+    """A way of bringing tokens to the devices of their experts.
 
     Attributes:
-      strategy: `all_to_all`, `gather`, `dropless` or `ragged`; `auto` takes the best for platform and shape among
-        those that run experts by `model.moe.execution`.
-      wire: type in which tokens and results travel; None takes the model's.
-      slack: for `dropless`, how many rows a device has room for from each other one, relative to an even load.
-      rebalance_every: steps of training between changes of which device has which expert; None never changes it.
+      run: (x, assignment, params, kind, exchange, run) -> (y, metrics), called on each device within `shard_map`. It
+        gets the device's own tokens x [G, S, D] and their assignment to the experts of all devices, the parameters of
+        its own experts, and the execution that runs experts on one device; it returns the tokens' results [G, S, O].
+      execution: name of the execution that it is made of; None takes any.
+      platforms: platforms that can run it.
+      preferred_on: platforms on which `auto` takes it, if it fits the execution and the shape.
     """
 
-    strategy: Choice = "auto"
-    wire: Wire | None = None
-    slack: float = 1.5
-    rebalance_every: int | None = None
+    run: Callable[
+        [Float[Array, "G S D"], Assignment, FFNParams, FFNKind, Exchange, Run], tuple[Float[Array, "G S O"], Metrics]
+    ]
+    execution: str | None
+    platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
+    preferred_on: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        require(self.slack >= 1, "slack", self.slack, "a number of at least 1")
-        every, accepted = self.rebalance_every, "an integer of at least 1, or None"
-        require(every is None or every >= 1, "rebalance_every", every, accepted)
-
-
-def choose_strategy(
-    config: ParallelConfig, execution: str, platform: str, devices: int, rows_per_token: float
-) -> Strategy:
-    """The strategy that runs.
-
-    Args:
-      config: what is asked for.
-      execution: how experts are to be run, a name in EXECUTIONS.
-      platform: `cpu`, `gpu`, `tpu`, as jax calls it.
-      devices: on the expert axis.
-      rows_per_token: how often a token is sent, on average: capacity_factor * k, or k where nothing is dropped.
-
-    Raises:
-      ConfigError: the platform lacks what is asked for, or it runs experts in another way than `execution`.
-    """
-    strategy = config.strategy
-    if strategy == "auto":
-        fitting = [
-            name for name, run in RUNS_AS.items() if run == execution and not (name == "ragged" and platform != "tpu")
-        ]
-        # Every token to every device costs P - 1 rows each way, its choices rows_per_token * (1 - 1 / P).
-        return fitting[-1] if fitting and devices > max(1.0, rows_per_token) else "gather"
-    runs = RUNS_AS.get(strategy, execution)
-    accepted = f"auto, gather or another that runs experts as execution={execution!r} says; {runs!r} goes with this"
-    require(runs == execution, "strategy", strategy, accepted)
-    require(
-        strategy != "ragged" or platform != "cpu",
-        "strategy",
-        strategy,
-        f"dropless, all_to_all or gather on platform {platform!r}, which cannot exchange ragged arrays",
-    )
-    return strategy
+    def fits(self, execution: str, platform: str) -> bool:
+        """Returns whether it can run experts by `execution` on `platform`."""
+        return self.execution in (None, execution) and platform in self.platforms

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 
+from moe_jax.experts.apply import apply_experts
 from moe_jax.experts.ffn import FFN_KINDS
-from moe_jax.experts.parallel.run import apply_on_mesh, weight_spec
-from moe_jax.experts.parallel.strategy import ParallelConfig
+from moe_jax.experts.parallel.on_mesh import param_spec
+from moe_jax.experts.parallel.strategies import ParallelConfig
+from moe_jax.experts.plan import plan_here
 from moe_jax.routing.assignment import assign_choices
-from moe_jax.runtime.mesh import AXES, BY_TOKEN, current_mesh
+from moe_jax.runtime.mesh import AXES, BY_TOKEN
 from tests.topology import HAS_TPUS, tpu_devices
 
 # G, S, K, E, D, F: widths that fill the registers of a TPU.
@@ -38,13 +40,11 @@ def compiled(mesh, strategy, execution, *, gradient):
     """The program for TPU, of the output or of a loss with all its gradients."""
     groups, tokens, choices, experts, model_dim, expert_dim = SHAPE
 
-    def output(x, weight, weights, expert):
+    def output(x, weight, params, expert):
         requested = jnp.ones(expert.shape, bool)
         assignment = assign_choices(expert, weight, requested, experts, tokens)
-        config = ParallelConfig(strategy)
-        return apply_on_mesh(x, assignment, weights, KIND, execution, "output", current_mesh(), config, float(choices))[
-            0
-        ]
+        plan = plan_here(execution, parallel=ParallelConfig(strategy))
+        return apply_experts(plan, x, assignment, params, KIND)[0]
 
     def loss(*arguments):
         return (output(*arguments) ** 2).sum()
@@ -52,11 +52,11 @@ def compiled(mesh, strategy, execution, *, gradient):
     def abstract(spec, *shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    weights = KIND.shapes(model_dim, expert_dim)
+    shapes = KIND.shapes(model_dim, expert_dim)
     arguments = (
         abstract(BY_TOKEN, groups, tokens, model_dim),
         abstract(BY_TOKEN, groups, tokens, choices),
-        {name: abstract(weight_spec(name), experts, *shape) for name, shape in weights.items()},
+        {name: abstract(param_spec(name), experts, *shape) for name, shape in shapes.items()},
         abstract(BY_TOKEN, groups, tokens, choices, dtype=jnp.int32),
     )
     function = jax.value_and_grad(loss, argnums=(0, 1, 2)) if gradient else output

@@ -1,13 +1,13 @@
-"""Every router's decisions in every way of running experts, in float32 and in bfloat16, against the reference."""
+"""Every router's decisions in every execution, in float32 and in bfloat16, against the reference."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.experts.run import EXECUTIONS
+from moe_jax.experts.executions import EXECUTIONS
 from tests.comparison import assert_close, assert_each_close
-from tests.experts.test_against_oracle import FAST, execute
+from tests.experts.problems import FAST, execute
 from tests.routing import routers
 from tests.routing.routers import ASSIGNING, D, E, G, S, build, route
 
@@ -15,11 +15,11 @@ F = 6
 
 
 def problem(dtype):
-    """Expert weights and the output's cotangent."""
+    """Expert parameters and the output's cotangent."""
     rng = np.random.default_rng(3)
     shapes = {"gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
-    weights = {name: jnp.asarray(rng.normal(size=shape) * shape[1] ** -0.5, dtype) for name, shape in shapes.items()}
-    return weights, jnp.asarray(rng.normal(size=(G, S, D)), dtype)
+    params = {name: jnp.asarray(rng.normal(size=shape) * shape[1] ** -0.5, dtype) for name, shape in shapes.items()}
+    return params, jnp.asarray(rng.normal(size=(G, S, D)), dtype)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 3e-2)])
@@ -28,13 +28,13 @@ def test_decisions_are_carried_out_as_by_the_oracle(name, dtype, tolerance):
     """As in training, with a capacity where the router takes one: output, and each gradient, per expert."""
     tokens = routers.tokens(dtype=dtype)
     assignment, _ = route(build(name, training=True), tokens)
-    weights, cotangent = problem(dtype)
-    exact = [jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) for tree in (tokens.x, weights, cotangent)]
+    params, cotangent = problem(dtype)
+    exact = [jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) for tree in (tokens.x, params, cotangent)]
     expected = execute("oracle", "swiglu", exact[0], assignment, *exact[1:])
     assert assignment.weight.dtype == jnp.float32
     assert jnp.abs(expected[0]).max() > 0.1
     for execution in FAST:
-        actual = execute(execution, "swiglu", tokens.x, assignment, weights, cotangent)
+        actual = execute(execution, "swiglu", tokens.x, assignment, params, cotangent)
         assert actual[0].dtype == dtype
         for one, other, what in zip(actual[:3], expected[:3], ("output", "input", "weight"), strict=True):
             assert_close(one, other, tolerance, f"{execution}: {what}")

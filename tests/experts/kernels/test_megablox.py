@@ -60,10 +60,10 @@ if HAS_TPUS:
         groups, tokens, choices, experts, model_dim, expert_dim = 4, 64, 2, 8, 128, 256
         kind = FFN_KINDS["swiglu"]
 
-        def loss(x, weight, weights, expert):
+        def loss(x, weight, params, expert):
             requested = jnp.ones(expert.shape, bool)
             assignment = assign_choices(expert, weight, requested, experts, tokens)
-            return (dropless(x, assignment, weights, kind, "megablox").astype(jnp.float32) ** 2).sum()
+            return (dropless(x, assignment, params, kind, "megablox").astype(jnp.float32) ** 2).sum()
 
         arguments = (
             jax.ShapeDtypeStruct((groups, tokens, model_dim), dtype),
