@@ -14,7 +14,7 @@ import numpy as np
 from moe_jax.experts.executions import EXECUTIONS
 from moe_jax.experts.ffn import FFN_KINDS, LINEAR
 from tests.comparison import assert_close, assert_each_close
-from tests.routing.decisions import decide
+from tests.routing.routers import decide
 
 KINDS = FFN_KINDS | {"linear": LINEAR}
 FAST = sorted(set(EXECUTIONS) - {"oracle"})

@@ -11,7 +11,7 @@ from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.plan import plan_here
 from tests.comparison import assert_close, assert_trees_close
 from tests.experts.problems import LARGE, draw
-from tests.routing.decisions import decide
+from tests.routing.routers import decide
 
 KIND = FFN_KINDS["swiglu"]
 

@@ -11,7 +11,7 @@ from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.oracle import oracle
 from tests.comparison import assert_close
 from tests.experts.problems import FAST, KINDS, LARGE, SMALL, assert_equal_oracle, draw, execute
-from tests.routing.decisions import DECISIONS, decide
+from tests.routing.routers import DECISIONS, decide
 
 SIZES = [(3, "groups"), (9, "tokens"), (6, "model dim"), (6, "expert dim")]
 # Shape, capacity factor, network of an expert.

@@ -8,8 +8,8 @@ import pytest
 from moe_jax.experts.executions import EXECUTIONS
 from tests.comparison import assert_close, assert_each_close
 from tests.experts.problems import FAST, execute
-from tests.routing import every
-from tests.routing.every import ASSIGNING, D, E, G, S, build, route
+from tests.routing import routers
+from tests.routing.routers import ASSIGNING, D, E, G, S, build, route
 
 F = 6
 
@@ -26,7 +26,7 @@ def problem(dtype):
 @pytest.mark.parametrize("name", ASSIGNING)
 def test_decisions_are_carried_out_as_by_the_oracle(name, dtype, tolerance):
     """As in training, with a capacity where the router takes one: output, and each gradient, per expert."""
-    tokens = every.tokens(dtype=dtype)
+    tokens = routers.tokens(dtype=dtype)
     assignment, _ = route(build(name, training=True), tokens)
     params, cotangent = problem(dtype)
     exact = [jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) for tree in (tokens.x, params, cotangent)]

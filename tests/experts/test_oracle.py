@@ -7,7 +7,7 @@ from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.experts.oracle import oracle
 from tests.comparison import assert_close
 from tests.experts.problems import LARGE, draw
-from tests.routing.decisions import decide
+from tests.routing.routers import decide
 
 
 def test_oracle_is_the_definition():

@@ -17,7 +17,7 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from moe_jax.routing.router import Tokens
 from tests.comparison import assert_close
-from tests.routing.every import make
+from tests.routing.routers import make
 
 G, S, E = 2, 12, 4
 

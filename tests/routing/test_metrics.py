@@ -11,7 +11,7 @@ from moe_jax.routing.metrics import probability_metrics
 from moe_jax.routing.statistics import values
 from tests.comparison import assert_close
 from tests.routing import references
-from tests.routing.decisions import DECISIONS, decide
+from tests.routing.routers import DECISIONS, decide
 
 G, S, E = 2, 8, 4
 

@@ -13,7 +13,7 @@ from moe_jax.routing.statistics import METRICS, values
 from moe_jax.runtime.parameters import count
 from tests.comparison import assert_close, assert_trees_close
 from tests.routing import references
-from tests.routing.every import make
+from tests.routing.routers import make
 
 G, S, D, F, E = 2, 12, 5, 7, 4
 VALID = np.arange(S)[None] < np.asarray([[S], [9]])

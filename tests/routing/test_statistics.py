@@ -7,8 +7,8 @@ import pytest
 
 from moe_jax.routing.statistics import METRICS, Statistic, mean_where, values
 from tests.comparison import assert_close
-from tests.routing import every
-from tests.routing.every import ASSIGNING, build, variables
+from tests.routing import routers
+from tests.routing.routers import ASSIGNING, build, variables
 
 # Of several parts the mean of theirs: a quantile does not add up.
 DOES_NOT_ADD_UP = {"quantile_bias"}
@@ -19,7 +19,7 @@ DOES_NOT_ADD_UP = {"quantile_bias"}
 def test_the_parts_of_a_batch_add_up_to_it(name):
     """Each loss and metric of four groups, from those of one and of three, as in evaluation, where nothing is drawn."""
     router = build(name)
-    whole, state = every.tokens(groups=4, share_valid=0.6), variables(build(name))
+    whole, state = routers.tokens(groups=4, share_valid=0.6), variables(build(name))
 
     def sown(tokens):
         rngs = {"routing": jax.random.key(0)}

@@ -20,7 +20,7 @@ from moe_jax.training.state import place_state
 from moe_jax.training.step import make_train_step
 from tests.comparison import assert_close, assert_each_close
 from tests.meshes import MESHES, make_mesh
-from tests.routing.every import K
+from tests.routing.routers import K
 from tests.training.tiny_runs import PAIRED, S, V, random_batch, random_pairs, tiny_config
 
 ROWS, STEPS = 32, 5

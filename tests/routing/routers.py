@@ -1,6 +1,7 @@
-"""Every router with options that show what it does, for tests that hold whatever the router."""
+"""Every router with its settings: the one list for tests that hold whatever the router, and how they run it."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,13 @@ import numpy as np
 
 from moe_jax.configuration import KIND
 from moe_jax.routing import KINDS, ROUTERS, Assignment, Setting
+from moe_jax.routing.capacity import capacity_per_expert
+from moe_jax.routing.expert_choice import expert_choice
+from moe_jax.routing.gshard import gshard
 from moe_jax.routing.router import FLOAT32, STATE, Tokens
-from moe_jax.routing.statistics import METRICS
+from moe_jax.routing.statistics import METRICS, values
+from moe_jax.routing.switch import switch
+from moe_jax.routing.uniform_random import uniform_random
 
 G, S, D, E = 2, 12, 5, 4
 
@@ -19,7 +25,7 @@ ASSIGNING = [name for name, router in ROUTERS.items() if router.decision is Assi
 # Experts per token of each router.
 K = dict.fromkeys(ROUTERS, 2) | dict.fromkeys(("switch", "base", "hash", "soft_moe"), 1) | {"dense_mixture": E}
 
-# Every option of every router, away from its default: (router, options, whether its effect is on training alone).
+# Every option of every router, away from its default.
 OPTIONS = [
     ("switch", {"exploration": "sample"}),
     ("switch", {"exploration": "jitter"}),
@@ -67,6 +73,23 @@ OPTIONS = [
 ]
 
 
+RNG = jax.random.key(7)
+
+# Decisions as functions of logits: name -> (experts per token, None for any; function of logits, valid, capacity, k).
+DECISIONS: dict[str, tuple[int | None, Callable[..., Assignment]]] = {
+    "switch": (1, lambda logits, valid, capacity, k: switch(logits, valid, capacity)),
+    "gshard_all": (2, lambda logits, valid, capacity, k: gshard(logits, valid, capacity, "all")),
+    "gshard_none": (2, lambda logits, valid, capacity, k: gshard(logits, valid, capacity, "none")),
+    "gshard_threshold": (2, lambda logits, valid, capacity, k: gshard(logits, valid, capacity, "threshold", 0.3)),
+    "gshard_random": (2, lambda logits, valid, capacity, k: gshard(logits, valid, capacity, "random", 0.5, RNG)),
+    "expert_choice": (None, lambda logits, valid, capacity, k: expert_choice(logits, valid, capacity)),
+    "uniform_random": (
+        None,
+        lambda logits, valid, capacity, k: uniform_random(valid, capacity, logits.shape[-1], k, RNG),
+    ),
+}
+
+
 def tokens(seed=0, share_valid=0.8, groups=G, length=S, dtype=jnp.float32):
     """Tokens with ids and positions, some of them padding."""
     rng = np.random.default_rng(seed)
@@ -112,18 +135,35 @@ def variables(router, seed=0):
     return drawn
 
 
-def route(router, tokens, values=None, seed=1):
-    """The assignment, and what was sown."""
-    assignment, sown = compiled(router)(variables(router) if values is None else values, tokens, seed)
+def route(module, tokens, given=None, seed=1):
+    """The assignment and the metrics, with the variables `given`; compiled."""
+    assignment, sown = compiled(module)(variables(module) if given is None else given, tokens, seed)
+    return assignment, values(sown[METRICS])
+
+
+def apply(module, tokens, params=None, state=None, seed=0):
+    """The assignment and the metrics, operation by operation, so that what is drawn can be replaced."""
+    given = {"params": params or {}} | ({STATE: state} if state else {})
+    assignment, sown = module.apply(given, tokens, rngs={"routing": jax.random.key(seed)}, mutable=[METRICS])
     return assignment, values(sown[METRICS])
 
 
 @functools.cache
-def compiled(router):
+def compiled(module):
     """One router's decisions, compiled for each shape of tokens."""
 
     @jax.jit
-    def run(values, tokens, seed):
-        return router.apply(values, tokens, rngs={"routing": jax.random.key(seed)}, mutable=[METRICS])
+    def run(given, tokens, seed):
+        return module.apply(given, tokens, rngs={"routing": jax.random.key(seed)}, mutable=[METRICS])
 
     return run
+
+
+def decide(
+    name: str, logits: jax.Array, token_valid: jax.Array, capacity_factor: float | None, k: int | None = None
+) -> Assignment:
+    """The decision of the router `name`; k is the router's own where it allows only one."""
+    only, decision = DECISIONS[name]
+    k = only or k or 1
+    capacity = capacity_per_expert(capacity_factor, logits.shape[1], k, logits.shape[2])
+    return decision(logits, token_valid, capacity, k)
