@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from moe_jax.configuration import ConfigError
+from moe_jax.configuration import ConfigError, to_dict
 from moe_jax.models.decoder import Decoder
 from moe_jax.results.rows import final_loss
 from moe_jax.study.sweep import run_directory, run_sweep
@@ -45,7 +45,7 @@ def test_all_parameters_of_another_run(trained, tmp_path):
     """The first validation loss of the one is the last of the other; scanned layers take those of plain ones."""
     config, folder = trained
     for scanned in (False, True):
-        values = dataclasses.asdict(config) | {"seed": 7, "start": {"run": str(folder / "teacher")}}
+        values = to_dict(config) | {"seed": 7, "start": {"run": str(folder / "teacher")}}
         start = type(config).from_dict(values | {"model": values["model"] | {"scan_layers": scanned}})
         curve = train(start, tmp_path / f"tuned-{scanned}", progress=False).curve
         last = [line for line in lines_of(folder / "teacher" / "metrics.jsonl") if line["split"] == "validation"][-1]
@@ -54,10 +54,10 @@ def test_all_parameters_of_another_run(trained, tmp_path):
 
 def test_a_dense_student_takes_what_is_outside_mixtures(trained, tmp_path):
     config, folder = trained
-    values = dataclasses.asdict(config) | {
+    values = to_dict(config) | {
         "start": {"run": "teacher", "parts": "outside_mixtures"},
         "optimizer": {"learning_rate": 1e-12, "warmup_steps": 4},
-        "model": dataclasses.asdict(config.model) | {"moe_layers": (), "moe": None},
+        "model": to_dict(config.model) | {"moe_layers": (), "moe": None},
     }
     student = type(config).from_dict(values)
     train(student, folder / "student", progress=False)
@@ -94,7 +94,7 @@ def test_a_dense_student_takes_what_is_outside_mixtures(trained, tmp_path):
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(trained, changes, message):
     config, folder = trained
-    values = dataclasses.asdict(config)
+    values = to_dict(config)
     values |= {k: values[k] | v if k in ("model", "data") else v for k, v in changes.items()}
     with pytest.raises(ConfigError, match=message):
         train(type(config).from_dict(values), folder / "refused", progress=False)
@@ -106,9 +106,9 @@ def test_one_step_is_that_of_a_mean_of_both_cross_entropies(trained):
     config, folder = trained
     teacher = load_run(folder / "teacher")
     share = 0.4
-    values = dataclasses.asdict(config) | {
+    values = to_dict(config) | {
         "distillation": {"run": "teacher", "share": share},
-        "model": dataclasses.asdict(config.model) | {"moe_layers": (), "moe": None},
+        "model": to_dict(config.model) | {"moe_layers": (), "moe": None},
     }
     student = type(config).from_dict(values)
     optimizer, schedule = optax.sgd(1.0), make_schedule(student.optimizer, student.steps)
@@ -140,7 +140,7 @@ def test_a_sweep_trains_the_teacher_before_its_students(trained, tmp_path):
     """Beside one another, with one compilation for students of one kind."""
     config, _ = trained
     teacher = dataclasses.replace(config, name="teacher")
-    values = dataclasses.asdict(config) | {
+    values = to_dict(config) | {
         "name": "student",
         "distillation": {"run": run_directory(teacher, tmp_path).name},
     }
@@ -169,11 +169,11 @@ def test_a_model_is_tuned_to_answer(tmp_path):
     train(pretrained, tmp_path / "pretrained", progress=False)
     pairs = [{"inputs": f"{word}{i}", "targets": f"{i % 3}"} for word in "abcdefghijkl" for i in range(6)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    values = dataclasses.asdict(pretrained) | {
+    values = to_dict(pretrained) | {
         "steps": 120,
         "eval_every": 60,
         "start": {"run": "pretrained"},
-        "data": dataclasses.asdict(pretrained.data)
+        "data": to_dict(pretrained.data)
         | {"task": "text_to_text", "corpus": f"json_lines:{tmp_path}/pairs.jsonl", "batch_size": 2}
         | {"validation_fraction": 0.3},
     }
