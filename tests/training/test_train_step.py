@@ -148,8 +148,10 @@ def test_the_total_adds_each_loss_of_the_routers_with_its_coefficient():
     ],
 )
 def test_each_coefficient_weighs_its_loss_and_no_other(sets, expected):
-    metrics = {"balance_loss": jnp.float32(3.0), "z_loss": jnp.float32(7.0)}
-    assert float(auxiliary_loss(metrics, tiny_config(sets=sets).model)) == pytest.approx(expected)
+    config = tiny_config(sets=sets).model
+    router = {"balance_loss": jnp.float32(3.0), "z_loss": jnp.float32(7.0)}
+    routing = {f"layer_{i}": {"moe": {"router": router}} for i in config.moe_layers}
+    assert float(auxiliary_loss(routing, config)) == pytest.approx(expected)
 
 
 def test_the_coefficients_reach_the_gradient():
@@ -204,7 +206,9 @@ def test_in_bfloat16_parameters_optimizer_and_router_stay_float32():
             {"params": params},
             *arrays,
             rngs={RNG: jax.random.key(0)},
-            capture_intermediates=lambda module, _: isinstance(module, RouterModule | RMSNorm),
+            capture_intermediates=lambda module, method: (
+                isinstance(module, RouterModule | RMSNorm) and method == "__call__"
+            ),
             mutable=["intermediates", METRICS],
         ),
         state.params,
