@@ -11,7 +11,7 @@ from configs.laptop import compare_routers as laptop
 
 
 def get_config(model: str = "switch") -> ConfigDict:
-    """The laptop's comparison in a model of 12 layers of width 512, on the larger corpus."""
+    """Returns the laptop's comparison in a model of 12 layers of width 512, on the larger corpus."""
     config = laptop.get_config(model)
     config.steps = 5000
     config.eval_every = 250

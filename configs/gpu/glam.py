@@ -16,7 +16,7 @@ SIZES = {"tiny": 320, "small": 512, "medium": 640}
 
 
 def get_config(model: str = "glam-small-16") -> ConfigDict:
-    """The laptop's comparison with 22, 55 and 84 million active parameters, up to 634 million in all."""
+    """Returns the laptop's comparison with 22, 55 and 84 million active parameters, up to 634 million in all."""
     config = laptop.get_config(model)
     size, experts = laptop.MODELS[model]
     config.steps = 10_000

@@ -28,7 +28,7 @@ STUDIES = laptop.make_studies(SHAPE)
 
 
 def get_config(model: str = "experts/dense") -> ConfigDict:
-    """The laptop's studies with T5-Small's shape and 48 million active parameters, on the larger corpus."""
+    """Returns the laptop's studies with T5-Small's shape and 48 million active parameters, on the larger corpus."""
     study, _, name = model.partition("/")
     config = laptop.dense(SHAPE, name)
     config.eval_every = 250

@@ -11,7 +11,7 @@ from configs.laptop import switch_vs_dense as laptop
 
 
 def get_config(model: str = "switch-16") -> ConfigDict:
-    """The laptop's comparison with 46 million active parameters, up to 839 million in all, on the larger corpus."""
+    """Returns the laptop's comparison with 46 million active and up to 839 million parameters, on the larger corpus."""
     config = laptop.get_config(model)
     config.steps = 10_000
     config.eval_every = 250

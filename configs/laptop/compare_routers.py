@@ -115,7 +115,7 @@ def get_config(model: str = "switch") -> ConfigDict:
 
 
 def get_quick_config(model: str = "switch") -> ConfigDict:
-    """The same for a few steps, for a look at how things work; its losses mean nothing."""
+    """Returns a model for a few steps, to see how things work; its losses mean nothing."""
     config = get_config(model)
     config.steps, config.eval_every, config.checkpoint_every = 20, 10, 20
     config.eval_batches = 2
@@ -124,7 +124,7 @@ def get_quick_config(model: str = "switch") -> ConfigDict:
 
 
 def _mixture(variant: str, ffn_dim: int, tokens: int) -> dict[str, Any]:
-    """Of a variant, in groups of `tokens`: k experts cost what the dense layer of width `ffn_dim` does."""
+    """Returns a variant's mixture in groups of `tokens`: k experts cost as much as a dense layer of width `ffn_dim`."""
     own = VARIANTS[variant]
     k = own.get("k", 2)
     fields = {

@@ -91,7 +91,7 @@ def get_config(model: str = "glam-small-16") -> ConfigDict:
 
 
 def get_quick_config(model: str = "glam-small-16") -> ConfigDict:
-    """The same, much shorter, for a look at how things work; its losses mean little."""
+    """Returns a much shorter run, to see how things work; its losses mean little."""
     config = get_config(model)
     config.steps, config.eval_every, config.checkpoint_every = 120, 20, 120
     config.eval_batches = 4

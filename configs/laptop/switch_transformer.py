@@ -33,7 +33,7 @@ EXPERTS = 16
 
 
 class Shape(NamedTuple):
-    """What the models of all studies have in common.
+    """The sizes that the models of all studies share.
 
     Attributes:
       model_dim: D.
@@ -62,45 +62,45 @@ class Shape(NamedTuple):
     name_length: int
 
     def switch(self, experts: int = EXPERTS, factor: float = 1.25, routers: int = 1, **fields: Any) -> Fields:
-        """One expert for each token, as wide as `routers` of its layer leave of a dense network's FLOPs."""
+        """Sets one expert per token, narrower than the dense network by the FLOPs of `routers` routers."""
         moe = {"num_experts": experts, "router": "switch", "capacity_factor": factor, "eval_capacity_factor": 2.0}
         moe |= {"expert_dim": self.ffn_dim - routers * experts // 2}
         return self.sparse(moe | fields)
 
     def top_2(self, factor: float, width: float = 2.0) -> Fields:
-        """Two experts for each token, together `width` times as wide as Switch's; `factor` counts the seats of both."""
+        """Sets two experts per token, together `width` times as wide as Switch's; `factor` counts the seats of both."""
         moe = {"num_experts": EXPERTS, "router": "gshard", "k": 2, "capacity_factor": factor / 2}
         width *= self.ffn_dim - EXPERTS // 2
         return self.sparse(moe | {"eval_capacity_factor": 1.0, "expert_dim": round(width / 2)})
 
     def sparse(self, moe: Fields) -> Fields:
-        """Mixtures of these fields in every second layer."""
+        """Sets mixtures of these fields in every second layer."""
         options = {"init_std": self.model_dim**-0.5} | moe.pop("router_options", {})
         moe |= {"group_size": self.group_size, "router_options": options}
         return {"model.moe_layers": tuple(range(1, self.num_layers, 2)), "model.moe": moe}
 
     def started(self, scale: float) -> Fields:
-        """Switch whose matrices, the router's among them, start with this scale."""
+        """Sets Switch with this scale of the initialisation, the router's too."""
         options = {"init_std": math.sqrt(scale / self.model_dim)}
         return self.switch(router_options=options) | {"model.init_scale": scale}
 
     def wider(self, numerator: int, denominator: int) -> Fields:
-        """A larger model dimension, with heads as much wider."""
+        """Sets a larger model dimension, with heads as much wider."""
         fields = {"model_dim": self.model_dim, "head_dim": self.head_dim}
         return {f"model.{name}": size * numerator // denominator for name, size in fields.items()}
 
     def longer(self, times: int = 1) -> Fields:
-        """So many times `long_steps` of training."""
+        """Sets so many times `long_steps` of training."""
         part = {"eval_every": self.long_steps // 15, "checkpoint_every": self.long_steps // 3}
         return {"steps": times * self.long_steps} | part
 
     def shorter(self) -> Fields:
-        """A fifth of the steps."""
+        """Sets a fifth of the steps."""
         steps = self.steps // 5
         return {"steps": steps, "eval_every": steps // 5, "checkpoint_every": steps}
 
     def fine_tuning(self, pretrained: str, dropout: float = 0.1) -> Fields:
-        """To name functions, learned from few examples, from a pre-trained model on."""
+        """Sets fine-tuning of a pre-trained model: to name functions, learned from few examples."""
         data = {"task": "text_to_text", "corpus": "python_functions", "tokenizer_corpus": "python_source"}
         fields = {f"data.{name}": value for name, value in data.items()}
         fields |= {"data.sequence_length": self.function_length, "data.target_length": self.name_length}
@@ -111,22 +111,22 @@ class Shape(NamedTuple):
 
 
 def start(run: str, parts: str = "all") -> Fields:
-    """A run that begins where another ended."""
+    """Sets a run that starts with another's parameters."""
     return {"start": {"run": f"../{run}", "parts": parts}}
 
 
 def taught(teacher: str, share: float) -> Fields:
-    """A run that learns from another's probabilities besides the text."""
+    """Sets a run that learns from another's probabilities besides the text."""
     return {"distillation": {"run": f"../{teacher}", "share": share}}
 
 
 def distilled(teacher: str) -> Fields:
-    """The paper's best: from the teacher's weights outside mixtures on, a quarter of the loss the teacher's."""
+    """Sets the paper's best distillation: the teacher's weights outside mixtures, and a quarter of the loss."""
     return start(teacher, "outside_mixtures") | taught(teacher, 0.25)
 
 
 def make_studies(shape: Shape) -> dict[str, dict[str, Fields]]:
-    """By study and model, what differs from the dense model."""
+    """Returns, by study and model, the fields that differ from the dense model."""
     switch, top_2, tuned, longer, twice = shape.switch, shape.top_2, shape.fine_tuning, shape.longer(), shape.longer(2)
     attention = {
         "experts-attention": switch(places=("attention",)) | {"model.ffn_dim": shape.ffn_dim - EXPERTS // 2},
@@ -211,13 +211,13 @@ STUDIES = make_studies(SHAPE)
 
 
 def get_config(model: str = "experts/dense") -> ConfigDict:
-    """A model of a study, as `STUDY/MODEL`."""
+    """Returns a model of a study, named `STUDY/MODEL`."""
     study, _, name = model.partition("/")
     return with_fields(dense(SHAPE, name), STUDIES[study][name])
 
 
 def dense(shape: Shape, name: str) -> ConfigDict:
-    """The dense model of this shape."""
+    """Returns the dense model of this shape."""
     config = ConfigDict()
     config.name = name
     config.steps = shape.steps
@@ -258,7 +258,7 @@ def dense(shape: Shape, name: str) -> ConfigDict:
 
 
 def with_fields(config: ConfigDict, fields: Fields) -> ConfigDict:
-    """`config` with dotted fields set."""
+    """Sets dotted fields of `config` and returns it."""
     for field, value in fields.items():
         *groups, last = field.split(".")
         functools.reduce(getattr, groups, config)[last] = ConfigDict(value) if isinstance(value, dict) else value
@@ -266,7 +266,7 @@ def with_fields(config: ConfigDict, fields: Fields) -> ConfigDict:
 
 
 def get_quick_config(model: str = "experts/dense") -> ConfigDict:
-    """The same for a few steps, for a look at how things work; its losses mean nothing."""
+    """Returns a model for a few steps, to see how things work; its losses mean nothing."""
     config = get_config(model)
     config.steps, config.eval_every, config.checkpoint_every = 40, 20, 40
     config.eval_batches = 2

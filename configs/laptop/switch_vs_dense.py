@@ -57,7 +57,7 @@ def get_config(model: str = "switch-16") -> ConfigDict:
 
 
 def get_quick_config(model: str = "switch-16") -> ConfigDict:
-    """The same, much smaller and shorter, for a look at how things work; its losses mean little."""
+    """Returns a much smaller and shorter run, to see how things work; its losses mean little."""
     config = get_config(model)
     config.steps = 100
     config.eval_every = 20

@@ -110,7 +110,7 @@ def _token_labels(labels: Sequence[str] | None, tokens: int) -> Sequence[str]:
 
 
 def _combine_weights(decision: Assignment | Slots) -> Float[np.ndarray, "G S E"]:
-    """The weight of each expert in each token's result; that of all its slots, of a router that mixes tokens."""
+    """Returns the weight of each expert in each token's result; for a router that mixes tokens, of all its slots."""
     if isinstance(decision, Slots):
         combine = np.asarray(decision.combine)
         return combine.reshape(*combine.shape[:2], decision.num_experts, -1).sum(axis=-1)
@@ -118,7 +118,7 @@ def _combine_weights(decision: Assignment | Slots) -> Float[np.ndarray, "G S E"]
 
 
 def _describe(name: str, decision: Assignment | Slots, group: int) -> str:
-    """A panel's title."""
+    """Returns a panel's title."""
     if isinstance(decision, Slots):
         return f"{name}: {decision.per_expert} slots of each expert"
     requested, kept = int(decision.requested[group].sum()), int(decision.kept[group].sum())
@@ -126,7 +126,7 @@ def _describe(name: str, decision: Assignment | Slots, group: int) -> str:
 
 
 def _draw_cells(axes: Axes, assignment: Assignment, group: int, labels: Sequence[str]) -> QuadMesh:
-    """Tokens by experts, with their labels: combine weights as shades, dropped requests as crosses."""
+    """Draws tokens by experts, with labels: combine weights as shades, dropped requests as crosses."""
     mesh = _draw_decision(axes, assignment, group, np.asarray(assignment.combine_weights()[group]), 36.0)
     _label_tokens(axes, labels)
     axes.set_xlabel("token")
@@ -137,7 +137,7 @@ def _draw_cells(axes: Axes, assignment: Assignment, group: int, labels: Sequence
 def _draw_decision(
     axes: Axes, decision: Assignment | Slots, group: int, weight: Float[np.ndarray, "S E"], size: float = 14.0
 ) -> QuadMesh:
-    """Cells of the weights that are carried out, crosses of `size` for the requests that are not."""
+    """Draws cells for the weights that are carried out, and crosses of `size` for dropped requests."""
     tokens, experts = weight.shape
     run = np.ones(weight.shape, bool) if isinstance(decision, Slots) else np.asarray(decision.dispatch_mask()[group])
     mesh = axes.pcolormesh(
@@ -167,7 +167,7 @@ def _label_tokens(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def _draw_lattice(axes: Axes, tokens: int, experts: int) -> None:
-    """Thin lines between the cells, by which to find the token under a cell."""
+    """Draws thin lines between the cells, by which to find the token under a cell."""
     axes.set_xticks(np.arange(tokens - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(experts - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="0.88", linewidth=0.8)
@@ -176,7 +176,7 @@ def _draw_lattice(axes: Axes, tokens: int, experts: int) -> None:
 
 
 def _draw_requests(axes: Axes, assignment: Assignment, group: int) -> None:
-    """Each expert's requests, the seats taken and the dropped ones end to end, and the capacity."""
+    """Draws each expert's requests, the seats taken and the dropped ones end to end, and the capacity."""
     kept = _count(assignment, group, assignment.kept)
     dropped = _count(assignment, group, assignment.requested & ~assignment.kept)
     experts = np.arange(assignment.num_experts)
@@ -191,11 +191,11 @@ def _draw_requests(axes: Axes, assignment: Assignment, group: int) -> None:
 
 
 def _count(assignment: Assignment, group: int, which: jax.Array) -> Float[np.ndarray, "E"]:
-    """How many of the assignments `which` [G, A] fall on each expert of the group."""
+    """Counts the assignments `which` [G, A] that fall on each expert of the group."""
     expert = np.asarray(assignment.expert[group])[np.asarray(which[group])]
     return np.bincount(expert, minlength=assignment.num_experts).astype(float)
 
 
 def _shades() -> Colormap:
-    """Light to dark, but never white: an assignment of weight near 0 is carried out all the same."""
+    """Returns colours from light to dark, but never white: an assignment of weight near 0 is carried out too."""
     return LinearSegmentedColormap.from_list("weight", colormaps["Blues"](np.linspace(0.25, 1.0, 64)))
