@@ -1,6 +1,6 @@
-"""What papers claim, beside what the committed results say: `experiments/results/CLAIMS.md`.
+"""The claims of papers beside the committed results: writes `experiments/results/CLAIMS.md`.
 
-    python -m experiments.claims           # writes it, and prints how many claims have which verdict
+    python -m experiments.claims           # writes the report, and prints the number of each verdict
     python -m experiments.claims --check   # writes nothing; exit status 1 if it would change
 
 A claim is a file in `experiments/claims/` with the fields of `moe_jax.claims.claims.Claim`; its `[rule]` decides it.

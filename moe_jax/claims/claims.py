@@ -1,8 +1,8 @@
-"""Claims of the literature: what a paper says, where, and the rule that says whether our runs agree.
+"""Claims of papers, each with the rule that decides whether our runs agree.
 
-A claim is a TOML file, called as the claim is. Its fields are those of `Claim`, and below `[rule]` a `kind`, a name in
-`moe_jax.claims.rules.RULES`, with that rule's own fields. `[opposed]` is there where another paper says otherwise, with
-`[opposed.rule]` for what that one says.
+A claim is a TOML file, named as the claim is. Its fields are those of `Claim`. Its `[rule]` has a `kind`, a name in
+`moe_jax.claims.rules.RULES`, and that rule's own fields. If another paper says otherwise, `[opposed]` says what, and
+`[opposed.rule]` decides that.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ from moe_jax.results.rows import Row, read_study, require_comparable
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Opposed:
-    """What another paper says against a claim.
+    """The statement of another paper against a claim.
 
     Attributes:
-      statement: what it says, in a sentence.
+      statement: one sentence.
       paper: authors, year and arXiv number.
       place: section, table or figure in it.
       figure: its number, in words.
-      rule: what decides its statement.
+      rule: decides the statement.
     """
 
     statement: str
@@ -44,17 +44,17 @@ class Claim:
 
     Attributes:
       id: the name of its file.
-      statement: what is claimed, in a sentence.
+      statement: the claim in one sentence.
       paper: authors, year and arXiv number.
       place: section, table or figure in it.
       figure: its number, in words.
-      study: folder of the results table that decides it, within the folder of all results.
-      command: what runs the study.
-      rule: what decides it, written before the study ran.
-      opposed: what another paper says.
-      discussion: a sentence on a disagreement between our figure and the paper's: a cause that was tested, or that
-        it is unknown.
-      accelerator: whether runs on a CPU cannot decide it.
+      study: folder of the results that decide it, within the folder of all results.
+      command: runs the study.
+      rule: decides the claim; written before the study ran.
+      opposed: the statement of another paper against it, if there is one.
+      discussion: one sentence on a difference between our figure and the paper's: the cause that was tested, or that
+        the cause is unknown.
+      accelerator: true if runs on a CPU cannot decide it.
     """
 
     id: str
@@ -72,10 +72,10 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A claim with its verdict, and with that on what the opposed paper says where there is one.
+    """A claim with its verdict.
 
-    Where both were judged, the outcome of `verdict` is that papers disagree, and `agrees` names the papers that our
-    figure supports.
+    If another paper says otherwise, the outcome of `verdict` is that papers disagree, and `agrees` names the papers
+    that our figure supports.
     """
 
     claim: Claim

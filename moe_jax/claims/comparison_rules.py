@@ -41,8 +41,10 @@ class Difference(Rule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Equal(Rule):
-    """A metric of `model` is that of `baseline` within `margin`: supported where its 90% interval lies within, which is
-    what two one-sided tests at 5% say, and not supported where its 95% interval lies outside.
+    """A metric of `model` equals that of `baseline` within `margin`.
+
+    Supported if the 90% interval of the difference lies within the margin, which is two one-sided tests at 5%. Not
+    supported if its 95% interval lies outside.
     """
 
     test: ClassVar[str] = "two one-sided paired t"
@@ -72,8 +74,10 @@ class Equal(Rule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pairs(Rule):
-    """In each of `pairs` the first model is better than the second: supported where all are, not supported where one is
-    significantly the other way round. The verdict's estimate is that of the pair least sure to be as claimed.
+    """The first model of each of `pairs` is better than the second.
+
+    Supported if all are. Not supported if one is significantly worse. The verdict's estimate is that of the least
+    certain pair.
     """
 
     test: ClassVar[str] = "paired t, Holm"
@@ -116,7 +120,7 @@ class Order(Rule):
 
 
 def _judge_pairs(runs: Runs, pairs: Sequence[Sequence[str]], better: Better, metric: str, test: str) -> Verdict:
-    """Whether the first model of each pair is better than the second, by p values adjusted for being several."""
+    """Judges whether the first model of each pair is better than the second, by p values adjusted for several tests."""
     samples = [differences(runs, first, second, metric) for first, second in pairs]
     estimates = [estimate(values) for values in samples]
     sign = -1 if better == "lower" else 1

@@ -44,10 +44,10 @@ class Monotone(Rule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeedUp(Rule):
-    """`baseline` spends more than `threshold` times what `model` spends, of `cost`, to reach baseline's final loss.
+    """The baseline's final loss costs `baseline` more than `threshold` times as much as `model`.
 
-    Where a seed does not reach that loss there is no ratio: not supported if the model's final loss is significantly
-    above the baseline's, else inconclusive.
+    If a seed does not reach that loss there is no ratio. The claim is then not supported if the model's final loss is
+    significantly above the baseline's, and inconclusive otherwise.
     """
 
     test: ClassVar[str] = "paired t"
@@ -83,7 +83,7 @@ class SpeedUp(Rule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShareOfGain(Rule):
-    """Of what `best` gains over `base`, the share that `model` gains lies between `low` and `high`."""
+    """The gain of `model` over `base`, as a share of the gain of `best`, lies between `low` and `high`."""
 
     test: ClassVar[str] = "Fieller"
     model: str

@@ -1,7 +1,7 @@
-"""A rule decides a claim from rows of results, by one statistical test and with no judgement left to make.
+"""The base of rules: a rule decides a claim from rows of results by one statistical test.
 
 A rule is written before its study runs. Every rule compares runs of one seed with each other, calls nothing supported
-from a single seed, and gives no figure for models of which a run diverged, unless that is what it counts.
+from a single seed, and gives no figure if a run diverged, unless it counts divergence.
 """
 
 import abc
@@ -22,11 +22,11 @@ ALPHA = 0.05
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule(abc.ABC):
-    """What decides a claim; its fields are what a claim file has under `[rule]`.
+    """A rule of a claim; its fields are those under `[rule]` in the claim's file.
 
     Attributes:
       test: name of the statistical test.
-      counts_divergence: whether it has something to say of runs that diverged.
+      counts_divergence: true for a rule about runs that diverge.
     """
 
     test: ClassVar[str]
@@ -35,14 +35,14 @@ class Rule(abc.ABC):
     @property
     @abc.abstractmethod
     def models(self) -> tuple[str, ...]:
-        """Names of the models whose runs it reads."""
+        """The names of the models whose runs the rule reads."""
 
     @abc.abstractmethod
     def judge(self, runs: Runs) -> Verdict:
-        """The verdict on runs of at least one seed, none of which diverged unless the rule counts that."""
+        """Judges runs of at least one seed, none of which diverged unless the rule counts divergence."""
 
     def verdict(self, rows: Sequence[Row]) -> Verdict:
-        """What the rule says of a study's rows, of which it takes its own models and the seeds they have in common.
+        """Judges a study's rows: those of the rule's models, with the seeds that all of these have.
 
         Raises:
           ConfigError: the rows lack the metric.

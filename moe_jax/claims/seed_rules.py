@@ -12,7 +12,7 @@ from moe_jax.statistics.intervals import pitman_morgan, proportion_interval
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spread(Rule):
-    """Over seeds, the standard deviation of a metric of `model` is below `threshold` times that of `baseline`."""
+    """The standard deviation over seeds of a metric of `model` is below `threshold` times that of `baseline`."""
 
     test: ClassVar[str] = "Pitman-Morgan"
     model: str

@@ -1,4 +1,4 @@
-"""What a claim comes to on our own runs."""
+"""Verdicts on claims, and their figures in words."""
 
 import dataclasses
 import enum
@@ -9,7 +9,7 @@ from moe_jax.statistics.intervals import Interval
 
 
 class Outcome(enum.StrEnum):
-    """What can be said of a claim."""
+    """The outcome of judging a claim."""
 
     SUPPORTED = "supported"
     NOT_SUPPORTED = "not supported"
@@ -21,16 +21,16 @@ class Outcome(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """One claim's outcome and what it rests on.
+    """One claim's outcome and its evidence.
 
     Attributes:
-      outcome: what can be said.
-      figure: our number and its interval, in words; empty where nothing was measured.
-      test: name of the statistical test; empty likewise.
-      seeds: runs of each model that it rests on.
-      estimate: our number; None where there is none.
-      interval: 95% interval of `estimate`; None where too few seeds leave none.
-      reason: why there is no more to say; empty where the interval says it.
+      outcome: the outcome.
+      figure: our number and its interval, in words; empty if nothing was measured.
+      test: name of the statistical test; empty if nothing was measured.
+      seeds: runs of each model.
+      estimate: our number; None if nothing was measured.
+      interval: 95% interval of `estimate`; None with too few seeds.
+      reason: for an outcome that the interval does not explain; empty otherwise.
     """
 
     outcome: Outcome
@@ -43,7 +43,7 @@ class Verdict:
 
 
 def decide(interval: Interval | None, low: float = -math.inf, high: float = math.inf) -> Outcome:
-    """Supported where all of `interval` lies between `low` and `high`, not supported where none of it does."""
+    """Returns `SUPPORTED` if all of `interval` lies between `low` and `high`, `NOT_SUPPORTED` if none of it does."""
     if interval is None:
         return Outcome.INCONCLUSIVE
     if low < interval[0] and interval[1] < high:
@@ -52,27 +52,27 @@ def decide(interval: Interval | None, low: float = -math.inf, high: float = math
 
 
 def on_side(interval: Interval | None, claimed: Literal["below", "above"], threshold: float = 0.0) -> Outcome:
-    """What `decide` says of a claim that a quantity is below, or above, `threshold`."""
+    """Decides the claim that a quantity is below, or above, `threshold`."""
     return decide(interval, high=threshold) if claimed == "below" else decide(interval, low=threshold)
 
 
 def signed(value: float, interval: Interval | None) -> str:
-    """A difference and its interval where there is one."""
+    """Writes a difference with its interval, if there is one."""
     return f"{value:+.4f}{_bracket(interval, '+.4f')}"
 
 
 def plain(value: float, interval: Interval | None) -> str:
-    """A ratio and its interval where there is one."""
+    """Writes a ratio with its interval, if there is one."""
     return f"{value:.2f}{_bracket(interval, '.2f')}"
 
 
 def percent(value: float, interval: Interval | None) -> str:
-    """A share and its interval where there is one."""
+    """Writes a share with its interval, if there is one."""
     return f"{value:.0%}{_bracket(interval, '.0%')}"
 
 
 NO_CERTAIN_GAIN = "no certain gain to share"
-"""For a share of a gain that may be none."""
+"""The figure for a share of a gain that may be zero."""
 
 
 def _bracket(interval: Interval | None, form: str) -> str:

@@ -1,4 +1,4 @@
-"""What became of the claims, in Markdown: how many of each verdict, a table for each study, and what is to discuss."""
+"""The report on claims: the number of each verdict, a table for each study, and a discussion."""
 
 import itertools
 import re
@@ -13,15 +13,15 @@ from moe_jax.reports.tables import NOTHING, markdown_rows
 HEADER = ("claim", "paper", "its figure", "ours", "seeds", "test", "verdict")
 UNMEASURED = (Outcome.NOT_RUN, Outcome.NEEDS_ACCELERATOR)
 INTRODUCTION = (
-    "What papers on sparse models claim, and what our runs say of it. The rule that decides a claim is in its file, to "
-    "which the claim links. Intervals are of 95%, over seeds, models compared seed by seed; losses are in nats per "
-    "token, and a paper's negative log perplexity is minus that. A single seed supports nothing, and inconclusive says "
-    "that ours are too few, or the effect too small, to tell."
+    "The claims of papers on sparse models, and their outcome on our runs. Each claim links to its file, which has the "
+    "rule that decides it. Intervals are of 95%, over seeds; models are compared seed by seed. Losses are in nats per "
+    "token, and a paper's negative log perplexity is minus the loss. A single seed supports nothing. Inconclusive "
+    "means that we have too few seeds, or that the effect is too small, to tell."
 )
 
 
 def claims_report(judged: Sequence[Judged], results: Path, claims: str) -> str:
-    """The report as Markdown, to be written into the folder of all results.
+    """Returns the report in Markdown, for the folder of all results.
 
     Args:
       judged: in the order of their studies, as `read_claims` gives them.
@@ -42,14 +42,14 @@ def claims_report(judged: Sequence[Judged], results: Path, claims: str) -> str:
 
 
 def summary_line(judged: Sequence[Judged]) -> str:
-    """How many claims have each verdict."""
+    """Counts the claims of each verdict."""
     outcomes = [item.verdict.outcome for item in judged]
     counts = [f"{outcome} {outcomes.count(outcome)}" for outcome in Outcome if outcome in outcomes]
     return f"Of {len(judged)} claims: {', '.join(counts)}."
 
 
 def _sources(study: str, judged: Sequence[Judged], results: Path) -> str:
-    """Links to what the study left, and the commands that run it."""
+    """Links a study's report, figures and table, and gives the commands that run it."""
     folder = results / study
     report = [f"[report]({study}/README.md)"] if (folder / "README.md").exists() else []
     plots = [f"[{path.stem}]({study}/{path.name})" for path in sorted(folder.glob("*.png"))]
@@ -80,7 +80,7 @@ def _cells(judged: Judged, claims: str) -> tuple[str, ...]:
 
 
 def _paper(source: Claim | Opposed) -> str:
-    """Authors, year and place, linked to the paper where it has an arXiv number."""
+    """Names authors, year and place, with a link to the paper if it has an arXiv number."""
     number = re.search(r",? *arXiv:(\S+)", source.paper)
     if number is None:
         return f"{source.paper}, {source.place}"
@@ -103,7 +103,7 @@ def _name(paper: str) -> str:
 
 
 def _discussion(judged: Judged, claims: str) -> str:
-    """The claim's discussion and what an opposed paper says, as an item of a list; empty where there is neither."""
+    """Writes a claim's discussion and the opposed statement as an item of a list; empty if there is neither."""
     claim = judged.claim
     opposed = f"{_name(claim.opposed.paper)}: {claim.opposed.statement}" if claim.opposed else ""
     said = " ".join(filter(None, (opposed, claim.discussion)))

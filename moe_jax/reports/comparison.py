@@ -1,4 +1,4 @@
-"""What a study says: a headline, and a report in Markdown with tables, figures and provenance."""
+"""The report of sparse models beside one dense baseline: a headline, quality, cost and load."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ PAPER = (
 
 
 def headline(rows: Sequence[Row], baseline: str = "dense") -> str:
-    """Says in words which models reached the baseline's final validation loss, and in which share of its costs.
+    """Says which models reached the baseline's final validation loss, and with which share of its costs.
 
     Raises:
       ConfigError: the rows do not belong in one table.
@@ -60,12 +60,12 @@ def write_report(
         "## Quality",
         markdown_table(summaries, QUALITY),
         f"± is one standard error over seeds. Δ is the difference to {baseline}, paired by seed, with its 95% interval "
-        "(Student's t) and its size in standard errors. FLOPs are those of the parameters a token uses.",
+        "(Student's t) and its size in standard errors. FLOPs are those of the active parameters.",
         "## Cost",
         markdown_table(summaries, COST),
-        f"The speed-up is what {baseline} spent to its final loss over what the model spent to that loss, paired by "
-        f"seed, with its 95% interval; the step time is relative to {baseline}'s. Every run follows its learning-rate "
-        "schedule to the end, so a model that gets there early does so before its learning rate has come down.",
+        f"The speed-up is the cost of the final loss of {baseline} over the model's cost of that loss, paired by seed, "
+        f"with its 95% interval. The step time is relative to that of {baseline}. Every run follows its learning-rate "
+        "schedule to the end, so a model that reaches that loss early does so before its learning rate has come down.",
     )
     load = plot_expert_load(rows)
     if load is not None:
@@ -80,7 +80,7 @@ def write_report(
 
 
 def _verdict(summary: ModelSummary) -> str:
-    """A sentence on which share of each of the baseline's costs one model took to its loss, or that it fell short."""
+    """Says with which share of the baseline's costs one model reached its loss, or that it did not."""
     steps = summary.speed_up["step"]
     if steps.ratio is None:
         some = f"with {steps.reached} of {steps.seeds} seeds only" if steps.reached else "not at all"

@@ -110,7 +110,7 @@ def _token_labels(labels: Sequence[str] | None, tokens: int) -> Sequence[str]:
 
 
 def _draw_cells(axes: Axes, assignment: Assignment, group: int, labels: Sequence[str]) -> QuadMesh:
-    """Tokens by experts, with their labels: combine weights as shades, dropped requests as crosses."""
+    """Draws tokens by experts, with labels: combine weights as shades, dropped requests as crosses."""
     mesh = _draw_decision(axes, assignment, group, np.asarray(assignment.combine_weights()[group]), 36.0)
     _label_tokens(axes, labels)
     axes.set_xlabel("token")
@@ -121,7 +121,7 @@ def _draw_cells(axes: Axes, assignment: Assignment, group: int, labels: Sequence
 def _draw_decision(
     axes: Axes, decision: Decision, group: int, weight: Float[np.ndarray, "S E"], size: float = 14.0
 ) -> QuadMesh:
-    """Cells of the weights that are carried out, crosses of `size` for the requests that are not."""
+    """Draws cells for the weights that are carried out, and crosses of `size` for dropped requests."""
     tokens, experts = weight.shape
     run = np.asarray(decision.dispatch_mask()[group])
     mesh = axes.pcolormesh(
@@ -149,7 +149,7 @@ def _label_tokens(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def _draw_lattice(axes: Axes, tokens: int, experts: int) -> None:
-    """Thin lines between the cells, by which to find the token under a cell."""
+    """Draws thin lines between the cells, by which to find the token under a cell."""
     axes.set_xticks(np.arange(tokens - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(experts - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="0.88", linewidth=0.8)
@@ -158,7 +158,7 @@ def _draw_lattice(axes: Axes, tokens: int, experts: int) -> None:
 
 
 def _draw_requests(axes: Axes, assignment: Assignment, group: int) -> None:
-    """Each expert's requests, the seats taken and the dropped ones end to end, and the capacity."""
+    """Draws each expert's requests, the seats taken and the dropped ones end to end, and the capacity."""
     kept = _count(assignment, group, assignment.kept)
     dropped = _count(assignment, group, assignment.requested & ~assignment.kept)
     experts = np.arange(assignment.num_experts)
@@ -173,11 +173,11 @@ def _draw_requests(axes: Axes, assignment: Assignment, group: int) -> None:
 
 
 def _count(assignment: Assignment, group: int, which: jax.Array) -> Float[np.ndarray, "E"]:
-    """How many of the assignments `which` [G, A] fall on each expert of the group."""
+    """Counts the assignments `which` [G, A] that fall on each expert of the group."""
     expert = np.asarray(assignment.expert[group])[np.asarray(which[group])]
     return np.bincount(expert, minlength=assignment.num_experts).astype(float)
 
 
 def _shades() -> Colormap:
-    """Light to dark, but never white: an assignment of weight near 0 is carried out all the same."""
+    """Returns colours from light to dark, but never white: an assignment of weight near 0 is carried out too."""
     return LinearSegmentedColormap.from_list("weight", colormaps["Blues"](np.linspace(0.25, 1.0, 64)))

@@ -1,4 +1,4 @@
-"""A report that has a table of a paper beside the same table of ours."""
+"""The report of a study after a paper's table: the paper's figures beside ours."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from moe_jax.statistics.estimates import Estimate, estimate, paired_difference
 
 @dataclasses.dataclass(frozen=True)
 class PaperTable:
-    """What a paper prints, and what of ours stands beside it.
+    """A paper's table, and the measures of ours that stand beside it.
 
     Attributes:
       title: of the study.
       place: authors, year and table.
-      figures: what the paper's figures are, in words: of what, after how long, whether more is better.
+      figures: the paper's figures in words: the quantity, the length of training, and whether higher is better.
       values: the paper's figure of each model, as it prints it; the models in its order.
       baseline: the model that ours are compared with.
       metric: of ours, see `value_of`; of `loss` its negative is printed, the paper's negative log perplexity.
@@ -50,11 +50,11 @@ class PaperTable:
 
     @property
     def name(self) -> str:
-        """What the metric is called where it is printed."""
+        """The metric's name in print."""
         return "negative log perplexity" if self.metric == "loss" else self.metric.replace("_", " ")
 
     def value(self, row: Row) -> float:
-        """A run's figure, more being better."""
+        """Returns a run's figure; higher is better."""
         value = value_of(row, self.metric)
         return -value if self.metric == "loss" else value
 
@@ -84,9 +84,9 @@ def write_paper_report(rows: Sequence[Row], directory: Path, table: PaperTable, 
     document = Document(table.title)
     document.add(
         f"{table.place}: {table.figures}. Ours: {table.name} on validation text after the last step, "
-        f"{'nats per token, ' if table.metric == 'loss' else ''}higher is better; ± is one standard error over seeds, "
-        f"Δ what it is above {table.baseline}, paired by seed, with its 95% interval (Student's t). FLOPs are active "
-        "ones per token.",
+        f"{'nats per token, ' if table.metric == 'loss' else ''}higher is better. ± is one standard error over seeds. "
+        f"Δ is the difference to {table.baseline}, paired by seed, with its 95% interval (Student's t). FLOPs are the "
+        f"active ones of a token, relative to those of {table.baseline}.",
         paper_markdown(rows, table),
     )
     over = ", ".join(COSTS[cost] for cost in costs)
@@ -107,7 +107,7 @@ def write_paper_report(rows: Sequence[Row], directory: Path, table: PaperTable, 
 
 
 def paper_markdown(rows: Sequence[Row], table: PaperTable) -> str:
-    """The table: the paper's figure of each model that has a row, and ours."""
+    """Writes the table: the paper's figure of each model that has a row, and ours."""
     groups = {name: [row for row in rows if row["name"] == name] for name in table.values}
     finished = {name: {row["seed"]: row for row in runs if not diverged(row)} for name, runs in groups.items()}
     base = finished[table.baseline]
@@ -132,6 +132,6 @@ def paper_markdown(rows: Sequence[Row], table: PaperTable) -> str:
 
 
 def _difference(runs: Sequence[Row], base: Mapping[int, Row], table: PaperTable) -> Estimate | None:
-    """Of those that share a seed; None where none do."""
+    """Compares the runs that share a seed; None if none do."""
     pairs = [(table.value(row), table.value(base[row["seed"]])) for row in runs if row["seed"] in base]
     return paired_difference(*zip(*pairs, strict=True)) if pairs else None

@@ -1,4 +1,4 @@
-"""What else papers print of a model besides its quality, and how we say the same of our runs."""
+"""Measures that papers print besides quality, computed for our runs."""
 
 import dataclasses
 import functools
@@ -46,20 +46,20 @@ class Compared:
 
 
 class Measure(NamedTuple):
-    """What a column is called, and our cell in it for a model with at least one run."""
+    """A column's title, and our cell in it for a model with at least one run."""
 
     title: str
     ours: Callable[[Compared], str]
 
 
 def examples_per_second(compared: Compared) -> str:
-    """By steps timed by turns."""
+    """Writes the examples per second, from steps timed by turns."""
     timed = [row for row in compared.own if "step_seconds" in row]
     return f"{timed[0]['config']['data']['batch_size'] / step_seconds(timed[0]):,.0f}" if timed else NOTHING
 
 
 def speed_up_in(cost: str) -> Callable[[Compared], str]:
-    """What the baseline spent to its final loss over what the model spent to that, `cost` a key of COSTS."""
+    """Returns the measure of the baseline's cost of its final loss over the model's; `cost` is a key of COSTS."""
 
     def ours(compared: Compared) -> str:
         if compared.name == compared.baseline or not compared.with_baseline:
@@ -71,7 +71,7 @@ def speed_up_in(cost: str) -> Callable[[Compared], str]:
 
 
 def seconds_to_baseline(compared: Compared) -> str:
-    """Seconds of training to the baseline's final loss; where seeds do not reach it, how many do."""
+    """Writes the seconds of training to the baseline's final loss, or how many seeds reach it if not all do."""
     found = [cost_to_reach(own, final_loss(base), "seconds") for own, base in compared.with_baseline]
     reached = [seconds for seconds in found if seconds is not None]
     if reached and len(reached) == len(found):
@@ -80,7 +80,7 @@ def seconds_to_baseline(compared: Compared) -> str:
 
 
 def loss_at_equal_time(compared: Compared) -> str:
-    """Negative log perplexity after as many seconds as the quickest model's whole run took."""
+    """Writes the negative log perplexity after as many seconds as the quickest model's whole run took."""
     if any("step_seconds" not in row for row in _all(compared)):
         return NOTHING
     end = min(step_seconds(row) * row["curve"][-1]["step"] for row in _all(compared))
@@ -89,13 +89,13 @@ def loss_at_equal_time(compared: Compared) -> str:
 
 
 def standard_deviation(compared: Compared) -> str:
-    """Of the model's figure over seeds."""
+    """Writes the standard deviation of the model's figure over seeds."""
     values = [compared.value(row) for row in compared.own]
     return f"{np.std(values, ddof=1):.4f}" if len(values) > 1 else NOTHING
 
 
 def share_of_gain(compared: Compared) -> str:
-    """Of what the teacher gains over the baseline, the model's share, with Fieller's interval."""
+    """Writes the model's gain over the baseline as a share of the teacher's, with Fieller's interval."""
     if compared.teacher is None:
         return NOTHING
     teacher = compared.runs[compared.teacher]
@@ -114,12 +114,12 @@ def share_of_gain(compared: Compared) -> str:
 
 
 def parameters(compared: Compared) -> str:
-    """All of the model's."""
+    """Writes the number of all parameters."""
     return f"{compared.own[0]['parameters']['total']:,}"
 
 
 def compression(compared: Compared) -> str:
-    """The share of the teacher's parameters that the model does without."""
+    """Writes the share of the teacher's parameters that the model does without."""
     if compared.teacher is None or not compared.runs[compared.teacher]:
         return NOTHING
     teacher = next(iter(compared.runs[compared.teacher].values()))

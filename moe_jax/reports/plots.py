@@ -1,4 +1,4 @@
-"""The figures of a study: loss against what it cost, and how evenly the experts were used."""
+"""The figures of a study: loss against its cost, and the load of experts."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ LOAD_COLUMNS = 4
 
 
 def plot_losses(rows: Sequence[Row], baseline: str, costs: Sequence[str] = tuple(COSTS)) -> Figure:
-    """Validation loss over each of `costs`, keys of COSTS.
+    """Plots validation loss over each of `costs`, keys of COSTS.
 
     A line is the mean over seeds and its band their range; a dot marks where a mean first reaches the baseline's final
     loss, which is the dotted line.
@@ -56,7 +56,7 @@ def plot_losses(rows: Sequence[Row], baseline: str, costs: Sequence[str] = tuple
 
 
 def plot_expert_load(rows: Sequence[Row]) -> Figure | None:
-    """Each expert's load over training, relative to an even share; None without sparse models.
+    """Plots each expert's load over training, relative to an even share; None without sparse models.
 
     One panel per sparse model: its last sparse layer, in the run of the lowest seed. Experts of different layers or
     seeds have nothing in common but their index, so their average would hide the imbalance.
@@ -87,7 +87,7 @@ def plot_expert_load(rows: Sequence[Row]) -> Figure | None:
 
 
 def plot_models(summaries: Sequence[ModelSummary], baseline: str, router_times: Mapping[str, float]) -> Figure:
-    """Models, in the given order: final loss less the baseline's, load, drops, entropy, and what each costs.
+    """Plots models, in the given order: final loss minus the baseline's, load, drops, entropy and cost.
 
     The difference is paired by seed and has its 95% interval. Bars are of the last evaluation, the diamond beside a
     load is that of the last training step. Dotted lines: the baseline, an even load, a step as fast as the baseline's.
@@ -144,7 +144,7 @@ def _plot_curve(axes: Axes, rows: Sequence[Row], cost: str, target: float, name:
 
 
 def _colours(groups: Mapping[str, Sequence[Row]], baseline: str) -> dict[str, str]:
-    """Of dense models: the baseline grey, others from red to yellow. Of sparse: viridis, darker with more experts."""
+    """Chooses colours: the baseline grey, other dense models red to yellow, sparse ones viridis by their experts."""
     sparse = [name for name, group in groups.items() if experts_of(group[0])]
     others = [name for name in groups if name not in (*sparse, baseline)]
     colours = {baseline: "0.45"}
@@ -157,7 +157,7 @@ def _shades(names: Sequence[str], colormap: str, places: Float[np.ndarray, " nam
 
 
 def loss_limits(rows: Sequence[Row]) -> tuple[float, float]:
-    """Limits of the loss axis that show all but each run's early fall, and ignore diverged evaluations."""
+    """Returns limits of the loss axis that show all but each run's early fall, and ignore diverged evaluations."""
     late = [
         point["validation_loss"]
         for row in rows
@@ -170,11 +170,11 @@ def loss_limits(rows: Sequence[Row]) -> tuple[float, float]:
 
 
 def _last_layer(row: Row) -> str:
-    """The name of the run's last sparse layer, by the number that ends it (`layer_10` comes after `layer_9`)."""
+    """Returns the name of a run's last sparse layer, by the number at its end (`layer_10` comes after `layer_9`)."""
     return max(row["curve"][-1]["load"], key=lambda name: int(name.rpartition("_")[2]))
 
 
 def _relative_load(row: Row, layer: str) -> Float[np.ndarray, "E points"]:
-    """Loads divided by their mean over experts, at every evaluation."""
+    """Returns loads divided by their mean over experts, at every evaluation."""
     load = np.array([point["load"][layer] for point in row["curve"]]).T
     return load / load.mean(axis=0)

@@ -47,18 +47,18 @@ def write_router_report(
         document.add_figure(figure, f"{task}.png", "Loss, balance and cost of each router")
         document.add(
             markdown_table(summaries, QUALITY),
-            f"Best first. ± is one standard error over seeds; Δ is the difference to {baseline}, paired by seed, with "
-            "its 95% interval (Student's t) and its size in standard errors.",
+            f"Models are sorted by loss. ± is one standard error over seeds. Δ is the difference to {baseline}, paired "
+            "by seed, with its 95% interval (Student's t) and its size in standard errors.",
             "### Balance, at the last evaluation",
             _balancing(summaries, balanced),
             markdown_table([s for s in summaries if s.experts], LOAD),
-            "The load is what experts are asked for, before any is dropped; each figure is a mean over layers and "
-            "seeds. Evaluation has a capacity of its own, and nothing explores in it, nothing is forced to be even. "
-            "The load in training is that of the last step.",
+            "The load counts requests, before any is dropped. Each figure is a mean over layers and seeds. Evaluation "
+            "has its own capacity factor, and neither exploration nor forced balance. The load in training is that of "
+            "the last step.",
             "### Cost",
             markdown_table([s for s in summaries if s.experts], _cost(alone)),
-            "The router alone, forward and backward, for one layer and one batch, routers by turns; the step time is "
-            f"relative to {baseline}'s, paired by seed.",
+            "The time of the router alone is forward and backward, for one layer and one batch, routers by turns. The "
+            f"step time is relative to that of {baseline}, paired by seed.",
         )
     all_rows = [row for rows in rows_by_task.values() for row in rows]
     document.add("## Provenance", provenance(all_rows, command))

@@ -1,4 +1,4 @@
-"""The figures of models of several sizes: loss against what training cost, and final loss against a token's FLOPs."""
+"""The figures of models of several sizes: loss against the cost of training, and final loss against a token's FLOPs."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ STYLES = ("-", "--", ":", "-.")
 
 
 def plot_size_losses(sizes: Sequence[Size], meter: Meter) -> Figure:
-    """Validation loss over training FLOPs, tokens, seconds and joules, on logarithmic scales.
+    """Plots validation loss over training FLOPs, tokens, seconds and joules, on logarithmic scales.
 
     A line is the mean over seeds and its band their range; colours are numbers of experts, styles are sizes.
 
@@ -62,7 +62,7 @@ def plot_size_losses(sizes: Sequence[Size], meter: Meter) -> Figure:
 
 
 def plot_final_losses(sizes: Sequence[Size]) -> Figure:
-    """Final loss over the FLOPs of a token, and the sparse models' less the dense one's; with 95% intervals.
+    """Plots final loss over the FLOPs of a token, and the sparse models' minus the dense one's, with 95% intervals.
 
     A line for each number of experts. Models of one size have the same FLOPs and are drawn a little apart.
     """
@@ -103,7 +103,7 @@ def _plot_curve(axes: Axes, rows: Sequence[Row], cost: str, meter: Meter, colour
 
 
 def _plot_estimates(axes: Axes, points: Sequence[tuple[float, Estimate]], colour: str, name: str) -> None:
-    """A line through means, with their intervals where there are any."""
+    """Draws a line through means, with their intervals if there are any."""
     if not points:
         return
     x, means = [x for x, _ in points], [found.mean for _, found in points]
@@ -113,7 +113,7 @@ def _plot_estimates(axes: Axes, points: Sequence[tuple[float, Estimate]], colour
 
 
 def _add_legend(figure: Figure, sizes: Sequence[Size], colours: dict[int, str]) -> None:
-    """Colours on the left, styles on the right, above the panels."""
+    """Adds legends above the panels: colours on the left, styles on the right."""
     experts = [Line2D([], [], color=colour, linewidth=2.4, label=_name_of(e)) for e, colour in colours.items()]
     figure.legend(handles=experts, loc="outside upper left", ncols=len(experts), frameon=False)
     styles = [
@@ -132,7 +132,7 @@ def _styles(sizes: Sequence[Size]) -> list[str]:
 
 
 def _colours(sizes: Sequence[Size]) -> dict[int, str]:
-    """By number of experts: grey for dense models, for sparse ones viridis, darker with more experts."""
+    """Chooses colours by number of experts: dense models grey, sparse ones viridis, darker with more experts."""
     experts = sorted({summary.experts for size in sizes for summary in size.sparse})
     viridis = colormaps["viridis"](np.linspace(0.8, 0.0, len(experts)))
     return {0: "0.45"} | {number: to_hex(colour) for number, colour in zip(experts, viridis, strict=True)}

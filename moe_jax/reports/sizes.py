@@ -25,7 +25,7 @@ from moe_jax.results.summary import ModelSummary
 from moe_jax.statistics.estimates import Estimate, estimate, paired_difference
 
 SHOTS = {0: "zero-shot", 1: "one-shot"}
-"""What numbers of solved examples are called; more are few."""
+"""Names for numbers of solved examples; more are called few-shot."""
 
 
 def write_size_report(
@@ -63,8 +63,8 @@ def write_size_report(
     figure = plot_size_losses(sizes, energy[-1])
     document.add_figure(figure, "cost.png", "Validation loss over training FLOPs, tokens, seconds and energy")
     document.add(
-        "Validation loss over what training had cost by then. Lines are means over seeds, bands their range; a colour "
-        "is a number of experts, a style a size. Runs begin to the left of the panels and above them.",
+        "Validation loss against the cost of training so far. Lines are means over seeds, bands their range; a colour "
+        "is a number of experts, a style a size. The beginning of each run lies outside the panels.",
     )
     if len(sizes) > 1:
         caption = "Final loss over the FLOPs of a token, and differences to the dense models"
@@ -78,14 +78,13 @@ def write_size_report(
         "## Quality",
         markdown_table(models, QUALITY),
         "± is one standard error over seeds. Δ is the difference to the dense model of the size, paired by seed, with "
-        "its 95% interval (Student's t) and its size in standard errors. FLOPs and active parameters are what a token "
-        "uses.",
+        "its 95% interval (Student's t) and its size in standard errors. FLOPs and active parameters are per token.",
         "## Cost of the dense model's quality",
         markdown_table([s for size in sizes for s in size.sparse], _speed_ups(sizes, energy)),
-        "What the dense model of the size spent to its final loss over what the sparse one spent to that loss, paired "
-        "by seed, with its 95% interval over seeds. Every step has the same number of tokens, so tokens compare as "
-        "steps do; seconds and energy are steps by the cost of one, timed apart from training, models by turns. What "
-        "is dropped, and the load of the busiest expert, are those of the last evaluation.",
+        "The dense model's cost of its final loss over the sparse model's cost of that loss, paired by seed, with its "
+        "95% interval over seeds. Every step has the same number of tokens, so steps and tokens have the same ratio. "
+        "Seconds and energy are steps times the cost of one step, timed apart from training, models by turns. Dropped "
+        "tokens and the load of the busiest expert are those of the last evaluation.",
         "## Energy",
         markdown_table(models, _costs(sizes, energy)),
         _energy_note(energy),
@@ -97,14 +96,14 @@ def write_size_report(
 
 
 def findings(sizes: Sequence[Size], scores: Sequence[Score], meter: Meter) -> str:
-    """What the rows say, as a list in Markdown: each size, tokens, more experts, larger models, and questions."""
+    """Writes the findings as a list in Markdown: each size, tokens, more experts, larger models, and questions."""
     lines = [_of_size(size, meter) for size in sizes if size.sparse]
     lines += [_of_tokens(sizes), _of_experts(sizes), _of_scale(sizes), _of_questions(sizes, scores)]
     return "\n".join(f"- {line}" for line in lines if line)
 
 
 def _of_size(size: Size, meter: Meter) -> str:
-    """The best sparse model against the dense one."""
+    """Compares the best sparse model with the dense one."""
     dense, best = size.dense, min(size.sparse, key=lambda summary: summary.loss.mean)
     ends = (
         f"{size.label} ({quantity(dense.active_parameters)} active parameters): {dense.name} ends with "
@@ -126,7 +125,7 @@ def _of_size(size: Size, meter: Meter) -> str:
 
 
 def _of_tokens(sizes: Sequence[Size]) -> str:
-    """How many sparse models reach the dense loss, and how many certainly with fewer tokens."""
+    """Counts the sparse models that reach the dense loss, and those that certainly do so with fewer tokens."""
     found = [summary.speed_up["step"] for size in sizes for summary in size.sparse if summary.speed_up]
     if not found:
         return ""
@@ -139,7 +138,7 @@ def _of_tokens(sizes: Sequence[Size]) -> str:
 
 
 def _of_experts(sizes: Sequence[Size]) -> str:
-    """Whether the mean loss falls with each step to more experts."""
+    """Says whether the mean loss falls with each step to more experts."""
     falls = {
         size.label: all(b.loss.mean < a.loss.mean for a, b in itertools.pairwise(size.summaries))
         for size in sizes
@@ -154,7 +153,7 @@ def _of_experts(sizes: Sequence[Size]) -> str:
 
 
 def _of_scale(sizes: Sequence[Size]) -> str:
-    """Whether the gain of the most experts that all sizes have grows from the smallest size to the largest."""
+    """Says whether the gain of the most experts that all sizes have grows from the smallest size to the largest."""
     gains = [{s.experts: s for s in size.sparse if s.difference is not None} for size in sizes]
     shared = set.intersection(*map(set, gains))
     if len(sizes) < 2 or not shared:
@@ -174,7 +173,7 @@ def _of_scale(sizes: Sequence[Size]) -> str:
 
 
 def _gains(size: Size, name: str) -> dict[int, float]:
-    """What a sparse model takes off the dense one's final loss, by seed."""
+    """Returns the dense model's final loss minus the sparse one's, by seed."""
     losses = {(row["name"], row["seed"]): final_loss(row) for row in size.rows}
     dense = size.dense.name
     return {
@@ -194,7 +193,7 @@ def _grows(more: Estimate) -> str:
 
 
 def _of_questions(sizes: Sequence[Size], scores: Sequence[Score]) -> str:
-    """Averages over tasks of the largest size, for each number of shots."""
+    """Compares averages over tasks of the largest size, for each number of shots."""
     largest = sizes[-1]
     if not scores or not largest.sparse:
         return ""
@@ -211,7 +210,7 @@ def _of_questions(sizes: Sequence[Size], scores: Sequence[Score]) -> str:
 
 
 def _few_shot_sections(sizes: Sequence[Size], scores: Sequence[Score]) -> list[str]:
-    """A table for each task."""
+    """Writes a table for each task."""
     if not scores:
         return []
     sections = ["## Few-shot results"]
@@ -245,7 +244,7 @@ def _few_shot_sections(sizes: Sequence[Size], scores: Sequence[Score]) -> list[s
 
 
 def _few_shot_cells(own: Sequence[Mapping[int, float]], dense: Sequence[Mapping[int, float]] | None) -> list[str]:
-    """Accuracy and difference for each number of shots."""
+    """Writes accuracy and difference for each number of shots."""
     cells = []
     for place, by_seed in enumerate(own):
         accuracy = with_interval(estimate(list(by_seed.values())), ".1%") if by_seed else NOTHING
@@ -254,7 +253,7 @@ def _few_shot_cells(own: Sequence[Mapping[int, float]], dense: Sequence[Mapping[
 
 
 def _accuracies(scores: Sequence[Score], name: str, tasks: Sequence[str], shots: int) -> dict[int, float]:
-    """Of one model by seed, mean over the tasks."""
+    """Returns one model's accuracy by seed, mean over the tasks."""
     found: dict[int, list[float]] = {}
     for score in scores:
         if score["name"] == name and score["task"] in tasks and score["shots"] == shots:
@@ -263,7 +262,7 @@ def _accuracies(scores: Sequence[Score], name: str, tasks: Sequence[str], shots:
 
 
 def _change(own: Mapping[int, float], dense: Mapping[int, float]) -> Estimate | None:
-    """Of the seeds that both have; None where there are none."""
+    """Compares the seeds that both have; None if there are none."""
     seeds = sorted(own.keys() & dense.keys())
     return paired_difference([own[seed] for seed in seeds], [dense[seed] for seed in seeds]) if seeds else None
 
@@ -316,9 +315,9 @@ def _costs(sizes: Sequence[Size], energy: Sequence[Meter]) -> list[Column]:
 def _energy_note(energy: Sequence[Meter]) -> str:
     stated, *counted = (meter.name for meter in energy)
     note = (
-        f"Energy is that of a training step times the steps. What has {stated} is a stated figure: one power for all "
-        "models by the seconds of their steps, so it compares as seconds do."
+        f"Energy is that of a training step times the number of steps. {stated[0].upper() + stated[1:]}: one power for "
+        "all models times the seconds of their steps, so this energy has the ratios of seconds."
     )
     if counted:
-        return f"{note} What has {counted[0]} the machine counted, with all else that ran on it."
-    return f"{note} Nothing was counted: the machine has no counter that could be read."
+        return f"{note} {counted[0]}: counted by the machine, with everything else that ran on it."
+    return f"{note} No energy was counted, because the machine has no counter that could be read."

@@ -10,7 +10,7 @@ from moe_jax.statistics.estimates import Estimate
 
 NOTHING = "-"
 
-# What a column is called, and one model's cell in it.
+# A column's title, and one model's cell in it.
 Column = tuple[str, Callable[[ModelSummary], str]]
 
 quantity = EngFormatter(places=2)
@@ -18,7 +18,7 @@ quantity = EngFormatter(places=2)
 
 
 def format_table(rows: Sequence[Row], baseline: str = "dense") -> str:
-    """A compact table of the models for a terminal, also while a sweep is under way.
+    """Writes a compact table of the models for a terminal, also while a sweep is under way.
 
     Raises:
       ConfigError: the rows do not belong in one table.
@@ -30,7 +30,7 @@ def format_table(rows: Sequence[Row], baseline: str = "dense") -> str:
 
 
 def markdown_table(summaries: Sequence[ModelSummary], columns: Sequence[Column]) -> str:
-    """A table in Markdown, its numbers aligned to the right."""
+    """Writes a table in Markdown, its numbers aligned to the right."""
     return markdown_rows(_cells(summaries, columns))
 
 
@@ -60,13 +60,13 @@ def _mean(value: Estimate | None, form: str) -> str:
 
 
 def with_error(value: Estimate, form: str) -> str:
-    """A mean with its standard error where there is one."""
+    """Writes a mean with its standard error, if there is one."""
     error = "" if value.standard_error is None else f" ± {value.standard_error:{form}}"
     return f"{value.mean:{form}}{error}"
 
 
 def with_interval(value: Estimate | None, form: str) -> str:
-    """A mean with its interval where there is one."""
+    """Writes a mean with its interval, if there is one."""
     if value is None or value.interval is None:
         return _mean(value, form)
     low, high = value.interval
@@ -78,7 +78,7 @@ def _in_standard_errors(value: Estimate | None) -> str:
 
 
 def speed_up_cell(speed_up: SpeedUp | None, show: Callable[[Estimate, str], str]) -> str:
-    """The speed-up as `show` writes it; where seeds failed to reach the loss, how many did."""
+    """Writes a speed-up by `show`, or how many seeds reached the loss if not all did."""
     if speed_up is None:
         return NOTHING
     if speed_up.ratio is None:

@@ -11,7 +11,7 @@ from moe_jax.results.rows import Row
 
 
 def curve_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """One line per evaluation, to plot and to group.
+    """Returns one line per evaluation, to plot and to group.
 
     Columns: name, seed, step, tokens, flops (training FLOPs spent so far), seconds (by steps timed by turns, where the
     row has them), validation_loss, bits_per_byte, and one per routing metric, NaN where a model has none.
@@ -34,7 +34,7 @@ def curve_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def reached_at(x: Real[np.ndarray, " points"], losses: Float[np.ndarray, " points"], target: float) -> float | None:
-    """Where a loss curve first reaches `target`, or None if it never does.
+    """Finds where a loss curve first reaches `target`; None if it never does.
 
     Args:
       x: increasing positions of the evaluations, in any unit: steps, FLOPs, seconds.

@@ -1,8 +1,4 @@
-"""What rules read from rows of results: a metric by name, its differences seed by seed, and whether a run diverged.
-
-Two keys of a row are there where a study has them: `diverged` (true where the run did; its curve then ends early), and
-`scores` ({name: number}) of what is measured besides the loss.
-"""
+"""Measures of finished runs: a metric by name, its differences seed by seed, and divergence."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,12 +11,16 @@ Runs = Mapping[str, Sequence[Row]]
 
 
 def diverged(row: Row) -> bool:
-    """Whether the run ended without a finite loss."""
+    """Says whether a run ended without a finite loss."""
     return bool(row.get("diverged", False)) or not row["curve"] or not math.isfinite(final_loss(row))
 
 
 def value_of(row: Row, metric: str) -> float:
-    """`loss` (nats per token), `routing.NAME` of the last evaluation, or one of the row's scores.
+    """Returns a metric of a run after its last evaluation.
+
+    Args:
+      row: the run.
+      metric: `loss` (nats per token), `routing.NAME`, or the name of a score.
 
     Raises:
       ConfigError: the row has no such metric.
@@ -32,11 +32,11 @@ def value_of(row: Row, metric: str) -> float:
 
 
 def values_of(runs: Runs, model: str, metric: str) -> list[float]:
-    """The metric of each run of a model."""
+    """Returns the metric of each run of a model."""
     return [value_of(row, metric) for row in runs[model]]
 
 
 def differences(runs: Runs, model: str, baseline: str, metric: str) -> list[float]:
-    """The metric of each run of `model` minus that of baseline's run of the same seed."""
+    """Returns the metric of each run of `model` minus that of baseline's run of the same seed."""
     pairs = zip(values_of(runs, model, metric), values_of(runs, baseline, metric), strict=True)
     return [value - other for value, other in pairs]

@@ -51,10 +51,10 @@ def by_size(groups: Mapping[str, Sequence[Row]]) -> list[Size]:
 
 
 class Meter(NamedTuple):
-    """A way to know what a training step takes in energy.
+    """A measure of the energy of a training step.
 
     Attributes:
-      name: what readers are told: an assumption, or what counted.
+      name: for readers: the power that is assumed, or the counter.
       joules: of one step of a run's model.
     """
 
@@ -63,7 +63,7 @@ class Meter(NamedTuple):
 
 
 def meters(rows: Sequence[Row], watts: float, counter: str | None) -> list[Meter]:
-    """A stated power by the seconds of a step; and what the machine counted, where it counted for every row.
+    """Returns the ways to state energy: an assumed power times seconds, and the machine's count if every row has one.
 
     Args:
       rows: of the study.
@@ -81,12 +81,12 @@ def meters(rows: Sequence[Row], watts: float, counter: str | None) -> list[Meter
 
 
 def energy_of_training(rows: Sequence[Row], meter: Meter) -> float:
-    """Joules of a whole run, mean over the rows of one model."""
+    """Returns the joules of a whole run, mean over the rows of one model."""
     return sum(meter.joules(row) * row["curve"][-1]["step"] for row in rows) / len(rows)
 
 
 def energy_speed_up(size: Size, name: str, meter: Meter) -> SpeedUp | None:
-    """How many times less energy a sparse model takes to the dense one's final loss; None without common seeds."""
+    """Returns the dense model's energy to its final loss over a sparse one's; None without common seeds."""
 
     def spent(row: Row, loss: float) -> float | None:
         steps = cost_to_reach(row, loss, "step")

@@ -1,4 +1,4 @@
-"""From rows of results to one summary per model, compared with a baseline seed by seed."""
+"""Summaries of models over their seeds, compared with a baseline seed by seed."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from moe_jax.results.rows import Row, final_loss, require_comparable, step_secon
 from moe_jax.statistics.estimates import Estimate, estimate, paired_difference
 
 COSTS = {"step": "steps", "flops": "training FLOPs", "seconds": "seconds"}
-"""What reaching a loss is paid in: columns of `curve_frame`, and what reports call them."""
+"""Costs of reaching a loss: columns of `curve_frame`, and their names in reports."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeedUp:
-    """How many times less of one cost a model needs to reach the baseline's final validation loss.
+    """The factor by which a model needs less of one cost to reach the baseline's final validation loss.
 
     Attributes:
       seeds: runs compared, each with the baseline's run of the same seed.
@@ -66,7 +66,7 @@ class ModelSummary:
 
 
 def summarize(rows: Sequence[Row], baseline: str) -> list[ModelSummary]:
-    """One summary per model, by number of experts and then name.
+    """Returns one summary per model, by number of experts and then name.
 
     Raises:
       ConfigError: the rows do not belong in one table (see `require_comparable`).
@@ -82,7 +82,7 @@ def require_baseline(rows: Sequence[Row], baseline: str) -> None:
 
 
 def group_by_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Each model's rows by seed; the models by number of experts and then name."""
+    """Groups rows by model, each model's by seed; the models by number of experts and then name."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (experts_of(row), row["name"], row["seed"])):
         groups.setdefault(row["name"], []).append(row)
@@ -90,13 +90,13 @@ def group_by_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def experts_of(row: Row) -> int:
-    """Experts per sparse layer; 0 for a dense model."""
+    """Returns the number of experts per sparse layer; 0 for a dense model."""
     model = row["config"]["model"]
     return model["moe"]["num_experts"] if model["moe_layers"] else 0
 
 
 def cost_to_reach(row: Row, loss: float, cost: str) -> float | None:
-    """What the run had spent, of a key of COSTS, when its validation loss first reached `loss`; None if never."""
+    """Returns the cost, a key of COSTS, at which a run's validation loss first reached `loss`; None if it never did."""
     frame = curve_frame([row])
     return reached_at(frame[cost].to_numpy(), frame["validation_loss"].to_numpy(), loss)
 
@@ -127,13 +127,13 @@ def _final_losses(pairs: Sequence[tuple[Row, Row]]) -> tuple[list[float], list[f
 
 
 def speed_up(pairs: Sequence[tuple[Row, Row]], spent: Callable[[Row, float], float | None]) -> SpeedUp:
-    """Of a model's runs, each with the baseline's run of the same seed, to the baseline's final loss.
+    """Compares the cost of the baseline's final loss to a model and to the baseline, seed by seed.
 
     The baseline's cost is taken where it first reached its final loss itself, so both sides follow one rule.
 
     Args:
-      pairs: at least one.
-      spent: what a run had spent when it first reached a loss, None if it never did.
+      pairs: runs of the model, each with the baseline's run of the same seed; at least one.
+      spent: the cost at which a run first reached a loss; None if it never did.
     """
     costs = [[spent(row, final_loss(other)) for row in (other, run)] for run, other in pairs]
     ratios = [base / own for base, own in costs if base is not None and own is not None]

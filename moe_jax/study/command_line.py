@@ -27,7 +27,9 @@ def study_parser(name: str, description: str, studies: Sequence[Study]) -> argpa
     parser.add_argument("--seeds", type=at_least_one, help="runs of each model; default: the preset's number")
     parser.add_argument("--output", type=Path, help=f"runs, results and reports; default: runs/{name}-PRESET")
     parser.add_argument(
-        "--jobs", type=at_least_one, help="runs at a time, each on its share of the cores; default: the study's number"
+        "--jobs",
+        type=at_least_one,
+        help="runs at a time, each on its share of the cores; default: one a core, or the study's number",
     )
     parser.add_argument("--models", nargs="+", default=[], help="train only these of the study's models; default: all")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a field of all runs")

@@ -1,4 +1,4 @@
-"""The energy that this machine has used, where it counts that."""
+"""Counters of the energy that this machine uses."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +8,11 @@ RAPL = Path("/sys/class/powercap")
 
 
 class EnergyCounter(NamedTuple):
-    """A counter of the machine's.
+    """A counter of energy.
 
     Attributes:
-      name: what counts, for readers.
-      joules: what it has counted; only differences mean something, and over less than half a second little.
+      name: for readers.
+      joules: returns the count so far. Only differences have a meaning, and little of one over less than half a second.
     """
 
     name: str
@@ -20,11 +20,11 @@ class EnergyCounter(NamedTuple):
 
 
 def energy_counter(platform: str, rapl: Path = RAPL) -> EnergyCounter | None:
-    """The counter of the processors' packages (Linux's RAPL), or of the NVIDIA GPUs (NVML); None where there is none.
+    """Returns the counter of the processors' packages (Linux's RAPL) or of the NVIDIA GPUs (NVML); None without one.
 
     Args:
-      platform: what JAX computes on, `cpu` or `gpu`.
-      rapl: where Linux shows RAPL.
+      platform: the platform of JAX, `cpu` or `gpu`.
+      rapl: the folder in which Linux shows RAPL.
     """
     if platform == "cpu":
         return _packages(rapl)
@@ -32,7 +32,7 @@ def energy_counter(platform: str, rapl: Path = RAPL) -> EnergyCounter | None:
 
 
 def _packages(folder: Path) -> EnergyCounter | None:
-    """All of them together. A package counts up to a known value and then from 0 again."""
+    """Returns the counter of all packages together. A package counts up to a known value and then from 0 again."""
     zones = [zone for zone in sorted(folder.glob("intel-rapl:*")) if zone.name.count(":") == 1]
     try:
         ranges = [int((zone / "max_energy_range_uj").read_text()) for zone in zones]
@@ -55,7 +55,7 @@ def _packages(folder: Path) -> EnergyCounter | None:
 
 
 def _gpus() -> EnergyCounter | None:
-    """All of the machine's together."""
+    """Returns the counter of all GPUs together."""
     try:
         import pynvml
 

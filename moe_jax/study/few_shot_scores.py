@@ -29,7 +29,7 @@ _KEY = ("run", "task", "shots", "lines", "asked")
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """What every run is asked; the questions and their solved examples are the same for all.
+    """The questions that every run is asked, with the same solved examples for all.
 
     Attributes:
       tasks: by name in CORPUS_TASKS, the lines of a question's context.
@@ -50,7 +50,7 @@ class Questions:
 
 
 def require_questions(configs: Sequence[TrainConfig], workdir: Path, path: Path, questions: Questions) -> None:
-    """Makes the questions that `score_runs` would ask with the same arguments, before any run is trained for them.
+    """Checks that `score_runs` can make its questions, before any run is trained for them.
 
     Raises:
       ConfigError: a corpus cannot be read, or does not give so many.
@@ -61,15 +61,15 @@ def require_questions(configs: Sequence[TrainConfig], workdir: Path, path: Path,
 
 
 def score_runs(configs: Sequence[TrainConfig], workdir: Path, path: Path, questions: Questions) -> list[Score]:
-    """Asks the trained runs what `path` does not yet have of them, and adds a line for each answer.
+    """Asks the trained runs the questions whose answers are not in `path` yet, and adds a line for each.
 
-    Where all is there, neither the runs nor their corpus need be.
+    If all answers are there, neither the runs nor their corpus are needed.
 
     Args:
       configs: the runs.
       workdir: where `run_sweep` trained them.
       path: the table, `scores.jsonl`; lines of other runs and other questions in it stay and are not returned.
-      questions: what they are asked.
+      questions: for every run.
 
     Returns:
       A line for each run, task and number of shots, in this order.
@@ -96,7 +96,7 @@ def score_runs(configs: Sequence[TrainConfig], workdir: Path, path: Path, questi
 def _entries(
     configs: Sequence[TrainConfig], workdir: Path, path: Path, questions: Questions
 ) -> list[tuple[tuple[TrainConfig, str, int], Score | None]]:
-    """What is asked of whom, with the line that `path` has of it."""
+    """Lists each question to each run, with the line that `path` has of it."""
     known = {tuple(score[field] for field in _KEY): score for score in read_rows(path)}
     return [
         ((config, task, shots), known.get(_key(config, workdir, task, shots, questions)))

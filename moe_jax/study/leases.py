@@ -108,7 +108,7 @@ class Leases:
         return json.dumps({"host": self._host, "process": os.getpid(), "beats": self._beats}).encode()
 
     def _is_dead(self, path: Path) -> bool:
-        """Whether the holder of a lease is a process of this machine that has ended, or was silent for too long."""
+        """Says whether a lease's holder is a process of this machine that has ended, or was silent for too long."""
         try:
             content = path.read_bytes()
         except FileNotFoundError:

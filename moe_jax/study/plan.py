@@ -1,4 +1,4 @@
-"""A plan: the runs that studies train, each once, and the rows of the studies' tables that they become."""
+"""Plans: the runs that studies train, each once, and the rows of the studies' tables that they become."""
 
 import json
 import posixpath
@@ -32,7 +32,7 @@ class Entry(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to train for some studies.
+    """The runs of some studies and the rows that they become.
 
     Attributes:
       runs: each run once, those that others start from or learn from first.

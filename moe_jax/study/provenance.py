@@ -1,4 +1,4 @@
-"""What a result depends on besides its configuration and corpus: the code, the software and the machine."""
+"""The origin of a result besides its configuration and corpus: the code, the software and the machine."""
 
 import importlib.metadata
 import os
@@ -12,11 +12,11 @@ import jax
 import moe_jax
 
 RESULTS = "experiments/results"
-"""What studies write, in a repository, while they run."""
+"""Folder of a repository to which studies write while they run."""
 
 
 def git_revision(directory: Path | None = None) -> str:
-    """The commit that `directory` (default: this package) is at: `abc123`, `abc123+changes`, or `unknown` outside git.
+    """Returns the commit of `directory` (default: this package): `abc123`, `abc123+changes`, or `unknown` outside git.
 
     `+changes` says that a tracked file differs from the commit, other than under RESULTS. A package that was copied
     into another project's repository without being tracked there has no revision of its own and is `unknown` too.
@@ -30,7 +30,7 @@ def git_revision(directory: Path | None = None) -> str:
 
 
 def host() -> dict[str, Any]:
-    """The machine: its processor, the cores this process may use, and the devices JAX computes on."""
+    """Describes the machine: its processor, the cores this process may use, and the devices of JAX."""
     device = jax.devices()[0]
     return {
         "cpu": _processor(),
@@ -42,13 +42,13 @@ def host() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of the libraries that decide a run's numbers."""
+    """Returns the versions of Python, of this package and of the libraries that decide a run's numbers."""
     libraries = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
     return {"python": platform.python_version(), **libraries, "moe_jax": moe_jax.__version__}
 
 
 def _git(directory: Path, *arguments: str) -> str:
-    """What git prints, or the empty string where there is no git or no repository."""
+    """Returns the output of git; empty without git or a repository."""
     try:
         done = subprocess.run(["git", "-C", str(directory), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -57,7 +57,7 @@ def _git(directory: Path, *arguments: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name as Linux prints it, or as Python knows it elsewhere."""
+    """Returns the processor's name as Linux prints it, or as Python knows it elsewhere."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""What deciding costs: routers timed alone, by turns, forward and backward. G groups, S tokens of a group, D width."""
+"""The cost of routing: routers timed alone, by turns, forward and backward. G groups, S tokens of a group, D width."""
 
 import json
 import time
@@ -18,7 +18,7 @@ from moe_jax.training.config import TrainConfig
 
 
 def time_routers(configs: Sequence[TrainConfig], path: Path, repeats: int = 15) -> dict[str, float]:
-    """Median milliseconds that one sparse layer's router takes for a batch, its gradient with it, by `task/name`.
+    """Returns the median milliseconds of one sparse layer's router for a batch, with gradients, by `task/name`.
 
     Routers take turns, so that a machine whose speed drifts is as fast for one as for another. What `path` already
     holds for the same routers is read, not measured again.
@@ -46,7 +46,7 @@ def time_routers(configs: Sequence[TrainConfig], path: Path, repeats: int = 15) 
 
 
 def _router_step(config: TrainConfig) -> Callable[[], None]:
-    """One decision on a batch of drawn tokens, with the gradients of its weights and losses, compiled."""
+    """Compiles one decision on a batch of random tokens, with the gradients of its weights and losses."""
     moe, data = config.model.moe, config.data
     group = moe.group_size or data.sequence_length
     shape = (data.batch_size * data.sequence_length // group, group)

@@ -79,7 +79,7 @@ class _Command:
 
     @property
     def alone(self) -> bool:
-        """Whether the command knows one study, whose table is that of the runs."""
+        """True for a command with one study, whose table is that of the runs."""
         return len(self.studies) == 1
 
     @property

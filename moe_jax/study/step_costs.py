@@ -1,4 +1,4 @@
-"""What a training step costs in seconds and joules, measured apart from training, models by turns."""
+"""The cost of a training step in seconds and joules, measured apart from training, models by turns."""
 
 import json
 import math
@@ -27,7 +27,7 @@ TURN_SECONDS = 0.5
 
 
 def measure_step_costs(configs: Sequence[TrainConfig], path: Path, turns: int = 9) -> None:
-    """Writes what a step of each configuration costs: `read_study` adds it to the rows of their runs.
+    """Measures and writes the cost of a step of each configuration, which `read_study` adds to the rows of their runs.
 
     Models take turns, so that a machine whose speed drifts is as fast for one as for another, and nothing else should
     run beside it. A turn is as many steps as take half a second or more. What `path` already holds of the same runs
@@ -65,7 +65,7 @@ def measure_step_costs(configs: Sequence[TrainConfig], path: Path, turns: int = 
 
 
 def _training_step(config: TrainConfig) -> Callable[[], None]:
-    """One step of training on the next batch, from the reading of it to the end, compiled."""
+    """Compiles one step of training on the next batch, the reading of the batch included."""
     mesh = make_mesh(config.mesh)
     optimizer, schedule = make_optimizer(config.optimizer, config.steps), make_schedule(config.optimizer, config.steps)
     state, batches = place_state(config, optimizer, mesh), load_text(config.data).train_batches(config.seed)
@@ -80,14 +80,14 @@ def _training_step(config: TrainConfig) -> Callable[[], None]:
 
 
 def _steps_of_turn(step: Callable[[], None]) -> int:
-    """As many steps as take TURN_SECONDS; the first ones, which fill caches, do not count."""
+    """Counts the steps that take TURN_SECONDS, after some that fill caches."""
     _turn(step, 2, None)
     seconds, _ = _turn(step, 2, None)
     return math.ceil(TURN_SECONDS / seconds)
 
 
 def _turn(step: Callable[[], None], repeats: int, counter: EnergyCounter | None) -> tuple[float, float]:
-    """Seconds and joules of one of `repeats` steps, after one that does not count; NaN joules without a counter."""
+    """Measures the seconds and joules per step over `repeats` steps, after one more; NaN joules without a counter."""
     step()
     before, started = counter.joules() if counter else math.nan, time.perf_counter()
     for _ in range(repeats):

@@ -52,16 +52,16 @@ class Preset:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What a study has measured when its report is written.
+    """The measurements of a study, from which its report is written.
 
     Attributes:
       groups: rows of the study's models by their group, with the costs of steps if those were timed.
       scores: answers to the preset's questions.
       router_times: milliseconds of a router alone, by `task/name`.
-      energy_counter: name of what counted energy; None where nothing did.
+      energy_counter: name of the counter of energy; None without one.
       watts: power that is assumed instead.
       directory: for the report.
-      command: what repeats the study.
+      command: repeats the study.
     """
 
     groups: Mapping[str, Sequence[Row]]

@@ -123,7 +123,7 @@ class _Task(NamedTuple):
 
     @property
     def needs(self) -> set[str]:
-        """Names of the runs that it starts from or learns from."""
+        """The names of the runs that it starts from or learns from."""
         parts = self.config.start, self.config.distillation
         return {Path(part.run).name for part in parts if part is not None}
 

@@ -11,6 +11,7 @@ import pytest
 
 from configs.gpu import glam as gpu
 from configs.laptop import glam as laptop
+from experiments.claims import HERE, figures
 from experiments.glam import STUDY
 from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
@@ -113,7 +114,7 @@ def test_what_is_no_model_is_refused(model):
 
 
 def test_claims_read_models_of_the_study():
-    claims = [claim for claim in read_claims(Path("experiments") / "claims") if claim.study == "glam"]
+    claims = [claim for claim in read_claims(HERE / "claims", figures()) if claim.study == "glam"]
     assert claims
     for claim in claims:
         assert set(claim.rule.models) <= {model.name for model in STUDY.models}, claim.id

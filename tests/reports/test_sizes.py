@@ -202,7 +202,7 @@ def test_one_size_alone_has_no_comparison_of_sizes(tmp_path):
 
 def test_without_a_counter_the_report_says_so(tmp_path):
     text = write_size_report(by_label(fake_size_rows(1)), [], tmp_path, **WORDS | {"counter": None}).read_text()
-    assert "Nothing was counted" in text
+    assert "No energy was counted" in text
     assert COUNTER not in text
 
 
