@@ -42,7 +42,7 @@ class DepthConfig:
         require(self.coefficient >= 0, "coefficient", self.coefficient, "a number of at least 0")
 
     def parameters(self, model_dim: int) -> dict[str, Parameter]:
-        """Names the router's matrix [D]."""
+        """Declares the router's matrix [D]."""
         return {"kernel": Parameter((model_dim,), (None,))}
 
 

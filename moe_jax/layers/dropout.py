@@ -11,9 +11,9 @@ DROPOUT = "dropout"
 
 
 def with_dropout(kind: FFNKind, rate: float) -> FFNKind:
-    """`kind` with a share `rate` of its hidden values set to 0, drawn by the module that runs it.
+    """Returns `kind` with a share `rate` of its hidden values set to 0, drawn by the module that runs it.
 
-    Each row's values drop out for themselves, whatever the order that rows are in.
+    Values drop out independently of the order of rows.
     """
     if rate == 0:
         return kind

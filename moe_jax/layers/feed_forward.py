@@ -35,7 +35,7 @@ class Network:
         require_name(self.kind, FFN_KINDS, "kind")
 
     def parameters(self, model_dim: int) -> dict[str, Parameter]:
-        """Names the matrices up, down and, if gated, gate, and the vectors of the kind."""
+        """Declares the matrices up, down and, if gated, gate, and the vectors of the kind."""
         return FFN_KINDS[self.kind].parameters(model_dim, self.width)
 
     def make(self, mode: Mode, name: str) -> "FeedForward":

@@ -26,7 +26,7 @@ class RMS:
         require(self.eps > 0, "eps", self.eps, "a positive number")
 
     def parameters(self, model_dim: int) -> dict[str, Parameter]:
-        """Names the scale [D]."""
+        """Declares the scale [D]."""
         return {"scale": Parameter((model_dim,), (None,), multiplies=False)}
 
     def make(self, dtype: jnp.dtype, name: str) -> "RMSNorm":
@@ -50,7 +50,7 @@ class Layer:
         require(self.eps > 0, "eps", self.eps, "a positive number")
 
     def parameters(self, model_dim: int) -> dict[str, Parameter]:
-        """Names the scale [D] and the bias [D]."""
+        """Declares the scale [D] and the bias [D]."""
         names = ("scale", "bias") if self.bias else ("scale",)
         return {name: Parameter((model_dim,), (None,), multiplies=False) for name in names}
 

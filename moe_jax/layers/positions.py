@@ -26,7 +26,7 @@ class Positions:
         """Raises ConfigError where heads of this width cannot have these positions."""
 
     def parameters(self, heads: int) -> dict[str, Parameter]:
-        """Names what the positions of H `heads` learn."""
+        """Declares the parameters of positions for H `heads`."""
         return {}
 
     def angles(self, positions: Int[Array, "B S"], width: int) -> RotaryAngles | None:
@@ -85,7 +85,7 @@ class T5Bias(Positions):
         require(self.max_distance > self.num_buckets, "max_distance", self.max_distance, accepted)
 
     def parameters(self, heads: int) -> dict[str, Parameter]:
-        """Names the table [buckets, H]."""
+        """Declares the table [buckets, H]."""
         return {"table": Parameter((self.num_buckets, heads), (None, None), multiplies=False)}
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 def apply_by_row(
     function: Callable[[Float[Array, "_ D"]], Float[Array, "_ N"]], x: Float[Array, "... D"]
 ) -> Float[Array, "... N"]:
-    """`function` on the rows of `x`.
+    """Applies `function` to the rows of `x`.
 
     Of products with a batch and a sequence XLA's gradients on the CPU contract two axes at once, and for that it first
     transposes both factors, element by element: twice the time of the whole step. Of matrices they are plain products.

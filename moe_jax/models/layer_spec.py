@@ -57,7 +57,7 @@ class LayerSpec:
         return sparse | {name: self.projections.projection(width) for name, width in widths}
 
     def parameters(self, model_dim: int, cross: bool) -> dict[str, dict[str, Parameter]]:
-        """Names the parameters of each part.
+        """Declares the parameters of each part.
 
         Args:
           model_dim: D.

@@ -46,7 +46,7 @@ def _init(config: ModelConfig, rng: Key[Array, ""], collection: str) -> Params:
 
 
 def declare_parameters(config: ModelConfig) -> dict[str, Parameter]:
-    """Names every parameter of a model by its path in the tree of parameters ("layer_0/attention/query/kernel")."""
+    """Declares every parameter of a model by its path in the tree of parameters ("layer_0/attention/query/kernel")."""
     embedding = Parameter((config.vocab_size, config.model_dim), (None, "fsdp"), multiplies=False)
     declared = {"embedding/embedding": embedding}
     if not config.tie_embeddings:
@@ -62,7 +62,7 @@ def declare_parameters(config: ModelConfig) -> dict[str, Parameter]:
 
 
 def declare_stack(config: ModelConfig, cross: bool) -> dict[str, Parameter]:
-    """Names the parameters of one stack; `cross` says whether its layers attend to an encoder."""
+    """Declares the parameters of one stack; `cross` says whether its layers attend to an encoder."""
     kinds = tuple(dict.fromkeys(spec.attention for spec in config.layers))
     declared = within("final_norm", config.norm.parameters(config.model_dim))
     for name, (positions, heads) in relative_tables(kinds).items():
@@ -79,7 +79,7 @@ def declare_stack(config: ModelConfig, cross: bool) -> dict[str, Parameter]:
 
 
 def declare_layer(spec: LayerSpec, config: ModelConfig, cross: bool) -> dict[str, Parameter]:
-    """Names the parameters of one layer."""
+    """Declares the parameters of one layer."""
     declared = {}
     for part, parameters in spec.parameters(config.model_dim, cross).items():
         # The router of a layer that only some tokens run stands in the layer itself.

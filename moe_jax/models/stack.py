@@ -153,7 +153,7 @@ def relative_biases(
 
 
 def relative_tables(kinds: tuple[GroupedQuery, ...]) -> dict[str, tuple[Positions, int]]:
-    """Names the tables of relative positions: `relative_bias`, and further ones by number."""
+    """Lists the tables of relative positions: `relative_bias`, and further ones by number."""
     tables = dict.fromkeys(_table(kind) for kind in kinds if isinstance(kind.positions, T5Bias))
     return {f"relative_bias{f'_{number}' * bool(number)}": table for number, table in enumerate(tables)}
 

@@ -82,7 +82,7 @@ def require_baseline(rows: Sequence[Row], baseline: str) -> None:
 
 
 def group_by_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Groups rows by model, each model's by seed; the models by number of experts and then name."""
+    """Collects rows by model, each model's by seed; the models by number of experts and then name."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (experts_of(row), row["name"], row["seed"])):
         groups.setdefault(row["name"], []).append(row)

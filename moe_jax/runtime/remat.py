@@ -19,12 +19,12 @@ SAVEABLE: dict[str, str] = {
 
 
 def decided(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """Names a routing decision, so that it is always saved."""
+    """Tags a routing decision, so that it is always saved."""
     return checkpoint_name(x, ROUTING_DECISION)
 
 
 def saveable(x: Float[Array, "..."], name: str) -> Float[Array, "..."]:
-    """Names a value as one of SAVEABLE, so that a configuration can save it."""
+    """Tags a value as one of SAVEABLE, so that a configuration can save it."""
     if name not in SAVEABLE:
         raise KeyError(f"name is {name!r}; accepted: {', '.join(SAVEABLE)}")
     return checkpoint_name(x, name)

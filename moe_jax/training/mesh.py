@@ -22,7 +22,7 @@ from moe_jax.training.config import MeshConfig, TrainConfig
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """The configured mesh over the first devices that jax sees.
+    """Makes the configured mesh over the first devices that jax sees.
 
     Raises:
       ConfigError: there are not as many devices.
@@ -75,12 +75,12 @@ def spec_of(parameter: Parameter | None, shape: tuple[int, ...], mesh: Mesh) -> 
 
 
 def data_process(mesh: Mesh) -> tuple[int, int]:
-    """Which part of a batch's rows this process's devices have, and how many such parts there are.
+    """Returns the index of the part of a batch that this process's devices have, and the number of parts.
 
-    Processes that share a width, along `tensor`, have the same part.
+    Processes that share a width along `tensor` have the same part.
 
     Raises:
-      ConfigError: its devices' rows are not one run of them, for the order in which the mesh has its devices.
+      ConfigError: the rows of this process's devices are not consecutive in the order of the mesh.
     """
     by_shard = mesh.devices.reshape(-1, mesh.shape["tensor"])
     mine = [i for i, row in enumerate(by_shard) if any(d.process_index == jax.process_index() for d in row)]
@@ -91,7 +91,7 @@ def data_process(mesh: Mesh) -> tuple[int, int]:
 
 
 def process_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
-    """A batch on the mesh, from the rows that belong to this process (all of them, where there is one)."""
+    """Places a batch on the mesh from the rows of this process, which are all rows if there is one process."""
     sharding, (_, parts) = NamedSharding(mesh, BY_TOKEN), data_process(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows, (rows.shape[0] * parts, *rows.shape[1:]))
@@ -100,7 +100,7 @@ def process_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Arra
 
 
 def whole_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
-    """A batch on the mesh, from a copy of all its rows in every process."""
+    """Places a batch on the mesh from a copy of all its rows in every process."""
     sharding = NamedSharding(mesh, BY_TOKEN)
     return {
         name: jax.make_array_from_callback(rows.shape, sharding, lambda index, rows=rows: rows[index])

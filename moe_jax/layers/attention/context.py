@@ -15,7 +15,7 @@ from moe_jax.layers.positions import RotaryAngles
 
 @struct.dataclass
 class Attending:
-    """What tokens see, and where it is; the same for all layers with one kind of attention.
+    """Keys that tokens see, and their positions; the same for all layers with one kind of attention.
 
     Attributes:
       mask: true where a token (third axis) may see a key (last axis); each sees one at least.

@@ -79,7 +79,7 @@ class GroupedQuery:
         return GroupedQuery(self.heads, self.kv_heads, self.head_dim, NoPositions())
 
     def parameters(self, model_dim: int, projects: bool = True) -> dict[str, Parameter]:
-        """Names the matrices: query [D, H * N], key and value [D, K * N], output [H * N, D].
+        """Declares the matrices: query [D, H * N], key and value [D, K * N], output [H * N, D].
 
         Args:
           model_dim: D.
