@@ -9,7 +9,7 @@ from moe_jax.experts.ffn import EXPERTS, FFNKind, FFNParams
 
 
 def kernel_init(scale: float, batch_axes: Sequence[int] = ()) -> nn.initializers.Initializer:
-    """Returns a truncated normal with variance scale / fan_in (Switch Transformer, section 2.4); `batch_axes` are not fan-in."""
+    """Returns a truncated normal with variance scale / fan_in, without `batch_axes` (Switch Transformer, 2.4)."""
     return nn.initializers.variance_scaling(
         scale, "fan_in", "truncated_normal", in_axis=-2, out_axis=-1, batch_axis=batch_axes
     )

@@ -10,8 +10,8 @@ def apply_by_row(
 ) -> Float[Array, "... N"]:
     """Applies `function` to the rows of `x`.
 
-    Of products with a batch and a sequence XLA's gradients on the CPU contract two axes at once, and for that it first
-    transposes both factors, element by element: twice the time of the whole step. Of matrices they are plain products.
+    Gradients of products over a batch and a sequence contract two axes at once. For that XLA's CPU compiler first
+    transposes both factors element by element, which doubles the time of a step. Over rows they are plain products.
     """
     rows = function(x.reshape(-1, x.shape[-1]))
     return rows.reshape(*x.shape[:-1], rows.shape[-1])
