@@ -1,4 +1,4 @@
-"""Initialisation of matrices and networks."""
+"""Initial values of kernels and networks."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,10 @@ from moe_jax.experts.ffn import EXPERTS, FFNKind, FFNParams
 
 
 def kernel_init(scale: float, batch_axes: Sequence[int] = ()) -> nn.initializers.Initializer:
-    """Returns a truncated normal with variance scale / fan_in, without `batch_axes` (Switch Transformer, 2.4)."""
+    """Returns a truncated normal with variance scale / fan_in (Switch Transformer, section 2.4).
+
+    `batch_axes` do not count as fan-in.
+    """
     return nn.initializers.variance_scaling(
         scale, "fan_in", "truncated_normal", in_axis=-2, out_axis=-1, batch_axis=batch_axes
     )
@@ -24,9 +27,9 @@ def network_params(
     dtype: jnp.dtype,
     num_experts: int | None = None,
 ) -> FFNParams:
-    """Declares the parameters of one network, or of `num_experts` as `experts_NAME` with an axis for them, in `module`.
+    """Declares in `module` the parameters of one network, or of `num_experts` with a leading axis for them.
 
-    Matrices start by `kernel_init(scale)`, biases at 0 and scales at 1; float32, given as `dtype`.
+    Matrices start by `kernel_init(scale)`, biases at 0 and scales at 1. They are float32, and returned as `dtype`.
     """
     parameters = kind.parameters(model_dim, inner_dim, num_experts)
     matrix = kernel_init(scale, () if num_experts is None else (0,))

@@ -155,7 +155,7 @@ class MoEConfig:
 
     @property
     def causal(self) -> bool:
-        """Whether no token's experts and weights depend on later tokens, with the capacity of training."""
+        """True where no token's experts and weights depend on later tokens, with the capacity of training."""
         return self.router.causal(self.setting())
 
     @property

@@ -1,4 +1,4 @@
-"""Assignment: which expert runs which token with what weight, and which of these got a seat.
+"""Assignment: which expert runs which token with what weight, and which assignments have a seat.
 
 G groups, S tokens of a group, E experts, K choices per token, A assignments of a group, C capacity.
 """
@@ -22,7 +22,7 @@ from moe_jax.runtime.remat import decided
 
 @struct.dataclass
 class Assignment(Decision):
-    """The value that routers make and ways of running experts take.
+    """The decision that routers make and executions carry out.
 
     y[t] = sum over a with token[a] = t and kept[a] of weight[a] * expert[expert[a]](x[t]), within each group.
 
@@ -30,12 +30,12 @@ class Assignment(Decision):
       token: token of each assignment, an index into the group.
       expert: expert of each assignment.
       weight: float32 weight of the expert's output; carries the router's gradient.
-      requested: whether the router asked for it (false for padding, and where a policy turns a choice down).
-      seat: place in its expert's queue, from 0, among the requested; meaningless where not requested.
+      requested: whether the router asks for it (false for padding, and for a choice that a policy turns down).
+      seat: place in its expert's queue, from 0, among the requested assignments; meaningless for the others.
       capacity: C, seats of each expert in each group (static).
       num_tokens: S (static).
       num_experts: E (static).
-      choices: K when the assignments are choice-major, token[k * S + s] = s; None in any other order (static).
+      choices: K if the assignments are choice-major, token[k * S + s] = s; None in any other order (static).
     """
 
     # Read by jaxtyping: tree maps rebuild the value with other things than arrays, so its fields are not enforced.
@@ -53,7 +53,7 @@ class Assignment(Decision):
 
     @property
     def kept(self) -> Bool[Array, "G A"]:
-        """Whether the assignment is carried out: it was requested and its seat exists."""
+        """True for an assignment that is carried out: it was requested and its seat exists."""
         return self.requested & (self.seat < self.capacity)
 
     @property
@@ -61,7 +61,7 @@ class Assignment(Decision):
         return self.token.shape[0]
 
     def load(self) -> Float[Array, " E"]:
-        """How many assignments ask for each expert, before any is dropped."""
+        """Counts the assignments that ask for each expert, before any is dropped."""
 
         def count(expert: Int[Array, "G A"], requested: Bool[Array, "G A"]) -> Float[Array, "G E"]:
             group = jnp.arange(expert.shape[0])[:, None]
@@ -136,7 +136,7 @@ def assign_choices(
     priority: Priority = "position",
     score: Float[Array, "G S K"] | None = None,
 ) -> Assignment:
-    """The assignment of token-choice routing: every first choice is seated before any second choice.
+    """Assigns each token to its choices; every first choice is seated before any second choice.
 
     Args:
       expert: each token's experts, best first.
@@ -144,10 +144,10 @@ def assign_choices(
       requested: which choices ask for a seat.
       num_experts: E.
       capacity: C.
-      priority: who is seated first among choices of one rank: by `position`, the earlier token; by `probability`, the
-        one with the larger score (mesh-tensorflow's switch_max); in `batch` priority, the one whose token's first
-        choice has the larger score (V-MoE, section 4.1).
-      score: what priority goes by; None takes the weights.
+      priority: order of seating among choices of one rank. By `position`, the earlier token comes first; by
+        `probability`, the choice with the larger score (mesh-tensorflow's switch_max); in `batch` priority, the choice
+        whose token has the larger score for its first choice (V-MoE, section 4.1).
+      score: the scores that priority compares; None takes the weights.
     """
     require_name(priority, get_args(Priority), "priority")
     groups, tokens, choices = expert.shape
@@ -176,11 +176,14 @@ def assign_choices(
 
 
 def top_experts(scores: Float[Array, "G S E"], k: int) -> Int[Array, "G S K"]:
-    """The experts of the `k` largest entries of each token, largest first."""
+    """Returns the experts of each token's `k` largest scores, largest first."""
     return shard_over_groups(lambda scores: jax.lax.top_k(scores, k)[1].astype(jnp.int32))(scores)
 
 
 def best_choices(scores: Float[Array, "G S E"], k: int) -> tuple[Float[Array, "G S K"], Int[Array, "G S K"]]:
-    """The `k` largest entries of each token, largest first, and their experts, as a decision that remat saves."""
+    """Returns each token's `k` largest scores, largest first, and their experts.
+
+    Rematerialisation saves the experts, so that a decision is never made twice.
+    """
     expert = decided(top_experts(scores, k))
     return jnp.take_along_axis(scores, expert, axis=-1), expert

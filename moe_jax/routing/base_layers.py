@@ -1,4 +1,4 @@
-"""Balanced assignment: BASE layers solve for it (Lewis et al. 2021), Sinkhorn comes near it (Clark et al. 2022).
+"""Balanced assignment: BASE layers solve for it (Lewis et al. 2021), Sinkhorn approaches it (Clark et al. 2022).
 
 G groups, S tokens of a group, D model width, E experts, C capacity.
 """
@@ -21,7 +21,7 @@ from moe_jax.runtime.mesh import shard_over_groups
 from moe_jax.runtime.remat import decided
 
 FREE = -1
-# Of an auction: its first step, as a share of the range of the scores, and how much smaller each next one is.
+# The first step of an auction as a share of the range of the scores, and the ratio of each step to the next.
 LARGEST_STEP = 1 / 8
 STEP_RATIO = 5
 
@@ -29,20 +29,21 @@ STEP_RATIO = 5
 def auction(
     scores: Float[Array, "S E"], seats: int, tolerance: float = 1e-3, most_rounds: int = 10_000
 ) -> Int[Array, " S"]:
-    """An expert for each token, `seats` tokens for each expert at most, of nearly the largest sum of scores.
+    """Assigns each token to an expert, at most `seats` tokens to each, with nearly the largest sum of scores.
 
-    Bertsekas and Castanon 1989, for identical seats: a token without a seat bids for the expert that is worth most to
-    it at the present prices, as much as that is better than its second best, plus a step; an expert keeps its `seats`
-    highest bids, and its price is the lowest of them. Worth is rounded to whole units, `tolerance` of the scores'
-    range, so that prices never stand still; the sum is within 2 S units of the largest there is. Tokens that are alike
-    outbid each other step by step, so all of it is done with large steps first, then anew with smaller ones down to one
-    unit, each time from the prices reached.
+    The auction of Bertsekas and Castanon 1989 for identical seats. A token without a seat bids for the expert that is
+    worth most to it at the present prices. It bids the difference to its second best expert, plus a step. An expert
+    keeps its `seats` highest bids, and its price is the lowest of them.
+
+    Worth is rounded to whole units, so that every bid raises a price. The sum is within 2 S units of the largest.
+    Similar tokens outbid each other step by step, which is slow. So the auction runs with large steps first, and then
+    again with smaller ones, down to one unit, each time from the prices that it has reached.
 
     Args:
-      scores: what each expert is worth to each token, finite.
-      seats: of each expert; E * seats >= S.
+      scores: worth of each expert to each token, finite.
+      seats: seats of each expert; E * seats >= S.
       tolerance: the unit, as a share of the range of the scores; at least E / 1e8, or units no longer fit an integer.
-      most_rounds: of bidding with one step; whoever has no seat after the last gets one that is free.
+      most_rounds: rounds of bidding with one step; tokens without a seat after the last one get free seats.
     """
     tokens, num_experts = scores.shape
     if num_experts == 1:
@@ -50,7 +51,7 @@ def auction(
     lowest = scores.min()
     unit = jnp.maximum((scores.max() - lowest) * tolerance, 1e-9)
     worth = jnp.round((scores.T - lowest) / unit).astype(jnp.int32)
-    # Prices may start anywhere if in the end all seats are taken: by tokens that like all experts alike.
+    # Prices may start anywhere if in the end all seats are taken. Added tokens, worth 0 everywhere, see to that.
     worth = jnp.pad(worth, ((0, 0), (0, num_experts * seats - tokens)))
     price = jnp.zeros_like(worth[:, 0])
     first = int(max(0.0, math.log(LARGEST_STEP / tolerance, STEP_RATIO)))
@@ -67,13 +68,13 @@ def auction(
 def _seat_all(
     worth: Int[Array, "E S"], price: Int[Array, " E"], step: Int[Array, ""], seats: int, most_rounds: int
 ) -> tuple[Int[Array, " S"], Int[Array, " E"]]:
-    """The experts of tokens that bid until all have a seat, FREE where `most_rounds` were too few, and the prices."""
+    """Lets tokens bid until all have a seat; returns their experts, FREE after `most_rounds`, and the prices."""
     num_experts = worth.shape[0]
     names = jnp.arange(num_experts, dtype=jnp.int32)[:, None]
 
     def round_of_bids(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         expert, paid, price, rounds = carry
-        # With its expert's name in the last digit, a maximum says who has it.
+        # With the expert's index in the last digit, a maximum carries the expert that has it.
         gain = (worth - price[:, None]) * num_experts + names
         first = gain.max(axis=0)
         second = jnp.where(gain == first[None], jnp.iinfo(jnp.int32).min, gain).max(axis=0)
@@ -96,7 +97,7 @@ def _seat_all(
 def _lowest_kept(
     expert: Int[Array, " S"], paid: Int[Array, " S"], num_experts: int, seats: int
 ) -> tuple[Bool[Array, " E"], Int[Array, " E"]]:
-    """Whether an expert's bidders fill its seats, and the lowest of its `seats` highest bids if so."""
+    """Says whether an expert's bidders fill its seats, and returns the lowest of its `seats` highest bids if so."""
     bidders = jnp.bincount(expert, length=num_experts)
     # One sort of single integers, by expert and then from the highest bid, is many times faster than one of pairs.
     span = jnp.iinfo(jnp.int32).max // num_experts
@@ -108,7 +109,7 @@ def _lowest_kept(
 def _keeps_seat(
     expert: Int[Array, " S"], paid: Int[Array, " S"], lowest: Int[Array, " E"], seats: int
 ) -> Bool[Array, " S"]:
-    """Who bid more than the lowest bid that their expert keeps; of those who bid just that, the first."""
+    """Says which tokens keep a seat: bids above the lowest that their expert keeps, and the first of the equal ones."""
     tokens, num_experts = expert.shape[0], lowest.shape[0]
     above, tied = paid > lowest[expert], paid == lowest[expert]
     room = seats - jnp.bincount(jnp.where(above, expert, num_experts), length=num_experts + 1)
@@ -130,17 +131,17 @@ def _fill_free_seats(expert: Int[Array, " S"], num_experts: int, seats: int) -> 
 def balanced_assignment(
     logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], seats: int, tolerance: float
 ) -> Int[Array, "G S"]:
-    """`auction` in each group; padding is worth the same to every expert and takes what seats are left."""
+    """Runs an `auction` in each group; padding, worth the same to every expert, takes seats that are left."""
     worth = jax.lax.stop_gradient(jnp.where(token_valid[..., None], logits, logits.min(axis=(1, 2), keepdims=True)))
     return decided(shard_over_groups(jax.vmap(lambda scores: auction(scores, seats, tolerance)))(worth))
 
 
 @dataclasses.dataclass(frozen=True)
 class BASE(Router):
-    """BASE layers: in training a linear assignment, exactly even; in evaluation each token its best expert.
+    """BASE layers: an exactly even linear assignment in training, each token's best expert in evaluation.
 
-    The expert's output and the token itself are mixed by the sigmoid of the token's score, the only way a gradient
-    reaches the router: `model.moe.combine="mix"`.
+    The layer mixes the expert's output and the token by the sigmoid of the token's score, `combine="mix"`. This is the
+    only way by which a gradient reaches the router.
 
     Attributes:
       tolerance: see `auction`.
@@ -178,9 +179,14 @@ class BASE(Router):
 
 
 def sinkhorn(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], iterations: int) -> Float[Array, "G S E"]:
-    """The logarithm of exp(logits) with rows and columns scaled by turns to equal sums, 1 / tokens and 1 / experts.
+    """Scales rows and columns of exp(logits) in turn to equal sums, 1 / tokens and 1 / experts; returns its logarithm.
 
-    Padding gets no share. The last scaling is that of the experts.
+    Padding gets no share. Experts are scaled last.
+
+    Args:
+      logits: the router's, float32.
+      token_valid: false for padding.
+      iterations: scalings of both.
     """
     valid = token_valid[..., None]
     rows = -jnp.log(jnp.maximum(token_valid.sum(axis=1), 1).astype(jnp.float32))[:, None, None]
@@ -196,12 +202,12 @@ def sinkhorn(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], ite
 
 @dataclasses.dataclass(frozen=True)
 class Sinkhorn(Router):
-    """S-BASE: in training the experts of the largest entries of a nearly balanced plan, in evaluation of the logits.
+    """S-BASE: the experts of the largest entries of a nearly balanced plan in training, of the logits in evaluation.
 
-    The weight is the softmax probability either way; no balance loss is needed.
+    The weight is the softmax probability in both. No balance loss is needed.
 
     Attributes:
-      iterations: of `sinkhorn`.
+      iterations: scalings of the plan; see `sinkhorn`.
     """
 
     iterations: int = 8

@@ -1,4 +1,4 @@
-"""How many seats an expert has, and who gets them.
+"""Capacity: seats of each expert, and the order in which assignments get them.
 
 G groups, S tokens of a group, A assignments of a group, E experts, K choices per token, C capacity.
 """
@@ -14,27 +14,27 @@ from moe_jax.configuration import require, require_name
 from moe_jax.native.sorting import has_native_sort, rank_within_key
 from moe_jax.runtime.mesh import shard_over_groups
 
-# ceil: this project's; mesh_tensorflow: of the code that trained GShard and Switch Transformer.
+# `mesh_tensorflow` is the rule of the code that trained GShard and Switch Transformer.
 CapacityRule = Literal["ceil", "mesh_tensorflow"]
-# Who comes first among the choices of one rank; all first choices come before any second choice.
+# The order among choices of one rank; all first choices come before any second choice.
 Priority = Literal["position", "probability", "batch"]
 
 
 def capacity_per_expert(
     capacity_factor: float | None, tokens: int, k: int, num_experts: int, rule: CapacityRule = "ceil"
 ) -> int:
-    """Seats per expert in a group of S tokens, never more than S.
+    """Computes C, the seats of each expert in a group of S tokens, never more than S.
 
     Args:
       capacity_factor: seats relative to even load; None gives every expert a seat for every token.
       tokens: S.
       k: experts per token.
       num_experts: E.
-      rule: `ceil`: C = ceil(capacity_factor * S * k / E). `mesh_tensorflow`: C = max(min(S, int(S * capacity_factor /
-        E)), 4), in which k does not count: its top-2 models set twice the factor.
+      rule: `ceil`: C = ceil(capacity_factor * S * k / E). `mesh_tensorflow`: C = min(S, max(4, int(capacity_factor *
+        S / E))), without k, so its top-2 models set twice the factor.
 
     Raises:
-      ConfigError: a capacity of 0.
+      ConfigError: the capacity would be 0.
     """
     require_name(rule, get_args(CapacityRule), "capacity_rule")
     if capacity_factor is None:
@@ -53,7 +53,7 @@ def capacity_per_expert(
 
 
 def seats_by_position(expert: Int[Array, "G A"], requested: Bool[Array, "G A"], num_experts: int) -> Int[Array, "G A"]:
-    """How many earlier requested assignments of the same group ask for the same expert."""
+    """Returns each assignment's seat: the number of earlier requests for its expert in its group."""
 
     def count(expert: Int[Array, "G A"], requested: Bool[Array, "G A"]) -> Int[Array, "G A"]:
         if has_native_sort():
@@ -72,7 +72,10 @@ def seats_by_score(
     score: Float[Array, "G S K"],
     num_experts: int,
 ) -> Int[Array, "G S K"]:
-    """Seats when, among choices of one rank, a larger `score` comes first, and the earlier token where scores tie."""
+    """Returns each choice's seat where, among choices of one rank, a larger `score` comes first.
+
+    Where scores tie, the earlier token comes first.
+    """
 
     def seat(
         expert: Int[Array, "G S K"], requested: Bool[Array, "G S K"], score: Float[Array, "G S K"]

@@ -1,4 +1,4 @@
-"""DeepSeek's routing: groups of experts, a selection bias in place of a balance loss, weights apart from the selection.
+"""DeepSeek's routing: groups of experts, and a selection bias in place of a balance loss.
 
 DeepSeek-V2 (arXiv:2405.04434, section 2.2), DeepSeek-V3 (arXiv:2412.19437, section 2.1.2); Kimi K2, GLM-4.5 and
 MiniMax-M2 are settings of it.
@@ -29,14 +29,14 @@ GroupScore = Literal["max", "top2_sum"]
 def group_limited_choices(
     selection: Float[Array, "G S E"], k: int, num_groups: int, groups_per_token: int, group_score: GroupScore
 ) -> Int[Array, "G S K"]:
-    """The `k` experts of the largest `selection` among the experts of the best `groups_per_token` groups.
+    """Chooses the `k` experts of the largest `selection` within the best `groups_per_token` groups of experts.
 
     Args:
       selection: scores, with the selection bias if there is one.
       k: K.
-      num_groups: N groups of E / N consecutive experts.
-      groups_per_token: how many of them a token's experts may lie in.
-      group_score: a group is as good as its best expert (`max`, V2) or its best two together (`top2_sum`, V3).
+      num_groups: N, groups of E / N consecutive experts.
+      groups_per_token: groups in which a token's experts may lie.
+      group_score: score of a group: its best expert's (`max`, V2), or its best two together (`top2_sum`, V3).
     """
 
     def choose(selection: Float[Array, "G S E"]) -> Int[Array, "G S K"]:
@@ -55,18 +55,19 @@ def group_limited_choices(
 
 @dataclasses.dataclass(frozen=True)
 class DeepSeek(Router):
-    """Top-k of sigmoid or softmax scores, limited to groups of experts, and balanced by a bias on the selection alone.
+    """Top-k of sigmoid or softmax scores, limited to groups of experts, and balanced by a bias.
 
-    The bias lives in the collection `router_state` and moves after each training step; see `updated_bias`.
+    The bias is added to scores to select experts, and is not part of their weights. It lives in the collection
+    `router_state` and moves after each training step; see `updated_bias`.
 
     Attributes:
       score: `sigmoid` (V3) or `softmax` (V2).
       num_groups: groups of experts; 1 does not limit.
-      groups_per_token: groups a token's experts may lie in.
-      group_score: see `group_limited_choices`.
-      renormalize: divide the chosen scores by their sum.
+      groups_per_token: groups in which a token's experts may lie.
+      group_score: score of a group; see `group_limited_choices`.
+      renormalize: whether the chosen scores are divided by their sum.
       scale: factor on all weights (routed_scaling_factor: 2.5 in V3, 2.827 in Kimi K2, 16 in V2).
-      bias_rate: what the selection bias moves by in a step; 0 has no bias.
+      bias_rate: change of the selection bias in a step; 0 has no bias.
     """
 
     score: Score = "sigmoid"

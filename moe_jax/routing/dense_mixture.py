@@ -1,4 +1,4 @@
-"""The mixture of 1991: every expert runs every token (Jacobs, Jordan, Nowlan and Hinton), and its three losses.
+"""The mixture of 1991, in which every expert runs every token (Jacobs et al.), and its three losses.
 
 T cases, G groups, S tokens of a group, E experts, C capacity, O outputs.
 """
@@ -19,7 +19,7 @@ from moe_jax.routing.statistics import Metrics
 def cooperative_loss(
     outputs: Float[Array, "T E O"], gate: Float[Array, "T E"], target: Float[Array, "T O"]
 ) -> Float[Array, ""]:
-    """Mean over cases of ||target - sum_e gate_e output_e||^2 (equation 1.1): experts make up for one another."""
+    """Computes the mean of ||target - sum_e gate_e output_e||^2 (equation 1.1): experts make up for one another."""
     mixed = jnp.einsum("te,teo->to", gate, outputs)
     return jnp.mean(jnp.sum((target - mixed) ** 2, axis=-1))
 
@@ -27,7 +27,7 @@ def cooperative_loss(
 def competitive_loss(
     outputs: Float[Array, "T E O"], gate: Float[Array, "T E"], target: Float[Array, "T O"]
 ) -> Float[Array, ""]:
-    """Mean over cases of sum_e gate_e ||target - output_e||^2 (equation 1.2): each expert stands for itself."""
+    """Computes the mean of sum_e gate_e ||target - output_e||^2 (equation 1.2): each expert stands for itself."""
     errors = jnp.sum((target[:, None] - outputs) ** 2, axis=-1)
     return jnp.mean(jnp.sum(gate * errors, axis=-1))
 
@@ -35,9 +35,9 @@ def competitive_loss(
 def likelihood_loss(
     outputs: Float[Array, "T E O"], gate: Float[Array, "T E"], target: Float[Array, "T O"]
 ) -> Float[Array, ""]:
-    """Mean over cases of -log sum_e gate_e exp(-||target - output_e||^2 / 2) (equation 1.3), the one the paper uses.
+    """Computes the mean of -log sum_e gate_e exp(-||target - output_e||^2 / 2) (equation 1.3), the paper's own.
 
-    The negative log-likelihood of a mixture of Gaussians of unit variance, without its constant: unlike the
+    It is the negative log-likelihood of a mixture of Gaussians of unit variance, without its constant. Unlike the
     competitive loss, it adapts the expert fastest that already fits best.
     """
     errors = jnp.sum((target[:, None] - outputs) ** 2, axis=-1)
@@ -46,7 +46,7 @@ def likelihood_loss(
 
 @dataclasses.dataclass(frozen=True)
 class DenseMixture(Router):
-    """Softmax gate over all experts; `k` is E."""
+    """Jacobs' mixture: a softmax over all experts, which all run every token; `k` is E."""
 
     choices_allowed = "all"
     drops = False

@@ -30,16 +30,18 @@ def expert_choice(
     entropy: float = 0.01,
     iterations: int = 100,
 ) -> Assignment:
-    """Each expert takes its C best tokens of the group by softmax over experts; no renormalising, perfect balance.
+    """Lets each expert take its C best tokens of the group, by softmax over experts, without renormalising.
 
-    A token may be taken by any number of experts, or none. An expert takes fewer than C only if fewer tokens are valid.
+    The load is even. Any number of experts, or none, may take a token. An expert takes fewer than C tokens only if
+    fewer are valid.
 
     Args:
       logits: the router's, float32.
       token_valid: false for padding.
       capacity: C.
-      most: experts that a token should be taken by at most, by way of `capped_plan`; None does not limit.
-      entropy, iterations: see `capped_plan`.
+      most: experts that should take one token at most, by `capped_plan`; None does not limit.
+      entropy: see `capped_plan`.
+      iterations: see `capped_plan`.
     """
     groups, tokens, num_experts = logits.shape
     probabilities = jax.nn.softmax(logits)
@@ -79,19 +81,22 @@ def capped_plan(
     entropy: float,
     iterations: int,
 ) -> Float[Array, "G S E"]:
-    """The plan A in [0, 1] that maximises sum(scores * A) + entropy * H(A), its logarithm (Zhou et al., section 3.3).
+    """Computes the plan A in [0, 1] that maximises sum(scores * A) + entropy * H(A) (Zhou et al., section 3.3).
 
-    Each expert gives out C in all, each token receives at most `most`. Dykstra's projections, by turns onto the three
-    constraints, in logarithms; as in the paper, what they have not yet reached after `iterations` is left. The less
-    entropy, the more they need: with the paper's 0.001 its 100 leave the cap far from reached, 1000 do not.
+    Each expert gives out C in all, each token receives at most `most`. Dykstra's projections onto the three constraints
+    run in turn, in logarithms. As in the paper, they stop after `iterations`, whether they have converged or not. Less
+    entropy needs more: with the paper's 0.001, its 100 iterations stay far above the cap, and 1000 do not.
 
     Args:
-      scores: what an expert gains by a token.
-      token_valid: false for padding, of which the plan is -inf.
+      scores: gain of each expert by each token.
+      token_valid: false for padding, where the logarithm is -inf.
       capacity: C.
       most: experts per token.
-      entropy: how soft the plan is.
+      entropy: softness of the plan.
       iterations: rounds of the three projections.
+
+    Returns:
+      the logarithm of the plan.
     """
     valid = token_valid[..., None]
     rows = jnp.log(jnp.minimum(capacity, token_valid.sum(axis=1)).astype(jnp.float32))[:, None, None]
@@ -118,10 +123,16 @@ def capped_plan(
 
 
 def expert_choice_seen(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int) -> Assignment:
-    """Expert choice that a causal model may use: an expert takes a token if it is among the best of those seen so far.
+    """Lets an expert take a token that is among the best of those seen so far, as a causal model may.
 
-    Of the first n valid tokens of a group an expert would take C * n / S, rounded: it takes the n-th if fewer than so
-    many of them score as high. That is nearly C tokens on average; an expert that has taken C takes no more.
+    Of the first n valid tokens of a group an expert's share is C * n / S, rounded. The expert takes the n-th token if
+    fewer earlier tokens than this share score as high. That is nearly C tokens on average; an expert that has taken C
+    takes no more.
+
+    Args:
+      logits: the router's, float32.
+      token_valid: false for padding.
+      capacity: C.
     """
     _, tokens, num_experts = logits.shape
     probabilities = jax.nn.softmax(logits)
@@ -136,16 +147,16 @@ def expert_choice_seen(logits: Float[Array, "G S E"], token_valid: Bool[Array, "
 
 @dataclasses.dataclass(frozen=True)
 class ExpertChoice(Router):
-    """Expert choice; `k` is the mean number of experts per token (the paper's capacity factor, with capacity_factor=1).
+    """Expert choice: experts pick tokens; `k` is the mean number of experts per token.
 
-    It needs no balance loss. In a causal model it leaks: whether a token is taken depends on later tokens, unless
-    experts choose among what is `seen`.
+    With capacity_factor=1 `k` is the paper's capacity factor. No balance loss is needed. A causal model leaks: whether
+    an expert takes a token depends on later tokens, unless experts choose among those `seen`.
 
     Attributes:
-      among: experts choose among the tokens of the `group`, or each time among those `seen` so far.
+      among: tokens among which experts choose: those of the `group`, or those `seen` so far.
       most: experts per token at most, among the tokens of a group; None does not limit.
-      entropy: how soft the plan is that keeps to `most`; see `capped_plan`.
-      iterations: how long it is sought.
+      entropy: softness of the plan that keeps to `most`; see `capped_plan`.
+      iterations: rounds in which that plan is sought.
     """
 
     among: Among = "group"

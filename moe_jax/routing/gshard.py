@@ -1,4 +1,4 @@
-"""GShard routing: each token to its two most probable experts, the second one sometimes.
+"""GShard routing: each token asks its most probable expert, and sometimes the second one, too.
 
 Lepikhin et al. 2020, algorithm 1; variants as in its authors' code, mesh-tensorflow.
 
@@ -29,7 +29,7 @@ def gshard(
     second_threshold: float = 0.2,
     rng: Key[Array, ""] | None = None,
 ) -> Assignment:
-    """Top-2 with the two probabilities renormalised to sum to 1, before any choice is turned down or dropped.
+    """Routes each token to its two best experts, with probabilities that sum to 1 before any is turned down or dropped.
 
     All first choices are seated before any second choice.
 
@@ -39,8 +39,11 @@ def gshard(
       capacity: C.
       second_policy: when the second expert is asked: `all` always, `none` never, `threshold` if its renormalised weight
         is above `second_threshold`, `random` with probability min(1, weight / second_threshold) (0.5 is the paper's).
-      second_threshold: see there.
-      rng: of the draws, for `random` only.
+      second_threshold: threshold of these two policies.
+      rng: key for the draws of `random`.
+
+    Raises:
+      ConfigError: `random` has no key.
     """
     probabilities = jax.nn.softmax(logits)
     expert = decided(top_experts(probabilities, 2))
@@ -65,12 +68,12 @@ def _asks_second(
 
 @dataclasses.dataclass(frozen=True)
 class GShard(Router):
-    """GShard's top-2 router. Its balance loss counts first choices only, as its authors' does.
+    """GShard's top-2 router; its balance loss counts first choices only, as its authors' does.
 
     Attributes:
       second_policy: when the second expert is asked; see `gshard`.
-      second_threshold: for the policies `threshold` and `random`.
-      init_std: see `Switch`.
+      second_threshold: threshold of the policies `threshold` and `random`.
+      init_std: standard deviation of the projection at its start; see `Switch`.
     """
 
     second_policy: SecondPolicy = "random"
@@ -78,9 +81,9 @@ class GShard(Router):
     init_std: float = 0.02
 
     choices_allowed = (2,)
-    # Which experts a token asks for, and their weights, are causal. The seat of a second choice is not quite: first
+    # The experts that a token asks for, and their weights, are causal. The seat of a second choice is not quite: first
     # choices of later tokens in its group are seated before it. GLaM trains decoders so; capacity_factor=None avoids
-    # it. The same holds of every router here that asks for several experts.
+    # it. This holds for every router here that asks for several experts.
     paper = "Lepikhin et al. 2020, GShard, arXiv:2006.16668"
     year = 2020
 

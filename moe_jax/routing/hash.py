@@ -21,7 +21,7 @@ By = Literal["token", "balanced", "position"]
 
 
 def mixed(x: Int[Array, "*shape"], seed: int) -> Int[Array, "*shape"]:
-    """A fixed pseudo-random number below 2**31 for each integer: the finalizer of MurmurHash3."""
+    """Maps each integer to a fixed pseudo-random number below 2**31 by the finalizer of MurmurHash3."""
     h = x.astype(jnp.uint32) + jnp.uint32((seed * 0x9E3779B9) & 0xFFFFFFFF)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
@@ -29,10 +29,10 @@ def mixed(x: Int[Array, "*shape"], seed: int) -> Int[Array, "*shape"]:
 
 
 def balanced_table(counts: Sequence[int], num_experts: int) -> Int[np.ndarray, " V"]:
-    """An expert for each token id, the most frequent first, each to the expert with the fewest tokens so far (sec 3.1).
+    """Assigns each token id, the most frequent first, to the expert with the fewest tokens so far (section 3.1).
 
     Args:
-      counts: how often each id occurs.
+      counts: occurrences of each id.
       num_experts: E.
     """
     table, load = np.zeros(len(counts), np.int32), np.zeros(num_experts)
@@ -48,9 +48,10 @@ class Hash(Router):
     """Hash routing: no parameters, no losses, weight 1.
 
     Attributes:
-      by: the `token`'s id, at random; a table of ids `balanced` by their `counts`; the `position` in the document.
-      seed: of the hash; another seed is another assignment.
-      counts: for `balanced`, how often each id of the vocabulary occurs.
+      by: key of the assignment: a hash of the `token`'s id; a table of ids `balanced` by their `counts`; a hash of the
+        `position` in the document.
+      seed: seed of the hash.
+      counts: occurrences of each id of the vocabulary, for `balanced`.
     """
 
     by: By = "token"

@@ -1,4 +1,4 @@
-"""Two levels: one router chooses groups of experts, another one experts within each group (Shazeer et al. 2017, app B).
+"""Two-level routing: a router chooses groups of experts, others the experts in them (Shazeer et al. 2017, appendix B).
 
 G groups of tokens, S tokens of a group, N groups of experts, M experts of each, E = N * M, A assignments.
 """
@@ -39,8 +39,8 @@ class Hierarchical(Router):
     """The product of two decisions by any two routers; weights are multiplied.
 
     Each group of experts has an inner router of its own, which sees only the tokens that the outer router sent there.
-    `k` is `outer_k` times the inner router's. Importance is that of the weights, load that of Shazeer's equation for
-    two levels where both routers are noisy, else what was asked for, which has no gradient.
+    `k` is `outer_k` times the inner router's. The importance loss is of the weights. The load loss is of Shazeer's
+    estimate for two levels where both routers are noisy, else of the requests, which has no gradient.
 
     Attributes:
       groups: N.
@@ -142,7 +142,7 @@ class TwoLevels(RouterModule):
         }
 
     def _product(self, weight: Float[Array, "G S N"], second: Assignment) -> Assignment:
-        """Inner assignments, with a leading axis over groups of experts, as one over all experts."""
+        """Joins the inner assignments, which have a leading axis over groups of experts, into one over all experts."""
         offset = jnp.arange(self.router.groups, dtype=jnp.int32)[:, None, None] * second.num_experts
         by_group = jnp.moveaxis(weight, 2, 0)
 
@@ -162,7 +162,7 @@ class TwoLevels(RouterModule):
         )
 
     def _load_loss(self, assignment: Assignment, outer: Metrics, inner: Metrics, sent: Array) -> Statistic:
-        """Of Load_H(i, j) = Load_outer(i) * Load_inner(j) / tokens sent to i; without noise of what is asked for."""
+        """Computes the load loss of Load_H(i, j) = Load_outer(i) * Load_inner(j) / tokens sent to i, or of requests."""
         if EXPECTED_LOAD not in outer or EXPECTED_LOAD not in inner:
             return Statistic((assignment.load(),), variation_of_all)
         (first,), (second,) = outer[EXPECTED_LOAD].sums, inner[EXPECTED_LOAD].sums
@@ -170,12 +170,12 @@ class TwoLevels(RouterModule):
 
 
 def variation_of_all(load: Float[Array, " E"]) -> Float[Array, ""]:
-    """`squared_variation` of one load."""
+    """Computes the `squared_variation` of one load."""
     return squared_variation(load[None])[0]
 
 
 def variation_of_product(
     outer: Float[Array, " N"], inner: Float[Array, "N M"], sent: Float[Array, " N"]
 ) -> Float[Array, ""]:
-    """The same of two levels, from both loads and the tokens sent to each group of experts."""
+    """Computes the `squared_variation` of a two-level load from both loads and the tokens sent to each group."""
     return variation_of_all((outer[:, None] * inner / jnp.maximum(sent, 1.0)[:, None]).reshape(-1))

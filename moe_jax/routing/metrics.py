@@ -1,4 +1,4 @@
-"""One vocabulary of routing numbers, the same for every router. G groups, S tokens, E experts."""
+"""Metrics of routing, the same for every router. G groups, S tokens, E experts."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -7,14 +7,14 @@ from moe_jax.routing.statistics import Statistic, mean_where
 
 
 def load_metrics(asked: Float[Array, " E"]) -> dict[str, Statistic]:
-    """What can be said of how much each expert is asked for.
+    """Returns the metrics of a load, the requests for each expert.
 
     Returns:
       load: Float[E], each expert's share.
-      load_max_over_mean: the fullest expert's load over the mean load; 1 at balance, E at collapse.
+      load_max_over_mean: the largest load over the mean load; 1 at balance, E at collapse.
       load_cv: standard deviation of the load over its mean; 0 at balance.
       load_gini: mean difference between two experts' loads over twice the mean load; 0 at balance, 1 - 1/E at collapse.
-      dead_experts: share of the experts that nothing asks for.
+      dead_experts: share of the experts with load 0.
     """
     numbers = {
         "load": load,
@@ -27,36 +27,36 @@ def load_metrics(asked: Float[Array, " E"]) -> dict[str, Statistic]:
 
 
 def load(asked: Float[Array, " E"]) -> Float[Array, " E"]:
-    """Each expert's share of what is asked."""
+    """Computes each expert's share of the requests."""
     return asked / jnp.maximum(asked.sum(), jnp.finfo(jnp.float32).tiny)
 
 
 def max_over_mean(asked: Float[Array, " E"]) -> Float[Array, ""]:
-    """The largest load over the mean load."""
+    """Computes the largest load over the mean load."""
     return load(asked).max() * asked.shape[0]
 
 
 def variation(asked: Float[Array, " E"]) -> Float[Array, ""]:
-    """Standard deviation of the load over its mean."""
+    """Computes the standard deviation of the load over its mean."""
     return load(asked).std() * asked.shape[0]
 
 
 def gini(asked: Float[Array, " E"]) -> Float[Array, ""]:
-    """Mean difference between two loads over twice the mean load."""
+    """Computes the mean difference between two loads over twice the mean load."""
     share = load(asked)
     return jnp.abs(share[:, None] - share[None]).mean() * asked.shape[0] / 2
 
 
 def dead(asked: Float[Array, " E"]) -> Float[Array, ""]:
-    """Share of the experts with no load."""
+    """Computes the share of the experts with load 0."""
     return jnp.mean(asked == 0, dtype=jnp.float32)
 
 
 def probability_metrics(probabilities: Float[Array, "G S E"], token_valid: Bool[Array, "G S"]) -> dict[str, Statistic]:
-    """What can be said of a router's probabilities.
+    """Returns the metrics of a router's probabilities.
 
     Returns:
-      entropy: mean entropy of a token's probabilities, in nats; ln E when the router does not care.
+      entropy: mean entropy of a token's probabilities, in nats; ln E when they are all equal.
       confidence: mean of a token's largest probability.
     """
     log_probabilities = jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))

@@ -1,4 +1,4 @@
-"""Noisy top-k gating: Shazeer et al. 2017, where sparse mixtures began, and V-MoE's variant (Riquelme et al. 2021).
+"""Noisy top-k gating (Shazeer et al. 2017), and V-MoE's variant (Riquelme et al. 2021).
 
 G groups, S tokens of a group, D model width, E experts, K choices per token, C capacity.
 """
@@ -20,20 +20,20 @@ from moe_jax.routing.statistics import Metrics, sum_of_parts
 from moe_jax.runtime.mesh import shard_over_groups
 from moe_jax.runtime.parameters import Parameter
 
-# Each expert's load before the noise was drawn, a metric of training, for two-level routing.
+# The metric of each expert's expected load over draws of the noise, for two-level routing.
 EXPECTED_LOAD = "expected_load"
 
 
 def chance_in_top_k(
     clean: Float[Array, "G S E"], noisy: Float[Array, "G S E"], scale: Float[Array, "#G #S #E"], k: int
 ) -> Float[Array, "G S E"]:
-    """Probability that an expert is among the top k when its own noise is drawn anew (Shazeer et al., equation 9).
+    """Computes the probability that an expert is in the top k when its own noise is drawn again (equation 9).
 
     Args:
       clean: logits without noise.
-      noisy: with the noise that was drawn.
+      noisy: logits with the noise that was drawn.
       scale: standard deviation of the noise.
-      k: below E.
+      k: K, below E.
     """
     best, expert = shard_over_groups(lambda noisy: jax.lax.top_k(noisy, k + 1))(noisy)
     chosen = jax.nn.one_hot(expert[..., :k], noisy.shape[-1], dtype=jnp.int32).sum(axis=-2) > 0
@@ -50,9 +50,9 @@ def _counted(expert: Int[Array, "G S K"], num_experts: int) -> Float[Array, "G S
 class NoisyTopK(Router):
     """Softmax over the k largest of logits with learned noise, which is drawn in training only.
 
-    Of a single choice that would be 1, and its router would learn nothing, so with k = 1 it is over all experts.
-    Kernels start at zero, so that at first noise alone decides and the load is even. The loss on load is that of the
-    noise; without it (in evaluation, or where all experts are chosen) it counts what was chosen.
+    With k = 1 the softmax is over all experts: over one it would be the constant 1, and the router would learn nothing.
+    Kernels start at zero, so that at first noise alone decides and the load is even. The load loss is of the expected
+    load; in evaluation, or where all experts are chosen, of the choices.
     """
 
     own_loss_level: ClassVar[LossLevel] = "batch"
@@ -92,11 +92,11 @@ class NoisyTopK(Router):
 class VMoE(Router):
     """V-MoE: softmax of noisy logits, then the k largest, not renormalised, so that k = 1 can be trained.
 
-    The noise is fixed, with standard deviation 1 / E, in training only. The loss on load compares with the k-th largest
-    noisy logit, the expert's own included, unlike Shazeer's.
+    The noise has a fixed standard deviation of 1 / E, in training only. The load loss compares with the k-th largest
+    noisy logit of all experts; Shazeer's leaves out the expert's own.
 
     Attributes:
-      priority: who is seated first; `batch` is the paper's batch-prioritised routing.
+      priority: order of seating; `batch` is the paper's batch-prioritised routing.
     """
 
     priority: Priority = "position"

@@ -1,4 +1,4 @@
-"""Quantile balancing: a bias for each expert at the quantile that gives it its even share.
+"""Quantile balancing: a bias for each expert, at the quantile of scores that gives it an even share.
 
 G groups, S tokens of a group, T valid tokens of the batch, E experts, K choices per token, C capacity.
 """
@@ -21,11 +21,17 @@ from moe_jax.runtime.mesh import shard_over_groups
 def quantile_bias(
     scores: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], bias: Float[Array, " E"], k: int
 ) -> Float[Array, " E"]:
-    """For each expert, the bias above which T * k / E tokens would prefer it to their (k+1)-th choice.
+    """Computes for each expert the bias with which T * k / E tokens prefer it to their (k+1)-th choice.
 
-    A token's threshold is the (k+1)-th largest of `scores - bias`; an expert's new bias is the (T * k / E + 1)-th
-    largest, over tokens, of its score less the token's threshold. With k = E nothing is to be balanced: 0; without a
-    valid token the bias stays.
+    A token's threshold is the (k+1)-th largest of `scores - bias`. An expert's new bias is the (T * k / E + 1)-th
+    largest, over tokens, of its score minus the token's threshold. With k = E there is nothing to balance and it is 0;
+    without a valid token it stays `bias`.
+
+    Args:
+      scores: softmax of the router's logits.
+      token_valid: false for padding.
+      bias: the present bias.
+      k: K.
     """
     num_experts = scores.shape[-1]
     if k == num_experts:
@@ -39,12 +45,12 @@ def quantile_bias(
 
 @dataclasses.dataclass(frozen=True)
 class Quantile(Router):
-    """Top-k of score minus a bias that follows the experts' quantiles; weights are the scores of the chosen, to 1.
+    """Top-k of scores minus a bias that follows the experts' quantiles; the chosen scores are scaled to sum to 1.
 
-    The bias lives in the collection `router_state`: a moving average of `quantile_bias`, after each training step.
+    The bias lives in the collection `router_state`. It is a moving average of `quantile_bias` over training steps.
 
     Attributes:
-      rate: share of the new value in the moving average.
+      rate: share of the newest value in the moving average.
     """
 
     rate: float = 0.1

@@ -1,4 +1,4 @@
-"""ReMoE: experts with a positive logit run, and a penalty keeps their number near k (Wang et al. 2024).
+"""ReMoE: experts with a positive logit run, and a loss keeps their number near k (Wang et al. 2024).
 
 G groups, S tokens of a group, E experts, C capacity, P parts of the batch.
 """
@@ -22,21 +22,21 @@ from moe_jax.runtime.remat import decided
 def loaded_weight(
     load: Float[Array, "P E"], weight: Float[Array, "P E"], tokens: Float[Array, " P"]
 ) -> Float[Array, " P"]:
-    """Sum over experts of mean load times mean weight, in each part, from sums over its tokens."""
+    """Computes for each part the sum over experts of mean load * mean weight, from sums over the part's tokens."""
     return jnp.sum(load * weight, axis=-1) / jnp.maximum(tokens, 1.0) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
 class ReMoE(Router):
-    """ReLU routing: differentiable everywhere, a different number of experts for each token, `k` of them on average.
+    """ReLU routing: differentiable everywhere, with another number of experts for each token, `k` on average.
 
-    The penalty is the mean weight, each expert's multiplied by its share of the load relative to an even one, times a
-    coefficient in the collection `router_state` that a step multiplies or divides by `growth` until the share of
-    experts that run is k / E (section 3.3).
+    The sparsity loss is the sum over experts of mean weight * load relative to an even load, times a coefficient. The
+    coefficient lives in the collection `router_state`. Each step multiplies or divides it by `growth`, so that the
+    share of experts that run stays near k / E (section 3.3).
 
     Attributes:
-      growth: what the coefficient changes by in a step.
-      start: its first value.
+      growth: factor of the coefficient in a step.
+      start: first value of the coefficient.
     """
 
     growth: float = 1.2

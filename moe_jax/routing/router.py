@@ -110,7 +110,7 @@ class Router:
     """A kind of router: its fields are its options, its methods pure functions; a subclass decides in `decide`.
 
     Attributes:
-      choices_allowed: the values of `k` that it takes; `all` takes E; None takes any.
+      choices_allowed: values of `k` that it takes; `all` takes E; None takes any.
       has_parameters: whether it learns a projection.
       drops: whether a capacity may drop tokens.
       needs_group_size: whether the number of its parameters depends on the group's size.
@@ -140,11 +140,11 @@ class Router:
         """Raises ConfigError, with the bare name of an option, where the options do not go with `setting`."""
 
     def causal(self, setting: Setting) -> bool:
-        """Whether a token's experts and weights are free of the content of later tokens."""
+        """Says whether a token's experts and weights are independent of later tokens."""
         return True
 
     def chooses_by_capacity(self, setting: Setting) -> bool:
-        """Whether the capacity says which experts a token asks for, and not only which it keeps."""
+        """Says whether the capacity decides which experts a token asks for, and not only which it keeps."""
         return False
 
     def slots(self, tokens: int, setting: Setting) -> int | None:
@@ -268,7 +268,7 @@ class RouterModule(nn.Module):
 ROUTERS: dict[str, type[Router]] = {}
 
 KINDS = Kinds(ROUTERS, default="switch")
-# What a field takes that `KINDS.make` makes a router of.
+# Values of which `KINDS.make` makes a router.
 RouterLike = Router | str | Mapping[str, Any]
 AnyRouter = Annotated[RouterLike, KINDS]
 

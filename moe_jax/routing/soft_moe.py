@@ -26,11 +26,11 @@ from moe_jax.runtime.parameters import Parameter
 class Slots(Decision):
     """The decision of a router that mixes tokens instead of assigning them.
 
-    y = combine @ experts(dispatch^T @ x), where slots n with n // P = e are run by expert e.
+    y = combine @ experts(dispatch^T @ x), where expert e runs the slots n with n // P = e.
 
     Attributes:
-      dispatch: how much each slot takes of each token; sums to 1 over the valid tokens of a group.
-      combine: how much each token takes of each slot; sums to 1 over slots; 0 for padding.
+      dispatch: weight of each token in each slot; sums to 1 over the valid tokens of a group.
+      combine: weight of each slot in each token's result; sums to 1 over slots; 0 for padding.
       num_experts: E (static).
     """
 
@@ -46,11 +46,11 @@ class Slots(Decision):
 
     @property
     def per_expert(self) -> int:
-        """P."""
+        """P, the slots of each expert."""
         return self.dispatch.shape[2] // self.num_experts
 
     def assignment(self) -> Assignment:
-        """Every slot to its expert with weight 1, so that any way of running experts runs slots as if tokens."""
+        """Assigns every slot to its expert with weight 1, so that any execution runs slots as if they were tokens."""
         shape = self.dispatch.shape[0], self.dispatch.shape[2]
         slot = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
         return Assignment(
@@ -100,11 +100,11 @@ def by_expert(weights: Float[Array, "G S N"], num_experts: int) -> Float[Array, 
 def slot_weights(
     logits: Float[Array, "G S N"], token_valid: Bool[Array, "G S"]
 ) -> tuple[Float[Array, "G S N"], Float[Array, "G S N"]]:
-    """Dispatch, a softmax over tokens, and combine, one over slots (equations 1 and 3).
+    """Computes dispatch, a softmax over tokens, and combine, a softmax over slots (equations 1 and 3).
 
     Args:
-      logits: of each token and slot, float32.
-      token_valid: false for padding, which no slot takes and which takes nothing.
+      logits: float32, of each token and slot.
+      token_valid: false for padding, which is in no slot and gets none.
     """
     valid = token_valid[..., None]
     dispatch = jax.nn.softmax(logits, axis=1, where=valid)
@@ -113,16 +113,16 @@ def slot_weights(
 
 
 def direction(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """Vectors of length 1 along `axis`."""
+    """Scales vectors along `axis` to length 1."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=axis, keepdims=True) + 1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
 class SoftMoE(Router):
-    """A mixture without an assignment: no token is dropped, no expert is idle, every token reaches every expert.
+    """Soft MoE: experts run slots that mix all tokens, so that no token is dropped and no expert is idle.
 
-    So it is never causal. P = ceil(S * k / E): with `k` 1 there are as many slots as tokens. Logits are products of
-    directions, so that they do not sharpen as D grows (section 2.3).
+    Every token reaches every expert, so it is never causal. P = ceil(S * k / E): with k = 1 there are as many slots as
+    tokens. Logits are products of directions, so that they do not grow with D (section 2.3).
     """
 
     drops = False

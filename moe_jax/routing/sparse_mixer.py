@@ -1,4 +1,4 @@
-"""SparseMixer-v2, the router of GRIN and Phi-3.5-MoE: two experts drawn one after the other, with an honest gradient.
+"""SparseMixer-v2, the router of GRIN and Phi-3.5-MoE: experts drawn one after the other, with a true gradient.
 
 Liu et al. 2024, GRIN (arXiv:2409.12136), section 2; Liu et al. 2023, SparseMixer (arXiv:2310.00811).
 
@@ -21,18 +21,18 @@ from moe_jax.runtime.remat import decided
 def mixed_choice(
     logits: Float[Array, "G S E"], allowed: Bool[Array, "G S E"], tolerance: float, rng: Key[Array, ""] | None
 ) -> tuple[Float[Array, "G S"], Int[Array, "G S"]]:
-    """An expert among the allowed, and its weight.
+    """Chooses an expert among the allowed ones; returns its weight and its index.
 
-    Experts whose logit lies further than 2 * `tolerance` below the best one's, relative to the larger of the two sizes,
-    stand no chance; the weight is the probability among the rest. With `rng` the expert is drawn, and, if it is not the
-    best, its weight is cut to a third in three of four cases, forward only: Heun's third-order method, whose
-    expectation makes the gradient that of the mixture.
+    Experts whose logit lies more than 2 * `tolerance` below the best one, relative to the larger of the two sizes, are
+    left out. The weight is the probability among the rest. With `rng` the expert is drawn. If it is not the best, its
+    weight is cut to a third in three of four cases, in the forward pass only. This is Heun's third-order method, whose
+    expected gradient is that of the mixture.
 
     Args:
-      logits: the router's.
-      allowed: which experts may be chosen.
-      tolerance: see above.
-      rng: of the draws; None takes the best expert.
+      logits: the router's, float32.
+      allowed: false for experts that may not be chosen.
+      tolerance: half the relative distance at which experts are left out.
+      rng: key for the draws; None takes the best expert.
     """
     masked = jnp.where(allowed, logits, -jnp.inf)
     best = masked.max(axis=-1, keepdims=True)
@@ -55,7 +55,7 @@ class SparseMixer(Router):
     """Phi-3.5-MoE's router: top-1, then top-1 of the rest, each with its own softmax; weights do not sum to 1.
 
     Attributes:
-      tolerance: see `mixed_choice` (router_jitter_noise).
+      tolerance: see `mixed_choice`; router_jitter_noise in the released code.
     """
 
     tolerance: float = 0.01

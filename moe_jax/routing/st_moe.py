@@ -1,4 +1,4 @@
-"""ST-MoE's top-n routing: the best expert always, the next ones by chance when their weight is small.
+"""ST-MoE's top-n routing: the best expert is always asked, the others by chance when their weight is small.
 
 Zoph et al. 2022, appendix D and section 3; n = 2 with `threshold` 0.2 is mesh-tensorflow's top-2.
 
@@ -29,7 +29,7 @@ def top_n(
     priority: Priority,
     rng: Key[Array, ""],
 ) -> Assignment:
-    """Top-n with renormalised weights (n = 1: the plain probability).
+    """Routes each token to its n best experts with renormalised weights, or for n = 1 the plain probability.
 
     Args:
       logits: the router's, float32.
@@ -37,8 +37,8 @@ def top_n(
       capacity: C.
       n: K.
       threshold: all but the first choice are asked with probability min(1, weight / threshold); 0 asks always.
-      priority: who is seated first; `batch` is batch-prioritised routing.
-      rng: of the draws.
+      priority: order of seating; `batch` is batch-prioritised routing.
+      rng: key for the draws.
     """
     probability, expert = best_choices(jax.nn.softmax(logits), n)
     weight = probability / (probability.sum(axis=-1, keepdims=True) + 1e-9) if n > 1 else probability
@@ -49,11 +49,11 @@ def top_n(
 
 @dataclasses.dataclass(frozen=True)
 class STMoE(Router):
-    """ST-MoE's router, with its z-loss.
+    """ST-MoE's top-k router with its balance loss and z-loss.
 
     Attributes:
-      threshold: see `top_n`.
-      priority: see `top_n`.
+      threshold: weight from which on a choice after the first is always asked; see `top_n`.
+      priority: order of seating; see `top_n`.
     """
 
     threshold: float = 0.2

@@ -27,14 +27,16 @@ def switch(
     priority: Priority = "position",
     rng: Key[Array, ""] | None = None,
 ) -> Assignment:
-    """Top-1 with the expert's probability as weight, never renormalised: that would make it 1 and stop its gradient.
+    """Routes each token to one expert, with the expert's probability as weight.
+
+    The weight is never renormalised: that would make it the constant 1 and stop its gradient.
 
     Args:
       logits: the router's, float32.
       token_valid: false for padding.
       capacity: C.
-      priority: who is seated first; `probability` is mesh-tensorflow's switch_max.
-      rng: draws the expert from the probabilities, where the most probable one is taken without.
+      priority: order of seating; `probability` is mesh-tensorflow's switch_max.
+      rng: key by which the expert is drawn from the probabilities; None takes the most probable one.
     """
     probabilities = jax.nn.softmax(logits)
     expert = jnp.argmax(probabilities, axis=-1) if rng is None else jax.random.categorical(rng, logits)
@@ -46,9 +48,15 @@ def switch(
 def switch_rerouted(
     logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int, rounds: int
 ) -> Assignment:
-    """No token left behind: whoever finds an expert full asks the next best, `rounds` experts at most (appendix B).
+    """Routes with "no token left behind": a token whose expert is full asks the next best (appendix B).
 
-    A token's request is that of its last round, so that it counts as dropped once, or not at all.
+    Only the request of a token's last round counts, so that a token is dropped once or not at all.
+
+    Args:
+      logits: the router's, float32.
+      token_valid: false for padding.
+      capacity: C.
+      rounds: experts that a token asks at most.
     """
     num_experts = logits.shape[-1]
     weight, expert = best_choices(jax.nn.softmax(logits), rounds)
@@ -64,7 +72,7 @@ def switch_rerouted(
         taken = jnp.minimum(taken + asks.sum(axis=1, keepdims=True), capacity)
         waiting = waiting & ~seated
     assignment = assign_choices(expert, weight, jnp.stack(requested, axis=-1), num_experts, capacity)
-    # Seats were given round by round, not as if all rounds had asked at once.
+    # Seats are given round by round, not as if all rounds asked at once.
     seat = jnp.stack(seats, axis=1).reshape(assignment.seat.shape)
     return assignment.replace(seat=decided(seat))
 
@@ -74,14 +82,14 @@ class Switch(Router):
     """Switch Transformer's top-1 router with its load-balance loss.
 
     Attributes:
-      exploration: in training, take the most probable expert (`argmax`), draw it (`sample`), or multiply the router's
-        input by U(1 - jitter, 1 + jitter) (`jitter`) or drop entries of it (`dropout`); experts never see either.
-      jitter: for `jitter`.
-      dropout: for `dropout`, the share of entries set to zero.
-      priority: who is seated first; see `assign_choices`.
-      rounds: experts that a token may ask in turn while it finds them full; 1 leaves it behind.
-      init_std: standard deviation of the router's kernel at its start. Logits then vary by it times the root of D: 0.55
-        in the released models of width 768, less in narrower ones, whose routers take longer to tell experts apart.
+      exploration: in training, the most probable expert (`argmax`), a drawn one (`sample`), or the router's input
+        multiplied by U(1 - jitter, 1 + jitter) (`jitter`) or with entries dropped (`dropout`), as experts never see it.
+      jitter: relative width of the noise of `jitter`.
+      dropout: share of the entries that `dropout` sets to 0.
+      priority: order of seating; see `assign_choices`.
+      rounds: experts that a token asks in turn while it finds them full; 1 asks no second one.
+      init_std: standard deviation of the projection at its start. Logits then vary by init_std * sqrt(D): 0.55 in the
+        released models of width 768, less in narrower ones, whose routers take longer to tell experts apart.
     """
 
     exploration: Exploration = "argmax"
@@ -96,7 +104,7 @@ class Switch(Router):
     year = 2021
 
     def causal(self, setting: Setting) -> bool:
-        # Who asks again comes after all who ask first.
+        # A token that asks again comes after all that ask first.
         return setting.capacity_factor is None or (self.priority == "position" and self.rounds == 1)
 
     def __post_init__(self) -> None:

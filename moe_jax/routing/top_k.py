@@ -1,4 +1,4 @@
-"""Top-k of a score: Mixtral and the many models that differ from it by an option, gpt-oss and Llama 4 among them.
+"""Top-k of scores: Mixtral, and the many models that differ from it by an option, such as gpt-oss and Llama 4.
 
 G groups, S tokens of a group, E experts, K choices per token, C capacity.
 """
@@ -21,35 +21,35 @@ Score = Literal["softmax", "sigmoid"]
 
 
 def scores_of(logits: Float[Array, "G S E"], score: Score) -> Float[Array, "G S E"]:
-    """Each expert's probability among all (softmax), or on its own (sigmoid)."""
+    """Computes each expert's probability among all experts (softmax), or on its own (sigmoid)."""
     return jax.nn.softmax(logits) if score == "softmax" else jax.nn.sigmoid(logits)
 
 
 def shares_of(logits: Float[Array, "G S E"], score: Score) -> Float[Array, "G S E"]:
-    """The scores as shares that sum to 1 over experts, for the balance loss (DeepSeek-V3, equation 19)."""
+    """Computes the scores scaled to sum to 1 over experts, for the balance loss (DeepSeek-V3, equation 19)."""
     scores = scores_of(logits, score)
     return scores if score == "softmax" else scores / (scores.sum(axis=-1, keepdims=True) + 1e-20)
 
 
 def require_learnable(renormalize: bool, k: int) -> None:
-    """Raises ConfigError where weights that are divided by their sum are the constant 1."""
+    """Raises ConfigError where the only weight is divided by itself, so that the router would learn nothing."""
     accepted = "False, with k=1, or every weight is 1 and the router learns nothing"
     require(k > 1 or not renormalize, "renormalize", renormalize, accepted)
 
 
 @dataclasses.dataclass(frozen=True)
 class TopK(Router):
-    """Each token to the `k` experts of the largest scores.
+    """Top-k: each token goes to the `k` experts of its largest scores.
 
-    Mixtral, DBRX, Mistral Large 3 and Qwen3 renormalise; gpt-oss too (a softmax over the chosen logits is the softmax
-    over all, renormalised), with a bias; OLMoE, Grok-1 and DeepSeekMoE do not. Llama 4 takes the sigmoid and puts it on
-    the expert's input (`model.moe.combine="input"`).
+    Mixtral, DBRX, Mistral Large 3 and Qwen3 renormalise. So does gpt-oss, with a bias: a softmax over the chosen logits
+    is the softmax over all, renormalised. OLMoE, Grok-1 and DeepSeekMoE do not. Llama 4 takes the sigmoid and applies
+    it to the expert's input (`combine="input"`).
 
     Attributes:
-      score: what the weights are made of.
-      renormalize: divide the chosen scores by their sum.
-      bias: add a learned bias to the logits.
-      priority: who is seated first; see `assign_choices`.
+      score: function of the logits that scores experts and makes weights.
+      renormalize: whether the chosen scores are divided by their sum.
+      bias: whether a learned bias is added to the logits.
+      priority: order of seating; see `assign_choices`.
     """
 
     score: Score = "softmax"

@@ -1,4 +1,4 @@
-"""Random routing, the baseline: experts drawn evenly, without a look at the token.
+"""Random routing, the baseline: experts are drawn evenly, whatever the token.
 
 G groups, S tokens of a group, E experts, K choices per token, C capacity.
 """
@@ -20,7 +20,7 @@ from moe_jax.runtime.remat import decided
 def uniform_random(
     token_valid: Bool[Array, "G S"], capacity: int, num_experts: int, k: int, rng: Key[Array, ""]
 ) -> Assignment:
-    """Each token to `k` different experts, each set equally likely, each with weight 1 / k."""
+    """Routes each token to `k` different experts with weight 1 / k; all sets of experts are equally likely."""
     expert = decided(top_experts(jax.random.uniform(rng, (*token_valid.shape, num_experts)), k))
     requested = jnp.broadcast_to(token_valid[..., None], expert.shape)
     return assign_choices(expert, jnp.full(expert.shape, 1.0 / k, jnp.float32), requested, num_experts, capacity)
@@ -28,12 +28,12 @@ def uniform_random(
 
 @dataclasses.dataclass(frozen=True)
 class UniformRandom(Router):
-    """Random routing: what a learned router must beat. It has no parameters and no losses."""
+    """Random routing, the baseline that a learned router must beat; it has no parameters and no losses."""
 
     has_parameters = False
     loss_levels = ()
     losses: ClassVar[Mapping[str, float]] = {}
-    paper = "Baseline; Roller et al. 2021, Hash Layers, arXiv:2106.04426, compare with it"
+    paper = "Baseline of Roller et al. 2021, Hash Layers, arXiv:2106.04426"
     year = 2021
 
     def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:

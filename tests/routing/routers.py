@@ -13,6 +13,7 @@ from moe_jax.routing.capacity import capacity_per_expert
 from moe_jax.routing.expert_choice import expert_choice
 from moe_jax.routing.gshard import gshard
 from moe_jax.routing.router import FLOAT32, STATE, Tokens
+from moe_jax.routing.soft_moe import SoftMoE
 from moe_jax.routing.statistics import METRICS, values
 from moe_jax.routing.switch import switch
 from moe_jax.routing.uniform_random import uniform_random
@@ -22,8 +23,16 @@ G, S, D, E = 2, 12, 5, 4
 # Routers whose decision is an Assignment.
 ASSIGNING = [name for name, router in ROUTERS.items() if router.decision is Assignment]
 
+
+def choices(router):
+    """Experts per token: as many as the router requires, else two."""
+    if router is SoftMoE:
+        return 1
+    return {None: 2, "all": E}.get(router.choices_allowed) or router.choices_allowed[0]
+
+
 # Experts per token of each router.
-K = dict.fromkeys(ROUTERS, 2) | dict.fromkeys(("switch", "base", "hash", "soft_moe"), 1) | {"dense_mixture": E}
+K = {name: choices(router) for name, router in ROUTERS.items()}
 
 # Every option of every router, away from its default.
 OPTIONS = [
