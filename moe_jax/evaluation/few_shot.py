@@ -26,12 +26,12 @@ Normalisation = Literal["sum", "per_token", "per_byte", "unconditional"]
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """A trained decoder, as one asks it.
+    """Trained decoder with its tokenizer, ready to score text.
 
     Attributes:
       tokenizer: the model's.
       max_tokens: the longest sequence it reads.
-      score: of `make_scorer`.
+      score: the function of `make_scorer`.
     """
 
     tokenizer: Tokenizer
@@ -41,7 +41,7 @@ class Scorer:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A question as it was asked, and what the model thinks of each choice.
+    """Question with its prompt and the score of each choice.
 
     Attributes:
       example: the question.
@@ -66,17 +66,17 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class TaskScore:
-    """How a model does on a task.
+    """Results of a model on a task.
 
     Attributes:
-      examples: how many were scored.
+      examples: number of scored examples.
       accuracy: share of them that are right.
       interval: Wilson's 95 % confidence interval of it, over examples.
       chance: the accuracy of a guess; None for cloze.
-      mean_reciprocal_rank: of the right choice among all; None for cloze.
+      mean_reciprocal_rank: mean of 1 / rank of the right choice; None for cloze.
       perplexity: exp of the mean nats of a token of the right continuation.
       bits_per_byte: of the right continuation, independent of the tokenizer.
-      demonstrations: how many there was room for, on average.
+      demonstrations: mean number of demonstrations in a prompt.
       truncated: examples whose own context was cut.
     """
 
@@ -92,11 +92,11 @@ class TaskScore:
 
 
 def scorer_of(run: TrainedRun, corpus: Corpus, batch_size: int = 16) -> Scorer:
-    """The model of a trained run, with its tokenizer.
+    """Makes the scorer of a trained run.
 
     Args:
-      run: of `load_run`.
-      corpus: that it was trained on.
+      run: the result of `load_run`.
+      corpus: the corpus that it was trained on.
       batch_size: sequences that are scored at once.
 
     Raises:
@@ -120,8 +120,8 @@ def score_task(
 ) -> TaskScore:
     """Asks each question after demonstrations of its own, drawn from `pool`.
 
-    Of multiple choice the answer is the choice of the highest score; one that scores as high as the right one counts
-    against it. A cloze is right if every token of the text is the most probable one after those before it, so that
+    The answer to a multiple-choice question is the choice with the highest score; a tie with the right choice counts as
+    wrong. A cloze is right if every token of the text is the most probable one after those before it, so that
     greedy decoding gives the text.
 
     Args:
@@ -162,10 +162,10 @@ def score_rows(
     normalisation: Normalisation = "per_token",
     neutral: str = "Answer:",
 ) -> list[dict[str, Any]]:
-    """`score_task` for each number of shots and each seed, as rows of a table.
+    """Runs `score_task` for each number of shots and each seed, and returns rows of a table.
 
-    Of several seeds there is one more row: means, and as interval Student's of the mean accuracy. That is about the
-    draws of demonstrations alone, for all seeds ask the same questions.
+    Several seeds get one more row: means, with a Student interval of the mean accuracy. That interval is about the draws
+    of demonstrations alone, because all seeds ask the same questions.
 
     Args:
       shots: each k; of 0, where nothing is drawn, there is one row.
@@ -189,7 +189,7 @@ def score_rows(
 
 
 def _mean(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds, with the interval of the mean accuracy."""
+    """Returns means over seeds, with the interval of the mean accuracy."""
     means = dict(scores[0])
     for name, value in means.items():
         if isinstance(value, float):
@@ -216,7 +216,7 @@ def choice_scores(
     normalisation: Normalisation,
     unconditional: Asked | None = None,
 ) -> Float[np.ndarray, "C"]:
-    """What the choices are compared by, in nats.
+    """Computes the scores by which choices are compared, in nats.
 
     Args:
       asked: the choices in their context.
@@ -238,7 +238,7 @@ def choice_scores(
 
 
 def rank_of(scores: Float[np.ndarray, "C"], answer: int) -> int:
-    """The place of the right choice, from 1; those that score as high come before it, and so does all if it is NaN."""
+    """Returns the rank of the right choice, from 1; ties come before it, and so do all others if its score is NaN."""
     return len(scores) - int((scores < scores[answer]).sum())
 
 

@@ -39,11 +39,11 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A question as a model gets it.
+    """Question with the demonstrations before it, in tokens.
 
     Attributes:
       spans: one for each choice, with the same prefix.
-      demonstrations: how many solved examples come before the question.
+      demonstrations: number of solved examples before the question.
       truncated: whether the question itself was cut from the left.
     """
 
@@ -53,7 +53,7 @@ class Prompt:
 
 
 def choice_spans(context: str, choices: Sequence[str], tokenizer: Tokenizer) -> list[Span]:
-    """A document's beginning `context` with each of `choices` after it, in tokens.
+    """Encodes a context with each of `choices` after it.
 
     A piece of a byte-pair encoding may reach across the end of the context: text is encoded whole, as in training, for
     a model hardly ever saw the pieces that two halves give. What is scored begins with the first token that reaches
@@ -75,10 +75,10 @@ def choice_spans(context: str, choices: Sequence[str], tokenizer: Tokenizer) -> 
 
 
 def make_prompt(example: Example, demonstrations: Sequence[Example], tokenizer: Tokenizer, max_tokens: int) -> Prompt:
-    """The question after as many of the demonstrations as `max_tokens` leave room for.
+    """Makes a prompt of as many demonstrations as fit into `max_tokens`, and the question.
 
-    Those at the front go first, each whole. If the question does not fit by itself, its beginning is cut off, the same
-    for all choices.
+    Demonstrations at the front are left out first, each whole. If the question does not fit by itself, its beginning is
+    cut off, the same for all choices.
 
     Args:
       example: the question.
@@ -102,9 +102,9 @@ def make_prompt(example: Example, demonstrations: Sequence[Example], tokenizer: 
 
 
 def draw_demonstrations(pool: Sequence[Example], example: Example, count: int, seed: int, number: int) -> list[Example]:
-    """Different examples of `pool`, none of them `example`, drawn without replacement.
+    """Draws examples of `pool` without replacement, and never `example` itself.
 
-    The last of them was drawn first, so that fewer are the end of more, and what is cut from the left leaves fewer.
+    The last one is drawn first, so that fewer demonstrations are the end of more.
 
     Args:
       pool: what to draw from.

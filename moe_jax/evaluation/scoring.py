@@ -1,4 +1,4 @@
-"""What a trained decoder thinks of given tokens: their log-probabilities, and whether it would have said them.
+"""Scores of given tokens under a trained decoder: log-probabilities, and whether greedy decoding would choose them.
 
 B batch, S sequence, V vocabulary, N scored tokens.
 """
@@ -27,11 +27,11 @@ SHORTEST = 16
 
 @dataclasses.dataclass(frozen=True)
 class SpanScore:
-    """Of the scored tokens of a span.
+    """Scores of a span's tokens.
 
     Attributes:
-      log_probabilities: [N], of each token after all before it, in nats.
-      greedy: [N], whether it is the most probable one there.
+      log_probabilities: [N], of each token after all tokens before it, in nats.
+      greedy: [N], whether the token is the most probable one there.
     """
 
     log_probabilities: Float32[np.ndarray, "N"]
@@ -39,7 +39,7 @@ class SpanScore:
 
     @property
     def total(self) -> float:
-        """The logarithm of the probability of all of them, in nats."""
+        """Log-probability of the whole span, in nats."""
         return float(self.log_probabilities.sum(dtype=np.float64))
 
 
@@ -47,9 +47,9 @@ ScoreSpans = Callable[[Sequence[Span]], list[SpanScore]]
 
 
 def scoring_config(config: ModelConfig) -> ModelConfig:
-    """The model with which scores are those of a text alone: each sequence is a group, and nothing is dropped.
+    """Returns the model without capacities, so that a score depends on its own text alone.
 
-    A capacity is shared by a group, so with one a score would depend on padding and on what else is in the batch.
+    A group shares its capacity, so with one a score would depend on padding and on other texts in the batch.
 
     Raises:
       ConfigError: the model or its router sees later tokens, or a capacity decides who is routed where.
@@ -87,11 +87,11 @@ def _without_capacity(moe: MoEConfig) -> MoEConfig:
 def make_scorer(
     config: ModelConfig, params: Params, router_state: Params, max_tokens: int, batch_size: int = 16
 ) -> ScoreSpans:
-    """A function that scores spans under a trained decoder, in batches that it pads.
+    """Makes a function that scores spans under a trained decoder, in padded batches.
 
-    Sequences of like length go together, padded to a power of two (`max_tokens` at most), and a batch to `batch_size`
-    rows, so that few programs are compiled. Padding and neighbours change no score; see `scoring_config`. A router that
-    draws in evaluation draws by place in the batch, so its sequences go one by one, each with the same draws.
+    Sequences of similar length share a batch. Lengths are padded to a power of two (at most `max_tokens`) and batches to
+    `batch_size` rows, so that few programs are compiled. Padding and neighbours change no score; see `scoring_config`.
+    A router that draws in evaluation draws by place in the batch, so its sequences run one by one with equal draws.
 
     Args:
       config: of the model, as it was trained.
@@ -128,7 +128,7 @@ def make_scorer(
 
 
 def padded_length(tokens: int, max_tokens: int) -> int:
-    """The smallest power of two that is no less than `tokens` and `SHORTEST`, or `max_tokens` if that is less."""
+    """Returns the smallest power of two of at least `tokens` and `SHORTEST`, or `max_tokens` if that is less."""
     return min(max(SHORTEST, 1 << (tokens - 1).bit_length()), max_tokens)
 
 
@@ -151,7 +151,7 @@ def _score_tokens(
     targets: Int[Array, "B S"],
     segment_ids: Int[Array, "B S"],
 ) -> tuple[Float32[Array, "B S"], Bool[Array, "B S"]]:
-    """The log-probability of each target, and whether it is the most probable token."""
+    """Computes the log-probability of each target, and whether it is the most probable token."""
     variables = {"params": params, STATE: router_state}
     logits = Decoder(config).apply(variables, tokens, None, segment_ids, rngs={RNG: jax.random.key(0)})
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -159,7 +159,7 @@ def _score_tokens(
 
 
 def _draws(config: ModelConfig, params: Params, router_state: Params) -> bool:
-    """Whether a router draws in evaluation."""
+    """Returns whether a router draws in evaluation."""
     tokens = jax.ShapeDtypeStruct((1, SHORTEST), jnp.int32)
     try:
         jax.eval_shape(Decoder(config).apply, {"params": params, STATE: router_state}, tokens)
