@@ -1,0 +1,1 @@
+"""Experts: executions on one device, kernels, strategies on several devices, and the plan that names them."""

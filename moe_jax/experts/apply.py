@@ -35,7 +35,7 @@ def apply_experts(
       assignment: the assignments, of which the kept ones are run.
       params: parameters of the experts.
       kind: the network that an expert is.
-      combine: the place of the weights; see `Combine`.
+      combine: the combine mode; see `Combine`.
 
     Returns:
       The results, and the numbers that the plan's strategy counts.
@@ -71,6 +71,6 @@ def apply_experts(
 def _weighted(
     apply: Apply, combine: Combine, x: Float[Array, "G S D"], assignment: Assignment, params: FFNParams
 ) -> tuple[Float[Array, "G S O"], Metrics]:
-    """Applies experts with weights in the place that `combine` says."""
+    """Applies experts in the combine mode `combine`."""
     y, metrics = apply(*before_experts(combine, x, assignment), params)
     return after_experts(combine, y, x, assignment), metrics

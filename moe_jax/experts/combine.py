@@ -1,4 +1,4 @@
-"""The use of an assignment's weights: on an expert's output, on its input, or as a mix of output and token.
+"""Combine modes: weights on an expert's output, on its input, or as a mix of output and token.
 
 G groups, S tokens of a group, A assignments of a group, D model width, O output width (D; F for linear experts).
 """
@@ -11,10 +11,11 @@ from jaxtyping import Array, Float
 from moe_jax.routing.assignment import Assignment
 
 Combine = Literal["output", "input", "mix"]
-"""The place of the weight of each kept assignment a of token t, before the results of a token are summed.
+"""The combine mode: where the weight of each kept assignment a of token t is applied.
 
 `output`: weight[a] * expert(x[t]), a mixture of experts. `input`: expert(weight[a] * x[t]), Llama 4. `mix`:
-weight[a] * expert(x[t]) + (1 - weight[a]) * x[t], BASE layers; a token without an expert still gets zeros.
+weight[a] * expert(x[t]) + (1 - weight[a]) * x[t], BASE layers. The sum over a token's assignments is its
+result; a token without any gets zeros.
 """
 
 
@@ -44,7 +45,7 @@ def after_experts(
     """Returns the results of the tokens `x` from the results `y` of the rows of `before_experts`.
 
     Args:
-      combine: the place of the weights.
+      combine: the combine mode.
       y: results of the rows.
       x: the tokens.
       assignment: the assignment of the tokens.

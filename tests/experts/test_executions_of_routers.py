@@ -44,4 +44,4 @@ def test_decisions_are_carried_out_as_by_the_oracle(name, dtype, tolerance):
 
 
 def test_there_are_ways_to_run():
-    assert set(FAST) == set(EXECUTIONS) - {"oracle"} == {"one_hot", "padded", "dropless"}
+    assert set(FAST) == set(EXECUTIONS) - {"oracle"} >= {"one_hot", "padded", "dropless"}

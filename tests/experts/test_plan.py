@@ -108,7 +108,7 @@ def test_what_is_named_is_run():
         ),
         (
             {"execution": "paded"},
-            "execution is 'paded'; accepted: auto, dropless, one_hot, oracle, padded; did you mean 'padded'?",
+            f"execution is 'paded'; accepted: {', '.join(sorted({'auto', *EXECUTIONS}))}; did you mean 'padded'?",
         ),
     ],
 )

@@ -90,7 +90,7 @@ def test_no_rows(kernel):
 
 @functools.partial(jax.jit, static_argnames=("kernel", "choices"))
 def through_experts(kernel, choices, x, first, second, token, row, sizes, cotangent):
-    """From tokens to experts and back by two matrices on the way out, with all gradients."""
+    """Runs tokens through experts, with two matrices on the way out; returns the result and all gradients."""
     layout = RowLayout(sizes, token, row if choices else None, x.shape[0])
 
     def run(x, first, second):
@@ -106,7 +106,7 @@ def through_experts(kernel, choices, x, first, second, token, row, sizes, cotang
 @settings(max_examples=12)
 @given(data=st.data())
 def test_tokens_are_read_and_summed_where_they_lie(kernel, choices, data):
-    """Against the same by a matrix of choices in float64, with as many choices of each token as may come."""
+    """Compares with products by a matrix of choices in float64, with any number of choices of each token."""
     experts, tokens, width = 4, 30, (7, 20, 35)
     rng = np.random.default_rng(data.draw(st.integers(0, 999), "seed"))
     asked = rng.random((tokens, experts)) < data.draw(st.sampled_from([0.0, 0.2, 0.5, 1.0]), "share")

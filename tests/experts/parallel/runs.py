@@ -8,6 +8,8 @@ import functools
 import jax
 
 from moe_jax.experts.apply import apply_experts
+from moe_jax.experts.executions import EXECUTIONS
+from moe_jax.experts.parallel.strategies import STRATEGIES
 from moe_jax.experts.plan import Plan
 from tests.comparison import assert_close, assert_each_close
 from tests.experts.problems import KINDS, along_experts, draw, route
@@ -20,9 +22,9 @@ REFERENCE = Plan("oracle")
 
 
 def plan_of(strategy, **fields):
-    """A plan with a strategy and the way of running experts that it is tried with."""
-    dropless = strategy in ("dropless", "ragged")
-    return Plan("dropless", "native", strategy, **fields) if dropless else Plan("padded", None, strategy, **fields)
+    """A plan with a strategy and the execution that it needs, or `padded`."""
+    execution = STRATEGIES[strategy].execution or "padded"
+    return Plan(execution, "native" if EXECUTIONS[execution].has_kernels else None, strategy, **fields)
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "combine"))
