@@ -164,8 +164,8 @@ def score_rows(
 ) -> list[dict[str, Any]]:
     """Runs `score_task` for each number of shots and each seed, and returns rows of a table.
 
-    Several seeds get one more row: means, with a Student interval of the mean accuracy. That interval is about the draws
-    of demonstrations alone, because all seeds ask the same questions.
+    Several seeds get one more row: means, with a Student interval of the mean accuracy. That interval is about the
+    draws of demonstrations alone, because all seeds ask the same questions.
 
     Args:
       shots: each k; of 0, where nothing is drawn, there is one row.

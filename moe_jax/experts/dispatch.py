@@ -50,7 +50,7 @@ def combine_rows(rows: Float[Array, "M D"], assignment: Assignment, row: Int[Arr
 
 
 def global_token(assignment: Assignment) -> Int[Array, "G A"]:
-    """Numbers each assignment's token within the whole batch, from 0 to T - 1."""
+    """Returns the number of each assignment's token within the whole batch, from 0 to T - 1."""
     group = jnp.arange(assignment.num_groups, dtype=jnp.int32)[:, None]
     return group * assignment.num_tokens + assignment.token
 

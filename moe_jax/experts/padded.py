@@ -27,7 +27,7 @@ def padded(x: Float[Array, "G S D"], assignment: Assignment, params: FFNParams, 
 
 
 def seat_rows(assignment: Assignment) -> Int[Array, "G A"]:
-    """Numbers each assignment's seat among those [E, G, C] of all experts; NOWHERE if it is not kept."""
+    """Returns the number of each assignment's seat among those [E, G, C] of all experts; NOWHERE if it is not kept."""
     group = jnp.arange(assignment.num_groups, dtype=jnp.int32)[:, None]
     row = (assignment.expert * assignment.num_groups + group) * assignment.capacity + assignment.seat
     return jnp.where(assignment.kept, row, NOWHERE)

@@ -31,7 +31,7 @@ NEEDS = {
 
 
 def available(platform: str) -> tuple[str, ...]:
-    """Names the kernels that run on `platform` (`cpu`, `gpu`, `tpu`); `auto` takes the first."""
+    """Lists the kernels that run on `platform` (`cpu`, `gpu`, `tpu`); `auto` takes the first."""
     if platform == "cpu":
         return ("native", "blocks", "ragged_dot") if is_installed() else ("blocks", "ragged_dot")
     if platform == "tpu":

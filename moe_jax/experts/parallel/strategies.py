@@ -21,7 +21,7 @@ STRATEGIES: dict[str, Strategy] = {
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
-    """How tokens reach experts on other devices. It changes nothing on one device.
+    """Exchange of tokens with experts on other devices; nothing changes on one device.
 
     Attributes:
       strategy: a name in STRATEGIES; `auto` takes the best for platform and shape among those that fit the execution.
