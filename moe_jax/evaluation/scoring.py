@@ -90,8 +90,9 @@ def make_scorer(
     """Makes a function that scores spans under a trained decoder, in padded batches.
 
     Sequences of similar length share a batch. Lengths are padded to a power of two (at most `max_tokens`) and batches
-    to `batch_size` rows, so that few programs are compiled. Padding and neighbours change no score; see `scoring_config`.
-    A router that draws in evaluation draws by place in the batch, so its sequences run one by one with equal draws.
+    to `batch_size` rows, so that few programs are compiled. Padding and neighbours change no score; see
+    `scoring_config`. A router that draws in evaluation draws by place in the batch, so its sequences run one by one
+    with equal draws.
 
     Args:
       config: of the model, as it was trained.
