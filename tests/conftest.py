@@ -1,15 +1,19 @@
 """Eight forced CPU devices, strict promotion, annotations enforced at run time, and no test skipped."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
 from importlib import metadata
+from pathlib import Path
 
 # Before jax starts: eight devices on any machine, and the host's other accelerators left alone.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling costs more than all that is computed here: machine code is not optimised, XLA's own passes are as ever.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# One module of machine code for each program: several are for many cores, and each has its own set-up.
+FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
 if metadata.version("jaxlib").startswith("0.10."):
     # XLA's older emitters compile twice as fast; later releases no longer have them, nor the flag.
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
@@ -36,11 +40,24 @@ hypothesis.settings.register_profile("moe_jax", deadline=None, max_examples=20, 
 hypothesis.settings.load_profile("moe_jax")
 
 
+# A compiled program holds about 4 mappings of memory (a process may have 65,530) and 1.3 MB.
+MOST_MAPPINGS = 6_000
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled_programs():
-    """Each program holds mappings of memory, of which a process has only so many: a file's go when it is done."""
+    """Later files use small programs again; all go once the process holds many mappings."""
     yield
-    jax.clear_caches()
+    mappings = Path("/proc/self/maps")
+    if not mappings.exists() or mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay as long as the process: the garbage collector need not look through them again and again."""
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
 
 
 class NoSkips:
