@@ -1,4 +1,5 @@
 # make test        venv, install, lint, format check, the whole suite
+# make check       lint, and the tests of what changed since the last commit (make check SINCE=main: since another)
 # make reproduce   venv, install, the main experiment on real text with one seed, its report
 # PYTHON=python3.12 make test   with another interpreter, 3.11 or later
 
@@ -7,12 +8,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What the installation compiles.
 NATIVE := $(wildcard moe_jax/native/*.cc moe_jax/native/*.h)
+SINCE ?= HEAD
 RESULTS := runs/switch_vs_dense
 
-.PHONY: test reproduce lint clean
+.PHONY: test check reproduce lint clean
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+check: $(VENV)/installed-test lint
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -q $$($(BIN)/python -m tests.changed $(SINCE))
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -38,6 +38,7 @@ from moe_jax.accounting.communication import Collective, collectives, least_byte
 from moe_jax.experts.parallel.strategies import ParallelConfig
 from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.routing.statistics import METRICS, values
+from moe_jax.routing.top_k import TopK
 from moe_jax.runtime.host_memory import keep_freed_memory
 from moe_jax.runtime.mesh import BY_TOKEN
 from moe_jax.training.config import MeshConfig
@@ -81,7 +82,7 @@ def make_layer(strategy: str, shape: Shape) -> MoE:
     config = MoEConfig(
         num_experts=shape.num_experts,
         expert_dim=shape.expert_dim,
-        router="top_k",
+        router=TopK(renormalize=shape.k > 1),
         k=shape.k,
         capacity_factor=WAYS[strategy].capacity_factor,
         ffn="swiglu",
