@@ -66,6 +66,7 @@ def test_a_projection_starts_as_wide_as_it_is_told(name):
 def test_classes_say_what_they_are():
     for name, router in ROUTERS.items():
         assert issubclass(router, Router)
+        assert "__dataclass_fields__" in vars(router), f"{name}: a dataclass, or its fields would be no options"
         assert router.paper
         assert 1991 <= router.year <= 2026, name
         assert all(coefficient >= 0 for coefficient in router.losses.values())
