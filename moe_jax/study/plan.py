@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_jax.configuration import override, require_name, to_dict
+from moe_jax.configuration import differences, override, require_name, to_dict
 from moe_jax.results.rows import Row, append_row, read_rows
 from moe_jax.runtime.files import write_whole
 from moe_jax.study.study import Model, Study
@@ -120,7 +120,8 @@ def _path(key: str, run: str) -> str:
 
 def _identity(values: Mapping[str, Any], shared: bool) -> str:
     """Returns what models must have in common to be one run; their names may differ if runs are `shared`."""
-    kept = {field: value for field, value in values.items() if field != "name" or not shared}
+    found = differences(TrainConfig.from_dict(values))
+    kept = {field: value for field, value in found.items() if field != "name" or not shared}
     return json.dumps(kept, sort_keys=True)
 
 

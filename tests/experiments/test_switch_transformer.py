@@ -216,7 +216,7 @@ def tiny(text: Path, pairs: Path):
             config.data.train_examples = 8
         config.data.sequence_length, config.data.target_length, config.data.batch_size = 16, 8, 4
         config.model.vocab_size = 257 + config.data.sentinels
-        config.model.model_dim = config.model.head_dim = 16
+        config.model.model_dim = config.model.attention.head_dim = 16
         if "moe" in config.model:
             config.model.moe.expert_dim = 8
             config.model.moe.group_size = 32

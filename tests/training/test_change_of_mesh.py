@@ -136,7 +136,15 @@ def test_what_cannot_be_divided_is_refused_when_read(mesh, fields, message):
     ("sets", "mesh", "message"),
     [
         ({"model.moe.num_experts": 6}, {"expert": 4}, r"mesh.expert is 4; accepted: a divisor of .*num_experts \(6\)"),
-        ({"model.moe.group_size": 64}, {"data": 4}, "model.moe.group_size is 64; accepted: a divisor of the 32 tokens"),
+        (
+            {"model.moe.group_size": 64},
+            {"data": 4},
+            (
+                {"model.moe.group_size": 64},
+                {"data": 4},
+                r"moe.group_size is 64; accepted: a divisor of 32, the tokens of each",
+            ),
+        ),
     ],
 )
 def test_what_routing_cannot_divide_is_refused_when_read(sets, mesh, message):

@@ -168,7 +168,7 @@ def test_a_placement_needs_no_gathering_of_tokens(mesh_name):
     ("sets", "message"),
     [
         ({"model.moe.parallel.rebalance_every": 0}, r"rebalance_every is 0; accepted: an integer of at least 1"),
-        ({"optimizer.name": "adafactor"}, r"rebalance_every is 1; accepted: None, with optimizer\.name='adafactor'"),
+        ({"optimizer.name": "adafactor"}, r"rebalance_every is 1; accepted: None with optimizer\.name='adafactor'"),
         ({"model.moe_layers": ()}, r"rebalance_every is 1; accepted: None, without moe_layers"),
     ],
 )

@@ -16,7 +16,7 @@ def identity(**sets):
 def test_a_folder_is_of_one_run(tmp_path):
     claim_workdir(tmp_path / "run", identity())
     claim_workdir(tmp_path / "run", identity())
-    with pytest.raises(ConfigError, match=r"of a run with config\.steps=\d+ where this one has 7"):
+    with pytest.raises(ConfigError, match=r"holds a run with config\.steps=\d+, but this run has 7"):
         claim_workdir(tmp_path / "run", identity(steps=7))
 
 
@@ -28,5 +28,5 @@ def test_a_field_that_is_added_leaves_the_folder_the_run_s(tmp_path):
     del stored["config"]["seed"], stored["config"]["model"]["dropout"]
     path.write_text(json.dumps(stored))
     claim_workdir(tmp_path / "run", identity())
-    with pytest.raises(ConfigError, match=r"config\.seed=0 where this one has 3"):
+    with pytest.raises(ConfigError, match=r"config\.seed=0, but this run has 3"):
         claim_workdir(tmp_path / "run", identity(seed=3))

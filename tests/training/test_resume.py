@@ -330,7 +330,7 @@ def test_another_run_s_directory_is_refused_and_left_alone(run, tmp_path):
     shutil.copytree(undisturbed, workdir)
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     other = tiny_config(undisturbed.parent / "corpus", SETS | {"model.moe.num_experts": 8})
-    with pytest.raises(ConfigError, match=r"run with config\.model\.moe\.num_experts=4 where this one has 8"):
+    with pytest.raises(ConfigError, match=r"run with config\.model\.moe\.num_experts=4, but this run has 8"):
         loop.train(other, workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
     (workdir / "run.json").unlink()
