@@ -20,6 +20,8 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5, what: str 
 
 def assert_each_close(actual: Any, expected: Any, tolerance: float = 1e-5, what: str = "") -> None:
     """`assert_close` for each entry of the first axis (each expert) on its own scale."""
+    # Each slice of a jax array would be a program of its own.
+    actual, expected = np.asarray(actual), np.asarray(expected)
     assert len(actual) == len(expected)
     for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
         assert_close(one, other, tolerance, f"{what}[{i}]")

@@ -58,6 +58,8 @@ def pytest_collection_finish() -> None:
     if not gc.get_freeze_count():
         gc.collect()
         gc.freeze()
+        # Tracing makes many small objects, nearly all of which die without the collector's help.
+        gc.set_threshold(20_000, 10, 10)
 
 
 class NoSkips:

@@ -1,5 +1,6 @@
 """The training state: everything that a step changes."""
 
+import os
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from jaxtyping import Array, Int, Key
 from moe_jax.models.parameters import init_params, init_router_state
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.mesh import state_shardings
+
+OPTIMIZATION_LEVEL = "xla_backend_optimization_level"
 
 
 @struct.dataclass
@@ -40,8 +43,8 @@ class TrainState:
 def place_state(config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Makes the initial state on a mesh; each device draws only its own part."""
     shardings = state_shardings(abstract_state(config, optimizer), config.model, mesh)
-    # The program runs once, so compiling fast matters more than running fast.
-    options = {"xla_backend_optimization_level": 1}
+    # The program runs once, so compiling fast matters more than running fast; XLA_FLAGS may ask for a level.
+    options = {} if OPTIMIZATION_LEVEL in os.environ.get("XLA_FLAGS", "") else {OPTIMIZATION_LEVEL: 1}
     return jax.jit(lambda: init_state(config, optimizer), out_shardings=shardings, compiler_options=options)()
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,12 +17,12 @@ import pytest
 from moe_jax.routing import ROUTERS
 from moe_jax.training.config import MeshConfig
 from moe_jax.training.mesh import process_batch, state_shardings
-from moe_jax.training.state import place_state
+from moe_jax.training.state import abstract_state, place_state
 from moe_jax.training.step import make_train_step
 from tests.comparison import assert_close, assert_each_close
 from tests.meshes import MESHES, make_mesh
 from tests.routing.routers import K
-from tests.training.tiny_runs import PAIRED, S, V, random_batch, random_pairs, tiny_config
+from tests.training.tiny_runs import PAIRED, S, V, first_state, random_batch, random_pairs, tiny_config
 
 ROWS, STEPS = 32, 5
 COMMON = {
@@ -113,20 +114,19 @@ def sharpened(path, leaf):
     return 10.0 * leaf if "router" in jax.tree_util.keystr(path) else leaf
 
 
-def compiled_step(config, mesh):
-    """The first state, on the mesh, and the step compiled for it."""
-    momentum = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), optax.sgd(0.1, momentum=0.9))
-    optimizer = keep_gradients(momentum)
-    state = place_state(config, optimizer, mesh)
-    # Away from even load, where the losses on it are little but rounding.
-    state = state.replace(params=jax.tree_util.tree_map_with_path(sharpened, state.params))
+CLIPPED = optax.chain(optax.clip_by_global_norm(COMMON["optimizer.clip_norm"]), optax.sgd(0.1, momentum=0.9))
+OPTIMIZER = keep_gradients(CLIPPED)
+
+
+def compile_step(config, mesh, state):
+    """The training step, compiled for a mesh; of `state` it takes the shapes."""
     whole = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
     step = jax.jit(
-        make_train_step(config, optimizer, lambda _: jnp.float32(0.1)),
+        make_train_step(config, OPTIMIZER, lambda _: jnp.float32(0.1)),
         out_shardings=(state_shardings(state, config.model, mesh), whole),
     )
     with jax.set_mesh(mesh):
-        return state, step.lower(state, process_batch(batch_of(config, 0), mesh)).compile()
+        return step.lower(state, process_batch(batch_of(config, 0), mesh)).compile()
 
 
 @functools.cache
@@ -134,7 +134,11 @@ def five_steps(problem, mesh_name, accumulation):
     """Metrics of each step, gradients of the last, and the state after it."""
     mesh = make_mesh(mesh_name)
     config = configuration(problem, mesh_name, accumulation)
-    state, step = compiled_step(config, mesh)
+    state = first_state(config, OPTIMIZER)
+    # Away from even load, where the losses on it are little but rounding.
+    state = state.replace(params=jax.tree_util.tree_map_with_path(sharpened, state.params))
+    state = jax.device_put(state, state_shardings(state, config.model, mesh))
+    step = compile_step(config, mesh, state)
     history = []
     for i in range(STEPS):
         state, metrics = step(state, process_batch(batch_of(config, i), mesh))
@@ -168,10 +172,24 @@ def test_five_steps_are_those_of_one_device(problem, mesh, accumulation):
             np.testing.assert_array_equal(shards.setdefault(str(shard.index), np.asarray(shard.data)), shard.data)
 
 
+@pytest.mark.parametrize("mesh_name", MESHES)
+def test_a_mesh_draws_the_state_that_one_device_draws(mesh_name):
+    config, mesh = configuration("deepseek, selection bias", mesh_name, 1), make_mesh(mesh_name)
+    state, expected = place_state(config, OPTIMIZER, mesh), first_state(config, OPTIMIZER)
+    assert_state_close(state.params, expected.params, "params")
+    chex.assert_trees_all_equal(
+        *((s.step, s.opt_state, s.router_state, jax.random.key_data(s.rng)) for s in (state, expected))
+    )
+    for leaf, sharding in zip(
+        jax.tree.leaves(state), jax.tree.leaves(state_shardings(state, config.model, mesh)), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
 def lines_of_program(sets, mesh_name):
     """The optimised program of a training step, line by line."""
-    config = dataclasses.replace(tiny_config(sets=COMMON | sets), mesh=MESHES[mesh_name])
-    return compiled_step(config, make_mesh(mesh_name))[1].as_text().splitlines()
+    config, mesh = dataclasses.replace(tiny_config(sets=COMMON | sets), mesh=MESHES[mesh_name]), make_mesh(mesh_name)
+    return compile_step(config, mesh, abstract_state(config, OPTIMIZER, mesh)).as_text().splitlines()
 
 
 def count(lines, operation):

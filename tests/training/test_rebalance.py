@@ -15,12 +15,12 @@ from moe_jax.training.loop import train
 from moe_jax.training.mesh import process_batch, state_shardings
 from moe_jax.training.optimizer import make_optimizer, make_schedule
 from moe_jax.training.rebalance import rebalance
-from moe_jax.training.state import place_state
+from moe_jax.training.state import abstract_state
 from moe_jax.training.step import apply_model, make_train_step
 from moe_jax.training.trained import load_run
 from tests.comparison import assert_close, assert_trees_close
 from tests.meshes import MESHES, make_mesh
-from tests.training.tiny_runs import lines_of, random_batch, tiny_config, tiny_values, write_corpus
+from tests.training.tiny_runs import first_state, lines_of, random_batch, tiny_config, tiny_values, write_corpus
 
 SETS = {
     "data.batch_size": 8,
@@ -49,14 +49,13 @@ SKEWED = {f"layer_{i}": np.r_[[8.0] * (2 + i), [1.0] * (14 - i)] / 32 for i in r
 
 def logical(tree, state, config):
     """Weights of layers one by one, experts in the order of their numbers; `tree` is like the parameters."""
-    placement = state.router_state
+    # In NumPy: of each slice of a divided array jax would make a program.
+    tree, placement = jax.tree.map(np.asarray, (tree, state.router_state))
     if config.model.scan_layers:
         tree, placement = unstack_layers(tree, config.model), unstack_layers(placement, config.model)
 
     def ordered(path, x):
-        if not path[-1].key.startswith("experts_"):
-            return np.asarray(x)
-        return np.asarray(x)[np.asarray(placement[path[0].key]["moe"]["placement"])]
+        return x[placement[path[0].key]["moe"]["placement"]] if path[-1].key.startswith("experts_") else x
 
     return jax.tree_util.tree_map_with_path(ordered, tree)
 
@@ -71,7 +70,7 @@ def test_moved_experts_compute_what_they_did(case, mesh_name):
     mesh = make_mesh(mesh_name)
     config = dataclasses.replace(tiny_config(sets=SETS | CASES[case]), mesh=MESHES[mesh_name])
     optimizer = make_optimizer(config.optimizer, config.steps)
-    state = place_state(config, optimizer, mesh)
+    state = first_state(config, optimizer, mesh)
     whole = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shardings = state_shardings(state, config.model, mesh)
     step = jax.jit(
@@ -84,12 +83,13 @@ def test_moved_experts_compute_what_they_did(case, mesh_name):
         return (logits**2).mean(), logits
 
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=shardings)
     batches = [process_batch(random_batch(i, 8), mesh) for i in range(4)]
     with jax.set_mesh(mesh):
         for batch in batches[:2]:
             state, _ = step(state, batch)
         still = state
-        moved = rebalance(jax.tree.map(lambda x: x.copy(), state), SKEWED, config, mesh)
+        moved = rebalance(copy(state), SKEWED, config, mesh)
         for leaf, sharding in zip(jax.tree.leaves(moved), jax.tree.leaves(shardings), strict=True):
             assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
         # Moved, to the bit, and not where they were.
@@ -97,9 +97,10 @@ def test_moved_experts_compute_what_they_did(case, mesh_name):
             jax.tree.map(
                 np.testing.assert_array_equal, logical(tree(moved), moved, config), logical(tree(still), still, config)
             )
-        places = unstack_layers(moved.router_state, config.model) if config.model.scan_layers else moved.router_state
+        places = jax.tree.map(np.asarray, moved.router_state)
+        places = unstack_layers(places, config.model) if config.model.scan_layers else places
         for layer, load in SKEWED.items():
-            place = np.asarray(places[layer]["moe"]["placement"])
+            place = places[layer]["moe"]["placement"]
             before, after = (device_load(load, config.mesh.expert, p).max() for p in (np.arange(16), place))
             assert after < before
         ((_, expected), gradients_expected), ((_, logits), gradients) = (
@@ -135,12 +136,15 @@ def test_a_run_that_moves_experts_is_one_that_does_not(corpus, tmp_path):
     placement = np.asarray(other.state.router_state["layer_0"]["moe"]["placement"])
     assert (placement != np.arange(16)).any()
     batch = jax.tree.map(jnp.asarray, random_batch())
-    logits_expected, logits = (
-        apply_model(r.config.model, r.state.params, r.state.router_state, batch, jax.random.key(0), False)[0]
-        for r in (one, other)
-    )
+
+    def logits_of(run):
+        def apply(params, router_state):
+            return apply_model(run.config.model, params, router_state, batch, jax.random.key(0), False)[0]
+
+        return jax.jit(apply)(run.state.params, run.state.router_state)
+
     # Adam divides rounding by rounding.
-    assert_close(logits, logits_expected, 1e-3)
+    assert_close(logits_of(other), logits_of(one), 1e-3)
 
 
 @pytest.mark.parametrize("mesh_name", ["8 expert", "2x2x2 fsdp-expert-tensor"])
@@ -150,7 +154,7 @@ def test_a_placement_needs_no_gathering_of_tokens(mesh_name):
         sets = SETS | {"model.moe.parallel.rebalance_every": every}
         config = dataclasses.replace(tiny_config(sets=sets), mesh=MESHES[mesh_name])
         optimizer = make_optimizer(config.optimizer, config.steps)
-        state = place_state(config, optimizer, mesh)
+        state = abstract_state(config, optimizer, mesh)
         step = make_train_step(config, optimizer, make_schedule(config.optimizer, config.steps))
         whole = jax.NamedSharding(mesh, jax.sharding.PartitionSpec())
         with jax.set_mesh(mesh):

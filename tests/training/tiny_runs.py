@@ -7,10 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from moe_jax.configuration import override
+from moe_jax.models.parameters import init_params, init_router_state
 from moe_jax.training.config import TrainConfig
+from moe_jax.training.mesh import state_shardings
+from moe_jax.training.state import TrainState
 
 B, S, V = 4, 16, 257
 
@@ -69,6 +75,23 @@ def tiny_values(corpus: Path | None = None, sets: Mapping[str, Any] | None = Non
 
 def tiny_config(corpus: Path | None = None, sets: Mapping[str, Any] | None = None) -> TrainConfig:
     return TrainConfig.from_dict(tiny_values(corpus, sets))
+
+
+# By the text of the model's configuration, which holds dictionaries and cannot be a key itself.
+_DRAWN = {}
+
+
+def first_state(
+    config: TrainConfig, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh | None = None
+) -> TrainState:
+    """Makes the state of `init_state`, on `mesh` if given; each model is drawn once, in one program."""
+    init_rng, rng = jax.random.split(jax.random.key(config.seed))
+    key = repr(config.model), config.seed
+    if key not in _DRAWN:
+        _DRAWN[key] = jax.jit(lambda rng: (init_params(config.model, rng), init_router_state(config.model)))(init_rng)
+    params, router_state = _DRAWN[key]
+    state = TrainState(jnp.int32(0), params, optimizer.init(params), router_state, rng)
+    return state if mesh is None else jax.device_put(state, state_shardings(state, config.model, mesh))
 
 
 def write_config(path: Path, values: Mapping[str, Any]) -> Path:
