@@ -23,6 +23,7 @@ from moe_jax.routing.router import RouterModule
 from moe_jax.routing.statistics import values
 from moe_jax.routing.switch import Switch
 from tests.comparison import assert_close, assert_trees_close
+from tests.routing.routers import K
 
 B, S, D, F, E = 3, 12, 6, 10, 4
 
@@ -112,7 +113,7 @@ def test_gshard_is_the_top_2_router_of_nllb(seats):
     assert_close(actual.combine_weights()[0], expected, 1e-6)
 
 
-ROUTERS = {"switch": 1, "gshard": 2, "expert_choice": 2, "uniform_random": 2}
+ROUTERS = ("switch", "gshard", "expert_choice", "uniform_random")
 
 
 @pytest.mark.parametrize(
@@ -120,10 +121,10 @@ ROUTERS = {"switch": 1, "gshard": 2, "expert_choice": 2, "uniform_random": 2}
 )
 def test_padding_that_is_not_a_number_reaches_nothing(router, execution):
     """Not an output, a loss, a metric or a gradient: all are those of padding that is zero."""
-    module = layer(router, ROUTERS[router], execution=execution, ffn="swiglu")
+    module = layer(router, K[router], execution=execution, ffn="swiglu")
     x = jax.random.normal(jax.random.key(1), (2, 8, D))
     valid = jnp.arange(16).reshape(2, 8) % 4 != 2
-    start = layer(router, ROUTERS[router], ffn="swiglu")
+    start = layer(router, K[router], ffn="swiglu")
     params = jax.jit(start.init)({"params": jax.random.key(0), "routing": jax.random.key(0)}, x, valid).get("params")
 
     def loss(x, params):

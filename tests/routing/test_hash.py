@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_jax.configuration import ConfigError
 from moe_jax.routing.hash import balanced_table, mixed
 from tests.routing import routers
 from tests.routing.routers import E, apply, make
@@ -30,6 +31,22 @@ def test_a_balanced_table_spreads_frequencies():
     assert table[1] == table[2]
     load = np.bincount(table, weights=counts)
     assert abs(load[0] - load[1]) <= 10 + 60
+
+
+@pytest.mark.parametrize(
+    ("by", "says"),
+    [
+        ("token", r"^router 'hash' with by='token' needs token ids, but the layer was called without `ids`"),
+        (
+            "position",
+            r"^router 'hash' with by='position' needs positions, but the layer was called without `pos",
+        ),
+    ],
+)
+def test_a_layer_that_is_not_told_what_is_hashed_says_so(by, says):
+    tokens = routers.tokens().replace(ids=None, positions=None)
+    with pytest.raises(ConfigError, match=says):
+        apply(make("hash", E, 1, by=by), tokens)
 
 
 @pytest.mark.parametrize("by", ["token", "balanced", "position"])
