@@ -7,8 +7,7 @@ import pytest
 
 from moe_jax.training.accumulation import batch_parts, value_and_grad_of_sums
 from tests.comparison import assert_close, assert_trees_close
-from tests.meshes import make_mesh
-from tests.training.test_mesh import COMMON, PROBLEMS, compiled_step, count
+from tests.training.test_mesh import PROBLEMS, count, lines_of_program
 from tests.training.tiny_runs import S, tiny_config
 
 
@@ -50,7 +49,6 @@ def test_parts_hold_whole_groups_and_each_row_once():
 def test_the_first_pass_is_there_only_for_losses_of_the_batch(problem, passes):
     """From the products in the compiled program: a loss that is a product of means of the batch needs them twice."""
     once, in_parts = (
-        count(compiled_step(tiny_config(sets=sets), make_mesh("one"))[1].as_text().splitlines(), "dot")
-        for sets in (COMMON | PROBLEMS[problem] | {"accumulation": n} for n in (1, 4))
+        count(lines_of_program(PROBLEMS[problem] | {"accumulation": parts}, "one"), "dot") for parts in (1, 4)
     )
     assert (in_parts > once) == (passes == 2)
