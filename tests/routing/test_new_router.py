@@ -12,9 +12,8 @@ import pytest
 from moe_jax.configuration import ConfigError
 from moe_jax.routing import ROUTERS, describe_routers
 from moe_jax.training.optimizer import make_optimizer, make_schedule
-from moe_jax.training.state import init_state
 from moe_jax.training.step import make_train_step
-from tests.training.tiny_runs import random_batch, tiny_config
+from tests.training.tiny_runs import first_state, random_batch, tiny_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +40,7 @@ def test_it_trains_in_a_model(execution):
     config = tiny_config(sets=SETS | {"model.moe.execution": execution})
     optimizer = make_optimizer(config.optimizer, config.steps)
     step = jax.jit(make_train_step(config, optimizer, make_schedule(config.optimizer, config.steps)))
-    state = init_state(config, optimizer)
+    state = first_state(config, optimizer)
     new, metrics = step(state, random_batch())
     assert metrics["total_loss"] == pytest.approx(float(metrics["loss"] + 0.001 * metrics["z_loss"]))
     layer = f"layer_{config.model.moe_layers[0]}"

@@ -48,5 +48,7 @@ def test_parts_hold_whole_groups_and_each_row_once():
 )
 def test_the_first_pass_is_there_only_for_losses_of_the_batch(problem, passes):
     """From the products in the compiled program: a loss that is a product of means of the batch needs them twice."""
-    once, in_parts = (count(lines_of_program(PROBLEMS[problem] | {"accumulation": n}, "one"), "dot") for n in (1, 4))
+    once, in_parts = (
+        count(lines_of_program(PROBLEMS[problem] | {"accumulation": parts}, "one"), "dot") for parts in (1, 4)
+    )
     assert (in_parts > once) == (passes == 2)

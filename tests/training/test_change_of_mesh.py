@@ -12,10 +12,10 @@ from moe_jax.training.config import MeshConfig, TrainConfig
 from moe_jax.training.loop import train
 from moe_jax.training.mesh import make_mesh, state_shardings
 from moe_jax.training.optimizer import make_optimizer
-from moe_jax.training.state import abstract_state, place_state
+from moe_jax.training.state import abstract_state
 from moe_jax.training.trained import load_run
 from tests.comparison import assert_close
-from tests.training.tiny_runs import lines_of, tiny_values, write_corpus
+from tests.training.tiny_runs import first_state, lines_of, tiny_values, write_corpus
 
 SETS = {
     "data.batch_size": 8,
@@ -45,7 +45,7 @@ def test_a_checkpoint_is_restored_on_any_mesh(optimizer, tmp_path):
     """8 to 1 to 2x4 to 2x2x2: parameters, moments, router state, key; each array where that mesh has it."""
     config = configuration(optimizer={"name": optimizer, "warmup_steps": 4})
     optimizer = make_optimizer(config.optimizer, config.steps)
-    first = state = place_state(config, optimizer, make_mesh(MeshConfig(**MESHES[0])))
+    first = state = first_state(config, optimizer, make_mesh(MeshConfig(**MESHES[0])))
     for i, sizes in enumerate(MESHES[1:]):
         with contextlib.closing(Checkpoints(tmp_path / str(i))) as checkpoints:
             checkpoints.save(1, state, {})
@@ -61,7 +61,7 @@ def test_a_checkpoint_is_restored_on_any_mesh(optimizer, tmp_path):
 def test_what_is_divided_is_stored_once():
     """Experts over the expert axis, and they and all other matrices over fsdp, moments like their parameters."""
     config = configuration(mesh={"fsdp": 2, "expert": 4})
-    state = place_state(config, make_optimizer(config.optimizer, config.steps), make_mesh(config.mesh))
+    state = first_state(config, make_optimizer(config.optimizer, config.steps), make_mesh(config.mesh))
 
     def share(leaf):
         return leaf.addressable_shards[0].data.size / leaf.size

@@ -9,9 +9,9 @@ import pytest
 
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.optimizer import make_optimizer
-from moe_jax.training.state import TrainState, init_state
+from moe_jax.training.state import TrainState
 from moe_jax.training.step import apply_model, make_eval_step
-from tests.training.tiny_runs import B, S, random_batch, tiny_config
+from tests.training.tiny_runs import B, S, first_state, random_batch, tiny_config
 
 
 def test_it_is_a_mean_over_tokens_of_batches_that_differ():
@@ -31,7 +31,7 @@ def test_it_is_a_mean_over_tokens_of_batches_that_differ():
 def scored():
     """A sparse model whose router draws, two batches of different sizes, and its state before and after two scores."""
     config = tiny_config()
-    state = init_state(config, make_optimizer(config.optimizer, config.steps))
+    state = first_state(config, make_optimizer(config.optimizer, config.steps))
     batches = [random_batch(0), random_batch(1)]
     batches[1]["loss_mask"][:, 5:] = False
     step = jax.jit(make_eval_step(config))

@@ -188,8 +188,8 @@ def test_a_mesh_draws_the_state_that_one_device_draws(mesh_name):
 
 def lines_of_program(sets, mesh_name):
     """The optimised program of a training step, line by line."""
-    mesh = make_mesh(mesh_name)
     config = dataclasses.replace(tiny_config(sets=COMMON | sets), mesh=MESHES.get(mesh_name, MeshConfig()))
+    mesh = make_mesh(mesh_name)
     return compile_step(config, mesh, abstract_state(config, OPTIMIZER, mesh)).as_text().splitlines()
 
 

@@ -15,11 +15,10 @@ from moe_jax.results.rows import final_loss
 from moe_jax.study.sweep import run_directory, run_sweep
 from moe_jax.training.loop import train
 from moe_jax.training.optimizer import make_optimizer, make_schedule
-from moe_jax.training.state import init_state
 from moe_jax.training.step import answer_scores, make_train_step
 from moe_jax.training.trained import load_run
 from tests.comparison import assert_close, assert_trees_close
-from tests.training.tiny_runs import PAIRED, lines_of, random_batch, tiny_config, write_corpus
+from tests.training.tiny_runs import PAIRED, first_state, lines_of, random_batch, tiny_config, write_corpus
 
 SHORT = {
     "steps": 6,
@@ -65,7 +64,7 @@ def test_a_dense_student_takes_what_is_outside_mixtures(trained, tmp_path):
     for name in ("embedding", "final_norm", "head", "layer_0"):
         assert_trees_close(ours[name], theirs[name], 1e-6)
     assert_trees_close(ours["layer_1"]["attention"], theirs["layer_1"]["attention"], 1e-6)
-    drawn = init_state(student, make_optimizer(student.optimizer, student.steps)).params
+    drawn = first_state(student, make_optimizer(student.optimizer, student.steps)).params
     assert_trees_close(ours["layer_1"]["feed_forward"], drawn["layer_1"]["feed_forward"], 1e-6)
 
 
@@ -112,16 +111,17 @@ def test_one_step_is_that_of_a_mean_of_both_cross_entropies(trained):
     }
     student = type(config).from_dict(values)
     optimizer, schedule = optax.sgd(1.0), make_schedule(student.optimizer, student.steps)
-    state, batch = init_state(student, optimizer), random_batch()
+    state, batch = first_state(student, optimizer), random_batch()
     batch["loss_mask"][:, 5:9] = False
     step = jax.jit(make_train_step(student, optimizer, schedule, teacher.config.model))
     after, metrics = step(state, batch, teacher.state.params, teacher.state.router_state)
     texts = [jnp.asarray(batch[name]) for name in ("tokens", "positions", "segment_ids")]
-    told = Decoder(teacher.config.model).apply(
+    told = jax.jit(Decoder(teacher.config.model).apply)(
         {"params": teacher.state.params}, *texts, rngs={"routing": jax.random.key(0)}
     )
     mask = batch["loss_mask"]
 
+    @jax.jit
     def expected(params):
         log_probabilities = jax.nn.log_softmax(Decoder(student.model, True).apply({"params": params}, *texts))
         hard = -jnp.take_along_axis(log_probabilities, batch["targets"][..., None], axis=-1)[..., 0]
@@ -132,7 +132,7 @@ def test_one_step_is_that_of_a_mean_of_both_cross_entropies(trained):
     assert_close(metrics["loss"], hard, 1e-5)
     assert_close(metrics["distillation_loss"], soft, 1e-5)
     assert_close(metrics["total_loss"], (1 - share) * hard + share * soft, 1e-5)
-    gradient = jax.grad(lambda p: (1 - share) * expected(p)[0] + share * expected(p)[1])(state.params)
+    gradient = jax.jit(jax.grad(lambda p: (1 - share) * expected(p)[0] + share * expected(p)[1]))(state.params)
     assert_trees_close(jax.tree.map(jnp.subtract, state.params, after.params), gradient, 2e-5)
 
 

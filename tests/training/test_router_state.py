@@ -7,10 +7,9 @@ import pytest
 
 from moe_jax.models.paths import unstack_layers
 from moe_jax.training.optimizer import make_optimizer, make_schedule
-from moe_jax.training.state import init_state
 from moe_jax.training.step import make_eval_step, make_train_step
 from tests.comparison import assert_close
-from tests.training.tiny_runs import random_batch, tiny_config
+from tests.training.tiny_runs import first_state, random_batch, tiny_config
 
 SETS = {"model.num_layers": 2, "model.moe_layers": (0, 1)}
 ROUTERS = {
@@ -27,7 +26,7 @@ def prepared(router, **sets):
     config = tiny_config(sets=SETS | ROUTERS[router] | {"model.moe.capacity_factor": None} | sets)
     optimizer = make_optimizer(config.optimizer, config.steps)
     step = jax.jit(make_train_step(config, optimizer, make_schedule(config.optimizer, config.steps)))
-    return config, step, init_state(config, optimizer)
+    return config, step, first_state(config, optimizer)
 
 
 def test_a_selection_bias_moves_against_the_load_of_the_step():
@@ -74,7 +73,7 @@ def test_the_loss_of_depth_is_trained():
     config = tiny_config(sets=sets | {"model.depth": {"layers": (1,), "capacity": 0.25, "coefficient": 0.5}})
     optimizer = make_optimizer(config.optimizer, config.steps)
     step = jax.jit(make_train_step(config, optimizer, make_schedule(config.optimizer, config.steps)))
-    state = init_state(config, optimizer)
+    state = first_state(config, optimizer)
     new, metrics = step(state, random_batch())
     np.testing.assert_allclose(metrics["total_loss"], metrics["loss"] + 0.5 * metrics["depth_loss"], rtol=1e-6)
     assert metrics["depth_share"] == 0.25

@@ -15,9 +15,8 @@ from moe_jax.models.routing_metrics import auxiliary_loss, routing_by_layer, rou
 from moe_jax.routing.router import RNG, RouterModule
 from moe_jax.routing.statistics import METRICS
 from moe_jax.training.optimizer import make_optimizer, make_schedule
-from moe_jax.training.state import init_state
 from moe_jax.training.step import make_eval_step, make_train_step
-from tests.training.tiny_runs import B, S, random_batch, tiny_config
+from tests.training.tiny_runs import B, S, first_state, random_batch, tiny_config
 
 DENSE = {"model.moe_layers": (), "model.moe": None, "model.attention.positions": "t5", "optimizer.clip_norm": None}
 SPARSE = {"model.moe.router": "switch", "model.moe.k": 1, "model.num_layers": 2}
@@ -34,7 +33,7 @@ def prepare(sets):
         config = tiny_config(sets=sets)
         optimizer = make_optimizer(config.optimizer, config.steps)
         step = make_train_step(config, optimizer, make_schedule(config.optimizer, config.steps))
-        state = init_state(config, optimizer)
+        state = first_state(config, optimizer)
         PREPARED[repr(sets)] = config, jax.jit(step), jax.jit(make_eval_step(config)), state
     return PREPARED[repr(sets)]
 
@@ -76,7 +75,7 @@ def dense_loss(params, batch):
 def test_loss_and_gradients_are_those_of_an_independent_computation():
     config = tiny_config(sets=DENSE)
     gradients_themselves = optax.GradientTransformation(lambda params: (), lambda gradients, *_: (gradients, ()))
-    state = init_state(config, gradients_themselves)
+    state = first_state(config, gradients_themselves)
     step = jax.jit(make_train_step(config, gradients_themselves, lambda step: 0.0))
     batch = random_batch()
     batch["loss_mask"][1, 3:] = False
