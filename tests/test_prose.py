@@ -118,7 +118,7 @@ def test_figures_of_the_readme_are_in_its_reports(study):
 
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("notes.md")), ids=lambda path: path.parent.name)
 def test_notes_name_the_table_that_they_are_about(path):
-    """Where this fails the table has changed: read the notes again, correct them, and name the new digest."""
+    """If this fails, the table has changed: read the notes again, correct them, and name the new digest."""
     digest = hashlib.sha256((path.parent / "results.jsonl").read_bytes()).hexdigest()
     assert f"digest `{digest[:12]}`" in path.read_text().splitlines()[0]
 

@@ -181,7 +181,7 @@ def test_there_is_a_table_of_the_paper_for_every_model() -> None:
 
 @pytest.mark.parametrize("study", laptop.STUDIES)
 def test_notes_are_on_the_committed_table(study: str) -> None:
-    """Where this fails the table has changed: read the notes again, correct them, and name the new digest."""
+    """If this fails, the table has changed: read the notes again, correct them, and name the new digest."""
     folder = EXPERIMENTS / "results" / "switch_transformer" / study
     notes = read_notes(folder)
     assert bool(notes) == (folder / "notes.md").exists()

@@ -165,7 +165,7 @@ def test_linear_experts_take_the_place_of_a_projection_and_of_nothing_else(field
 
 
 def test_linear_experts_are_matrices():
-    """Of one expert per token and no capacity, the result is the weighted product with the expert's matrix."""
+    """With one expert per token and no capacity the result is the weighted product with the expert's matrix."""
     config = mixture(ffn="linear", expert_dim=3, capacity_factor=None)
     x = jax.random.normal(jax.random.key(0), (B, S, D))
     params = MoE(config).init(jax.random.key(1), x)["params"]

@@ -135,7 +135,7 @@ def test_a_padded_batch_is_routed_as_the_unpadded_one(name, seed):
 
 
 def gradients(router, tokens, values):
-    """Of the squares of the weights and of all losses, to the parameters."""
+    """Gradients of the squares of the weights and of all losses, to the parameters."""
 
     def total(params):
         assignment, sown = route(router, tokens, values | {"params": params})

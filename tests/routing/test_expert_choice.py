@@ -50,7 +50,7 @@ def test_the_capped_plan_solves_the_linear_programme(seed, most):
 
 @pytest.mark.parametrize(("entropy", "iterations", "left"), [(0.01, 100, 0.4), (0.001, 1000, 0.3)])
 def test_capped_expert_choice_limits_the_experts_of_a_token(entropy, iterations, left):
-    """Of what tokens have above the cap, `left` remains at most; without a cap some have it."""
+    """At most `left` remains of the excess of tokens above the cap; without a cap some have it."""
     logits = jax.random.normal(jax.random.key(0), (8, 64, 8))
     valid = jnp.ones((8, 64), bool)
 

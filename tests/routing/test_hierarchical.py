@@ -50,6 +50,6 @@ def test_hierarchical_routing_is_the_product_of_two(training):
 
 
 def chances(clean, before_softplus, k):
-    """Of each expert's being among the top k when its noise alone is drawn anew, the others having none."""
+    """An expert is among the top k when its noise alone is drawn anew, the others having none."""
     others = [sorted(np.delete(clean, i))[::-1][k - 1] for i in range(len(clean))]
     return norm.cdf((clean - others) / np.log1p(np.exp(before_softplus)))

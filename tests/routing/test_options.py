@@ -24,7 +24,7 @@ from tests.routing.routers import (
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_every_option_changes_what_is_routed(name, options):
-    """From the default, and from every other option: the weights of training, where capacity binds, or the state."""
+    """The default and every other option differ: in the weights of training, where capacity binds, or in the state."""
     others = [other for other_name, other in [*OPTIONS, (name, {})] if other_name == name and other != options]
 
     def outcome(options):

@@ -95,7 +95,7 @@ def test_rows_of_several_processes_are_all_whole(tmp_path, start):
 
 
 def began(folder):
-    """How often each run was begun, and by how many machines."""
+    """Counts how often each run was begun, and by how many machines."""
     lines = [line.split() for line in (folder / "began.txt").read_text().splitlines()]
     return collections.Counter(name for name, _ in lines), {host for _, host in lines}
 
@@ -114,7 +114,7 @@ def test_two_machines_share_out_the_runs(tmp_path, start):
 
 @pytest.mark.parametrize("patience", [120.0, 1.0], ids=["this machine's", "another machine's"])
 def test_a_killed_worker_s_run_is_taken_up_again(tmp_path, start, patience):
-    """Of this machine at once, because its process is gone; of another when its heartbeat has been silent."""
+    """A lease of this machine at once, its process being gone; of another when its heartbeat has been silent."""
     configs = [tiny_config(sets={"name": name}) for name in ("hangs", "ends")]
     here = Leases(tmp_path)._host
     worker = start(sweep_with, configs, tmp_path, here if patience > 100 else "elsewhere")
