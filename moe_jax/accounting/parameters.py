@@ -70,8 +70,7 @@ class ParameterCount:
 def count_parameters(config: ModelConfig) -> ParameterCount:
     """Counts the parameters of a model of `config`; optimizer state and router state are not parameters."""
     width, stacks = config.model_dim, len(config.stacks)
-    kinds = tuple(dict.fromkeys(spec.attention for spec in config.layers))
-    tables = sum(count(positions.parameters(heads)) for positions, heads in relative_tables(kinds).values())
+    tables = sum(count(positions.parameters(heads)) for positions, heads in relative_tables(config).values())
     total = Counter(
         embedding=config.vocab_size * width,
         positions=stacks * tables,

@@ -159,11 +159,6 @@ class MoEConfig:
         return self.router.causal(self.setting())
 
     @property
-    def rows_per_token(self) -> float:
-        """Rows sent to experts for each token in training, empty seats included."""
-        return self.k * (1.0 if self.capacity_factor is None else self.capacity_factor)
-
-    @property
     def coefficients(self) -> dict[str, float]:
         """The coefficient of each of the router's losses."""
         return dict(self.router.losses) | dict(self.losses or {})

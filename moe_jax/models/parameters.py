@@ -63,9 +63,8 @@ def declare_parameters(config: ModelConfig) -> dict[str, Parameter]:
 
 def declare_stack(config: ModelConfig, cross: bool) -> dict[str, Parameter]:
     """Declares the parameters of one stack; `cross` says whether its layers attend to an encoder."""
-    kinds = tuple(dict.fromkeys(spec.attention for spec in config.layers))
     declared = within("final_norm", config.norm.parameters(config.model_dim))
-    for name, (positions, heads) in relative_tables(kinds).items():
+    for name, (positions, heads) in relative_tables(config).items():
         declared |= within(name, positions.parameters(heads))
     if not config.scan_layers:
         for i, spec in enumerate(config.layers):
@@ -74,7 +73,7 @@ def declare_stack(config: ModelConfig, cross: bool) -> dict[str, Parameter]:
     for number, segment in enumerate(config.segments):
         for i, spec in enumerate(segment.pattern):
             layer = within(f"segment_{number}/block_{i}", declare_layer(spec, config, cross))
-            declared |= {path: _repeated(parameter, segment.repeats) for path, parameter in layer.items()}
+            declared |= {path: parameter.stacked(segment.repeats) for path, parameter in layer.items()}
     return declared
 
 
@@ -87,7 +86,3 @@ def declare_layer(spec: LayerSpec, config: ModelConfig, cross: bool) -> dict[str
             {f"depth_{name}": p for name, p in parameters.items()} if part == DEPTH else within(part, parameters)
         )
     return declared
-
-
-def _repeated(parameter: Parameter, repeats: int) -> Parameter:
-    return parameter._replace(shape=(repeats, *parameter.shape), axes=(None, *parameter.axes))

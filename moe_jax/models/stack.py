@@ -134,8 +134,7 @@ def make_context(
     config: ModelConfig, text: Text, memory: Float[Array, "B R D"] | None, memory_text: Text | None
 ) -> Context:
     """Prepares masks, angles and biases, once for each kind of attention of the stack."""
-    kinds = tuple(dict.fromkeys(spec.attention for spec in config.layers))
-    biases = relative_biases(config, kinds, text.tokens.shape[1])
+    kinds, biases = attention_kinds(config), relative_biases(config, text.tokens.shape[1])
     attending = tuple(
         kind.attending(text.segment_ids, text.positions, config.causal, biases.get(_table(kind))) for kind in kinds
     )
@@ -144,17 +143,20 @@ def make_context(
     return Context(text.tokens, text.positions, valid, attending, memory, seen, kinds)
 
 
-def relative_biases(
-    config: ModelConfig, kinds: tuple[GroupedQuery, ...], length: int
-) -> dict[tuple[Positions, int], Float[Array, "1 H S S"]]:
+def attention_kinds(config: ModelConfig) -> tuple[GroupedQuery, ...]:
+    """Lists the different kinds of attention of a stack, in the order of its layers."""
+    return tuple(dict.fromkeys(spec.attention for spec in config.layers))
+
+
+def relative_biases(config: ModelConfig, length: int) -> dict[tuple[Positions, int], Float[Array, "1 H S S"]]:
     """Computes the relative biases of a stack, one for each table that its layers share."""
-    tables = relative_tables(kinds)
+    tables = relative_tables(config)
     return {table: RelativeBias(*table, config.causal, name=name)(length) for name, table in tables.items()}
 
 
-def relative_tables(kinds: tuple[GroupedQuery, ...]) -> dict[str, tuple[Positions, int]]:
+def relative_tables(config: ModelConfig) -> dict[str, tuple[Positions, int]]:
     """Lists the tables of relative positions: `relative_bias`, and further ones by number."""
-    tables = dict.fromkeys(_table(kind) for kind in kinds if isinstance(kind.positions, T5Bias))
+    tables = dict.fromkeys(_table(kind) for kind in attention_kinds(config) if isinstance(kind.positions, T5Bias))
     return {f"relative_bias{f'_{number}' * bool(number)}": table for number, table in enumerate(tables)}
 
 

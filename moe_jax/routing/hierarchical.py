@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from moe_jax.configuration import ConfigError, Kinds, require
+from moe_jax.configuration import Kinds, errors_within, require
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.losses import LossLevel, squared_variation
 from moe_jax.routing.noisy_top_k import EXPECTED_LOAD, NoisyTopK
@@ -79,10 +79,8 @@ class Hierarchical(Router):
         most = outer_k * experts // groups
         require(k <= most, "outer_k", outer_k, f"enough groups for k={k} experts; these have {most}")
         for role, level in zip(("outer", "inner"), self.levels(setting), strict=True):
-            try:
+            with errors_within(role):
                 check_router(getattr(self, role), level)
-            except ConfigError as error:
-                raise error.within(role) from error
 
     def levels(self, setting: Setting) -> tuple[Setting, Setting]:
         """Returns the settings of the outer router and of each inner router."""
@@ -101,10 +99,8 @@ class Hierarchical(Router):
 
     def parameters(self, model_dim: int, tokens: int, setting: Setting) -> dict[str, Parameter]:
         outer, inner = self.levels(setting)
-        copies = {
-            name: p._replace(shape=(self.groups, *p.shape), axes=(None, *p.axes))
-            for name, p in self.inner.parameters(model_dim, tokens, inner).items()
-        }
+        parameters = self.inner.parameters(model_dim, tokens, inner)
+        copies = {name: parameter.stacked(self.groups) for name, parameter in parameters.items()}
         return within("outer", self.outer.parameters(model_dim, tokens, outer)) | within("inner", copies)
 
     def module(

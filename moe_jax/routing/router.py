@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from moe_jax.configuration import ConfigError, Kinds, require
+from moe_jax.configuration import Kinds, errors_within, require
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.capacity import CapacityRule, capacity_per_expert
 from moe_jax.routing.decision import Decision
@@ -290,10 +290,8 @@ def check_router(router: Router, setting: Setting, path: str = "") -> None:
     level = setting.loss_level
     accepted = f"{', '.join(router.loss_levels) or None}, {named}"
     require(level is None or level in router.loss_levels, "loss_level", level, accepted)
-    try:
+    with errors_within(path):
         router.check(setting)
-    except ConfigError as error:
-        raise error.within(path) from error
 
 
 def exact_matmul(x: Float[Array, "G S D"], kernel: Float[Array, "D E"]) -> Float[Array, "G S E"]:

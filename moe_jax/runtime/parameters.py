@@ -23,6 +23,10 @@ class Parameter(NamedTuple):
         """Number of its elements."""
         return math.prod(self.shape)
 
+    def stacked(self, copies: int) -> "Parameter":
+        """Returns `copies` of the parameter as one, with a leading axis that no mesh divides."""
+        return self._replace(shape=(copies, *self.shape), axes=(None, *self.axes))
+
 
 # Parameters by their path within the layer, as in the tree of parameters: "query/kernel".
 Parameters = Mapping[str, Parameter]
