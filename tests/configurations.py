@@ -20,9 +20,7 @@ GOOD = {
 
 # Changes that make a pair of stacks of it.
 PAIRED = {
-    "data.task": "span_corruption",
-    "data.target_length": 20,
-    "data.sentinels": 4,
+    "data.task": {"kind": "span_corruption", "target_length": 20, "sentinels": 4},
     "model.architecture": "encoder_decoder",
     "model.vocab_size": 261,
 }

@@ -9,6 +9,9 @@ from moe_jax.models.config import ModelConfig
 from moe_jax.training.config import TrainConfig
 from tests.configurations import PAIRED, changed
 
+SPANS = PAIRED["data.task"]
+TUNED = {"kind": "text_to_text", "target_length": 20, "sentinels": 4}
+
 # What is changed; how the message starts; what else it says.
 REFUSED = [
     # Names, types, and what is missing.
@@ -190,16 +193,21 @@ REFUSED = [
     ({"data.tokenizer": "words"}, "data.tokenizer is 'words'; accepted: bytes, bpe:SIZE", ""),
     ({"data.tokenizer": "bpe:100"}, "data.tokenizer is 'bpe:100'; accepted: bpe:SIZE with a SIZE of at least 257", ""),
     ({"data.corpus": "books"}, "data.corpus is 'books'; accepted: python_source, ", "tfds:NAME"),
-    ({"data.mask_rate": 1.0}, "data.mask_rate is 1.0; accepted: between 0 and 1", ""),
-    ({"data.task": "mask"}, "data.task is 'mask'; accepted: 'causal', 'masked'", ""),
-    ({"data.target_length": 8}, "data.target_length is 8; accepted: None with ", ""),
-    ({"data.sentinels": 8}, "data.sentinels is 8; accepted: 0 with the decoder-only task 'causal'", ""),
-    ({"data.train_examples": 8}, "data.train_examples is 8; accepted: None with ", ""),
+    ({"data.task": {"kind": "masked", "mask_rate": 1.0}}, "data.task.mask_rate is 1.0; accepted: between 0 and 1", ""),
+    ({"data.task": "mask"}, "data.task is 'mask'; accepted: causal, masked", "did you mean 'masked'?"),
+    ({"data.task": {"kind": "causal", "sentinels": 8}}, "data.task.sentinels is not a field; accepted: none", ""),
+    ({"data.task": "span_corruption"}, "data.task.target_length is missing; accepted: a value of type int", ""),
+    ({"data.task": TUNED | {"train_examples": 0}}, "data.task.train_examples is 0; accepted: an integer of ", "None"),
+    ({"data.task": TUNED | {"sentinels": -1}}, "data.task.sentinels is -1; accepted: an integer of at least 0", ""),
+    (
+        {"data.task": TUNED | {"target_length": 0}, "data.corpus": "python_functions"},
+        "data.task.target_length is 0; accepted: an integer of at least 1",
+        "",
+    ),
     ({"data.tokenizer_corpus": "books"}, "data.tokenizer_corpus is 'books'; accepted: python_source, ", "or None"),
-    ({"data.mean_span": 0.5}, "data.mean_span is 0.5; accepted: a number of at least 1", ""),
-    (PAIRED | {"data.target_length": None}, "data.target_length is None; accepted: an integer of at least 1", ""),
-    (PAIRED | {"data.target_length": 3}, "data.target_length is 3; accepted: at least 8", ""),
-    (PAIRED | {"data.sentinels": 1}, "data.sentinels is 1; accepted: at least 2, one for each hidden span", ""),
+    ({"data.task": SPANS | {"mean_span": 0.5}}, "data.task.mean_span is 0.5; accepted: a number of at least 1", ""),
+    ({"data.task": SPANS | {"target_length": 3}}, "data.task.target_length is 3; accepted: at least 8", ""),
+    ({"data.task": SPANS | {"sentinels": 1}}, "data.task.sentinels is 1; accepted: at least 2, one for each ", ""),
     (PAIRED | {"data.sequence_length": 3}, "data.sequence_length is 3; accepted: an integer of at least 4", ""),
     (PAIRED | {"model.architecture": "decoder"}, "model.architecture is 'decoder'; accepted: 'encoder_decoder'", ""),
     (
@@ -207,19 +215,23 @@ REFUSED = [
         "model.architecture is 'encoder_decoder'; accepted: 'decoder' with data.task='causal'",
         "",
     ),
-    (PAIRED | {"model.loss_chunk": 7}, "model.loss_chunk is 7; accepted: a divisor of data.target_length (20)", ""),
+    (
+        PAIRED | {"model.loss_chunk": 7},
+        "model.loss_chunk is 7; accepted: a divisor of data.task.target_length (20)",
+        "",
+    ),
     (
         PAIRED | {"model.moe.group_size": 64},
         "model.moe.group_size is 64; accepted: a divisor of 80, the tokens of a step",
         "",
     ),
     (
-        PAIRED | {"data.task": "text_to_text"},
+        PAIRED | {"data.task": TUNED},
         "data.corpus is 'python_source'; accepted: python_functions, json_lines:GLOB",
         "",
     ),
     (
-        PAIRED | {"data.task": "text_to_text", "data.corpus": "python_functions", "data.tokenizer": "bpe:512"},
+        PAIRED | {"data.task": TUNED, "data.corpus": "python_functions", "data.tokenizer": "bpe:512"},
         "data.tokenizer_corpus is None; accepted: python_source, ",
         "",
     ),
@@ -280,7 +292,7 @@ ACCEPTED = [
     | {"model.moe.allow_noncausal_router": True},
     {"data.tokenizer": "bpe:512", "model.vocab_size": 512},
     PAIRED,
-    PAIRED | {"data.task": "text_to_text", "data.corpus": "python_functions", "data.train_examples": 8},
+    PAIRED | {"data.task": TUNED | {"train_examples": 8}, "data.corpus": "python_functions"},
     {"model.dropout": 0.1, "model.moe.dropout": 0.0, "mesh": {"data": 2}},
     {"model.moe.places": ["attention", "feed_forward"], "model.moe.router_dtype": "bfloat16"},
 ]

@@ -21,6 +21,7 @@ SHAPE = laptop.Shape(
     long_steps=40_000,
     batch_size=64,
     group_size=2048,
+    sentinels=32,
     function_length=512,
     name_length=128,
 )
@@ -37,13 +38,12 @@ def get_config(model: str = "experts/dense") -> ConfigDict:
     config.data.corpus = "python_source/installed"
     config.data.tokenizer = "bpe:8192"
     config.data.sequence_length = 512
-    config.data.target_length = 128
-    config.data.sentinels = 32
+    config.data.task.target_length = 128
     config.optimizer.learning_rate = 0.03
     config.optimizer.warmup_steps = 1000
-    config.model.vocab_size = 8224
+    config.model.vocab_size = 8192 + SHAPE.sentinels
     config.model.dtype = "float32" if study == "precision" else "bfloat16"
     config = laptop.with_fields(config, STUDIES[study][name])
-    if config.data.task == "text_to_text":
+    if config.data.task.kind == "text_to_text":
         config.data.tokenizer_corpus = "python_source/installed"
     return config

@@ -46,6 +46,7 @@ class Shape(NamedTuple):
       long_steps: steps of training in studies of the number of experts, because more experts need more steps to gain.
       batch_size: pairs of texts per step.
       group_size: tokens that share a capacity.
+      sentinels: tokens that stand for hidden spans.
       function_length: tokens of a function's code in fine-tuning.
       name_length: tokens of a function's name in fine-tuning, with the end.
     """
@@ -59,6 +60,7 @@ class Shape(NamedTuple):
     long_steps: int
     batch_size: int
     group_size: int
+    sentinels: int
     function_length: int
     name_length: int
 
@@ -105,11 +107,11 @@ class Shape(NamedTuple):
 
     def fine_tuning(self, pretrained: str, dropout: float = 0.1) -> Fields:
         """Returns the fine-tuning of a pre-trained model to name functions, on few examples."""
-        data = {"task": "text_to_text", "corpus": "python_functions", "tokenizer_corpus": "python_source"}
-        fields = {f"data.{name}": value for name, value in data.items()}
-        fields |= {"data.sequence_length": self.function_length, "data.target_length": self.name_length}
+        task = {"kind": "text_to_text", "target_length": self.name_length, "sentinels": self.sentinels}
+        fields = {"data.task": task | {"train_examples": 4096}, "data.sequence_length": self.function_length}
+        fields |= {"data.corpus": "python_functions", "data.tokenizer_corpus": "python_source"}
         # All validation pairs that there are.
-        fields |= {"data.train_examples": 4096, "eval_batches": 2048 // self.batch_size}
+        fields |= {"eval_batches": 2048 // self.batch_size}
         fields |= {"optimizer.learning_rate": 0.02, "optimizer.warmup_steps": 20, "model.dropout": dropout}
         return fields | self.shorter() | start(pretrained)
 
@@ -208,6 +210,7 @@ SHAPE = Shape(
     long_steps=6000,
     batch_size=96,
     group_size=480,
+    sentinels=8,
     function_length=60,
     name_length=10,
 )
@@ -232,11 +235,9 @@ def dense(shape: Shape, name: str) -> ConfigDict:
     config.data = ConfigDict()
     config.data.corpus = "python_source"
     config.data.tokenizer = "bpe:1024"
-    config.data.task = "span_corruption"
     # Short texts with one hidden span: a small T5 soon learns to attend to them.
     config.data.sequence_length = 20
-    config.data.target_length = 5
-    config.data.sentinels = 8
+    config.data.task = ConfigDict({"kind": "span_corruption", "target_length": 5, "sentinels": shape.sentinels})
     config.data.batch_size = shape.batch_size
 
     config.optimizer = ConfigDict()
@@ -248,7 +249,7 @@ def dense(shape: Shape, name: str) -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.architecture = "encoder_decoder"
-    config.model.vocab_size = 1032
+    config.model.vocab_size = 1024 + shape.sentinels
     config.model.num_layers = shape.num_layers
     config.model.model_dim = shape.model_dim
     config.model.ffn_dim = shape.ffn_dim

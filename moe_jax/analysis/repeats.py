@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int
 
 from moe_jax.configuration import require
 from moe_jax.data.pipeline import load_text
+from moe_jax.data.tasks import Causal
 from moe_jax.training.step import apply_model
 from moe_jax.training.trained import TrainedRun
 
@@ -46,7 +47,8 @@ def loss_by_repeats(run: TrainedRun) -> RepeatLoss:
       ConfigError: the run's task is not `causal`, or its corpus has changed since it was trained.
     """
     config, data = run.config, load_text(run.config.data)
-    require(config.data.task == "causal", "data.task", config.data.task, "a run with task 'causal'")
+    causal = isinstance(config.data.task, Causal)
+    require(causal, "data.task", config.data.task_name, "a run with task 'causal'")
     run.require_corpus(data.corpus_name, data.digest)
 
     @jax.jit

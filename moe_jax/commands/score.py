@@ -80,7 +80,7 @@ def _integers(text: str) -> list[int]:
 
 def _score(options: argparse.Namespace) -> int:
     from moe_jax.data.corpora import load_corpus
-    from moe_jax.data.examples import spread
+    from moe_jax.evaluation.examples import spread
     from moe_jax.evaluation.few_shot import score_rows, scorer_of
     from moe_jax.training.trained import load_run
 
@@ -115,7 +115,7 @@ def _score(options: argparse.Namespace) -> int:
 
 def _questions(options: argparse.Namespace, corpus: Any) -> tuple[list[Any], list[Any]]:
     """Reads or makes the questions of a task and the pool of their demonstrations."""
-    from moe_jax.data.examples import Fields, read_examples
+    from moe_jax.evaluation.examples import Fields, read_examples
     from moe_jax.evaluation.questions import corpus_task
 
     others = options.demonstrations

@@ -1,13 +1,12 @@
 """Corpora by name: documents in a fixed order, split into training and validation, with a digest of the whole."""
 
 import contextlib
-import dataclasses
 import glob
 import hashlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -16,24 +15,9 @@ from moe_jax.configuration import ConfigError, require
 from moe_jax.data import documents as docs
 from moe_jax.data.cache import cache_directory
 from moe_jax.data.config import DataConfig
-from moe_jax.data.documents import Document, Split
+from moe_jax.data.documents import Corpus, Document, Split
 from moe_jax.data.python_source import python_source_dataset_builder as python_source
 from moe_jax.runtime.files import write_beside
-
-
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Text to train and validate on.
-
-    Attributes:
-      name: `data.corpus` of the configuration.
-      digest: SHA-256 over the documents and their splits, in hex; it names the files of data derived from them.
-      documents: reads the documents of a split, always in the same order; none is empty.
-    """
-
-    name: str
-    digest: str
-    documents: Callable[[Split], Iterator[str]]
 
 
 def load_corpus(config: DataConfig, cache_dir: Path | None = None) -> Corpus:

@@ -1,8 +1,8 @@
-"""Documents in files: the split of each, and the digest of a set of them."""
+"""Documents in files, the split of each, and a corpus: a set of documents with a digest."""
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +32,21 @@ class Document:
     def text(self) -> str:
         """Reads the document."""
         return self.path.read_bytes().decode()[self.start : self.stop]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Text to train and validate on.
+
+    Attributes:
+      name: `data.corpus` of the configuration.
+      digest: SHA-256 over the documents and their splits, in hex; it names the files of data derived from them.
+      documents: reads the documents of a split, always in the same order; none is empty.
+    """
+
+    name: str
+    digest: str
+    documents: Callable[[Split], Iterator[str]]
 
 
 def content_digest(content: bytes) -> str:

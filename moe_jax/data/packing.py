@@ -13,8 +13,7 @@ from jaxtyping import Integer, Shaped
 from tqdm import tqdm
 
 from moe_jax.data.cache import cache_directory
-from moe_jax.data.corpora import Corpus
-from moe_jax.data.documents import Split
+from moe_jax.data.documents import Corpus, Split
 from moe_jax.data.tokenization import SCHEME, Tokenizer
 from moe_jax.runtime.files import write_beside
 

@@ -16,27 +16,15 @@ from moe_jax.configuration import require
 from moe_jax.data import documents as docs
 from moe_jax.data.cache import cache_directory
 from moe_jax.data.config import DataConfig
-from moe_jax.data.corpora import Corpus, load_corpus, matching_files
-from moe_jax.data.documents import SPLITS, Split
+from moe_jax.data.corpora import load_corpus, matching_files
+from moe_jax.data.documents import SPLITS, Corpus, Split
+from moe_jax.data.tasks.text_to_text import Pair
 from moe_jax.runtime.files import json_records, write_beside
 
 SCHEME = "v2"  # Part of the names of cached files: change it with the way pairs are made from a corpus.
 
 NAME = "_"
 """Placeholder for a function's name in its code."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A text and the text that a model is to predict from it."""
-
-    inputs: str
-    targets: str
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of both texts, in hex."""
-        return docs.content_digest(json.dumps([self.inputs, self.targets]).encode())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,23 +1,23 @@
 """The input pipeline: an endless, resumable stream of training batches and a fixed list of validation batches.
 
-Axes: B batch, S sequence, T tokens of a stream.
+Axes: B batch, S sequence.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Integer
 
 from moe_jax.configuration import require
 from moe_jax.data import documents as docs
 from moe_jax.data.config import DataConfig
-from moe_jax.data.corpora import Corpus, load_corpus
+from moe_jax.data.corpora import load_corpus
 from moe_jax.data.packing import Batch, Example, token_stream
 from moe_jax.data.pairs import load_pairs
-from moe_jax.data.sources import CorruptedTexts, Examples, MaskedTokens, NextTokens, PairedTexts
+from moe_jax.data.tasks import Examples
 from moe_jax.data.tokenization import Tokenizer, load_tokenizer
 
 
@@ -112,41 +112,43 @@ def load_text(config: DataConfig, cache_dir: Path | None = None) -> TextData:
     Raises:
       ConfigError: see `load_corpus`, `load_pairs` and `load_tokenizer`; or the corpus is too small for one batch.
     """
-    if config.task == "text_to_text":
-        found = load_pairs(config, cache_dir)
-        tokenizer = _tokenizer(config, None, cache_dir)
-        digest = docs.content_digest(f"{found.digest} {tokenizer.name} {config.tokenizer_corpus}".encode())
-        splits = found.splits | {"train": found.splits["train"][: config.train_examples]}
-        size = tokenizer, config.sequence_length, config.target_length
-        train, validation = (PairedTexts(splits[split], *size) for split in docs.SPLITS)
-        what = "the training pairs"
-    else:
-        corpus = load_corpus(config, cache_dir)
-        digest, tokenizer = corpus.digest, _tokenizer(config, corpus, cache_dir)
-        streams = (token_stream(corpus, split, tokenizer, cache_dir) for split in docs.SPLITS)
-        train, validation = (_examples(config, stream, tokenizer.boundary_id) for stream in streams)
-        what = f"the training sequences of {config.sequence_length} tokens"
+    load = {"text": _load_streams, "pairs": _load_pairs}[config.task.source]
+    digest, tokenizer, contents = load(config, cache_dir)
+    train, validation = (
+        config.task.examples(contents[split], split, tokenizer, config.sequence_length) for split in docs.SPLITS
+    )
     size, most = config.batch_size, len(train)
-    require(most >= size, "data.batch_size", size, f"at most {most}, {what} of {config.corpus}")
+    accepted = f"at most {most}, the training examples of {config.corpus} with sequences of {config.sequence_length}"
+    require(most >= size, "data.batch_size", size, accepted)
     return TextData(config.corpus, digest, tokenizer, size, train, validation)
 
 
-def _tokenizer(config: DataConfig, corpus: Corpus | None, cache_dir: Path | None) -> Tokenizer:
+Contents = tuple[str, Tokenizer, Mapping[docs.Split, Any]]
+"""Digest, tokenizer, and what the task makes its examples of, by split."""
+
+
+def _load_streams(config: DataConfig, cache_dir: Path | None) -> Contents:
+    """Loads the documents of each split as one stream of tokens."""
+    corpus = load_corpus(config, cache_dir)
+    tokenizer = _tokenizer(config, corpus, cache_dir)
+    streams = {split: token_stream(corpus, split, tokenizer, cache_dir) for split in docs.SPLITS}
+    return corpus.digest, tokenizer, streams
+
+
+def _load_pairs(config: DataConfig, cache_dir: Path | None) -> Contents:
+    """Loads the pairs of each split."""
+    found = load_pairs(config, cache_dir)
+    tokenizer = _tokenizer(config, None, cache_dir)
+    digest = docs.content_digest(f"{found.digest} {tokenizer.name} {config.tokenizer_corpus}".encode())
+    return digest, tokenizer, found.splits
+
+
+def _tokenizer(config: DataConfig, corpus: docs.Corpus | None, cache_dir: Path | None) -> Tokenizer:
     """Loads the tokenizer, trained on `tokenizer_corpus` if the configuration names one."""
     if config.tokenizer_corpus is not None:
         trained_on = DataConfig(corpus=config.tokenizer_corpus, validation_fraction=config.validation_fraction)
         corpus = load_corpus(trained_on, cache_dir)
     return load_tokenizer(config.tokenizer, corpus, cache_dir)
-
-
-def _examples(config: DataConfig, stream: Integer[np.ndarray, "T"], boundary_id: int) -> Examples:
-    """Makes the task's examples of a stream."""
-    if config.task == "span_corruption":
-        lengths = config.sequence_length, config.target_length
-        return CorruptedTexts(stream, config.corrupted, *lengths, boundary_id)
-    if config.task == "masked":
-        return MaskedTokens(stream, config.sequence_length, boundary_id, config.mask_rate)
-    return NextTokens(stream, config.sequence_length, boundary_id)
 
 
 def _stack(examples: list[Example]) -> Batch:

@@ -15,7 +15,7 @@ from jaxtyping import Int32, Integer
 
 from moe_jax.configuration import require
 from moe_jax.data.cache import cache_directory
-from moe_jax.data.corpora import Corpus
+from moe_jax.data.documents import Corpus
 from moe_jax.runtime.files import write_beside
 
 SCHEME = "v1"  # Part of the names of cached files: change it with every change of a corpus's tokens.

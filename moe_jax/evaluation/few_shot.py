@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from moe_jax.configuration import require
-from moe_jax.data.corpora import Corpus
-from moe_jax.data.examples import Example
+from moe_jax.data.documents import Corpus
 from moe_jax.data.tokenization import Tokenizer, load_tokenizer
+from moe_jax.evaluation.examples import Example
 from moe_jax.evaluation.prompts import Prompt, draw_demonstrations, make_prompt
 from moe_jax.evaluation.scoring import ScoreSpans, SpanScore, make_scorer
 from moe_jax.statistics.estimates import estimate

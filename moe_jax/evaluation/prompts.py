@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from moe_jax.configuration import require
-from moe_jax.data.examples import Example
 from moe_jax.data.tokenization import Tokenizer
+from moe_jax.evaluation.examples import Example
 
 SEPARATOR = "\n\n"
 """Between the examples of a prompt, as in GPT-3 and GLaM."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from moe_jax.configuration import require, require_name
-from moe_jax.data.corpora import Corpus
-from moe_jax.data.examples import Example
+from moe_jax.data.documents import Corpus
+from moe_jax.evaluation.examples import Example
 
 CHOICES = 4
 """Number of choices of `continuation`, with the right one."""

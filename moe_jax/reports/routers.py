@@ -3,16 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from moe_jax.data.tasks import TASKS
 from moe_jax.reports.document import Document, provenance
 from moe_jax.reports.plots import plot_models
 from moe_jax.reports.tables import LOAD, QUALITY, Column, markdown_table, with_interval
 from moe_jax.results.rows import Row
 from moe_jax.results.summary import ModelSummary, require_baseline, summarize
-
-TASKS = {
-    "causal": "Causal decoder",
-    "masked": "Masked-language-model encoder",
-}
 
 
 def write_router_report(
@@ -42,7 +38,7 @@ def write_router_report(
         require_baseline(rows, baseline)
         summaries = sorted(summarize(rows, baseline), key=lambda summary: summary.loss.mean)
         alone = {summary.name: times[f"{task}/{summary.name}"] for summary in summaries if summary.experts}
-        document.add(f"## {TASKS[task]}")
+        document.add(f"## {TASKS.by_name[task].title}")
         figure = plot_models(summaries, baseline, alone)
         document.add_figure(figure, f"{task}.png", "Loss, balance and cost of each router")
         document.add(

@@ -28,7 +28,7 @@ def time_routers(configs: Sequence[TrainConfig], path: Path, repeats: int = 15) 
       path: a JSON file to keep the times in.
       repeats: turns.
     """
-    sparse = {f"{c.data.task}/{c.name}": c for c in configs if c.model.moe_layers}
+    sparse = {f"{c.data.task_name}/{c.name}": c for c in configs if c.model.moe_layers}
     if path.exists():
         times = json.loads(path.read_text())
         if times.keys() == sparse.keys():

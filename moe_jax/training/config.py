@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from moe_jax.configuration import build, require
-from moe_jax.data.config import PAIRED, DataConfig
+from moe_jax.data.config import DataConfig
 from moe_jax.models.config import ModelConfig
 
 
@@ -178,17 +178,16 @@ class TrainConfig:
 
     def _check_task(self) -> None:
         """Raises ConfigError if the model does not fit the task."""
-        task, model = self.data.task, self.model
-        architecture = "encoder_decoder" if task in PAIRED else "decoder"
-        accepted = f"{architecture!r} with data.task={task!r}"
+        task, model, with_task = self.data.task, self.model, f"with data.task={self.data.task_name!r}"
+        architecture = "decoder" if task.target_length is None else "encoder_decoder"
+        accepted = f"{architecture!r} {with_task}"
         require(model.architecture == architecture, "model.architecture", model.architecture, accepted)
-        accepted = f"{task != 'masked'} with data.task={task!r}"
-        require(model.causal == (task != "masked"), "model.causal", model.causal, accepted)
+        require(model.causal == task.causal, "model.causal", model.causal, f"{task.causal} {with_task}")
         length, chunk = self.lengths[-1], model.loss_chunk
-        field = "data.target_length" if task in PAIRED else "data.sequence_length"
+        field = "data.sequence_length" if task.target_length is None else "data.task.target_length"
         fits = chunk is None or length % chunk == 0
         require(fits, "model.loss_chunk", chunk, f"a divisor of {field} ({length}), or None")
-        for name, asked in (("distillation", self.distillation is not None), ("data.task", task == "text_to_text")):
+        for name, asked in (("distillation", self.distillation is not None), ("data.task", task.scores_answers)):
             accepted = f"None with {name}, which needs all logits at once"
             require(chunk is None or not asked, "model.loss_chunk", chunk, accepted)
 
@@ -219,7 +218,7 @@ class TrainConfig:
     @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens per sequence of each stack; the decoder's comes last."""
-        lengths = self.data.sequence_length, self.data.target_length or 0
+        lengths = self.data.sequence_length, self.data.task.target_length or 0
         return lengths[: len(self.model.stacks)]
 
     @classmethod

@@ -75,11 +75,11 @@ def make_train_step(
 def make_eval_step(config: TrainConfig) -> Callable[[TrainState, Batch], Metrics]:
     """Makes the evaluation step, whose random draws are fixed.
 
-    Its metrics are `loss_sum` in nats, the number of `targets` it sums over, and `routing_metrics`. Task `text_to_text`
-    adds SCORES: the share of answers of which every token is the model's most probable one, which greedy decoding would
-    give, and the share of such tokens.
+    Its metrics are `loss_sum` in nats, the number of `targets` it sums over, and `routing_metrics`. A task that
+    `scores_answers` adds SCORES: the share of answers that greedy decoding would give, every token being the model's
+    most probable one, and the share of such tokens.
     """
-    answers = config.data.task == "text_to_text"
+    answers = config.data.task.scores_answers
 
     def eval_step(state: TrainState, batch: Batch) -> Metrics:
         targets, mask = batch["targets"], batch["loss_mask"]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_jax.data.corpora import Corpus
+from moe_jax.data.documents import Corpus
 from moe_jax.data.packing import example_count, pack_example, token_stream, tokenise
 from moe_jax.data.tokenization import ByteTokenizer
 

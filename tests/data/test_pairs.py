@@ -8,8 +8,10 @@ import pytest
 from moe_jax.configuration import ConfigError
 from moe_jax.data.config import DataConfig
 from moe_jax.data.corpora import load_corpus
-from moe_jax.data.pairs import Pair, functions_of, load_pairs
+from moe_jax.data.pairs import functions_of, load_pairs
 from moe_jax.data.pipeline import load_text
+from moe_jax.data.tasks import TextToText
+from moe_jax.data.tasks.text_to_text import Pair
 from moe_jax.data.tokenization import load_tokenizer
 
 CODE = '''
@@ -78,7 +80,7 @@ def write_lines(path, lines):
 
 
 def config_of(path, **fields):
-    values = {"task": "text_to_text", "sequence_length": 16, "target_length": 6, "batch_size": 2}
+    values = {"task": TextToText(6), "sequence_length": 16, "batch_size": 2}
     return DataConfig(corpus=f"json_lines:{path}", **(values | {"validation_fraction": 0.3} | fields))
 
 
@@ -111,7 +113,7 @@ def test_a_model_sees_a_pair_and_the_end_of_each_text(tmp_path):
 def test_fewer_pairs_to_train_on_are_a_part_of_all(tmp_path):
     lines = [{"inputs": f"question {i}", "targets": f"{i}"} for i in range(40)]
     path = write_lines(tmp_path / "a.jsonl", lines)
-    every, some = (load_text(config_of(path, train_examples=n)) for n in (None, 8))
+    every, some = (load_text(config_of(path, task=TextToText(6, train_examples=n))) for n in (None, 8))
     assert len(some.train) == 8
     for i in range(8):
         np.testing.assert_array_equal(some.train[i]["encoder_tokens"], every.train[i]["encoder_tokens"])
@@ -121,8 +123,7 @@ def test_fewer_pairs_to_train_on_are_a_part_of_all(tmp_path):
 def test_functions_of_the_library_are_found_once_and_kept(tmp_path):
     config = DataConfig(
         corpus="python_functions",
-        task="text_to_text",
-        target_length=8,
+        task=TextToText(8),
         tokenizer="bpe:300",
         tokenizer_corpus="python_source",
     )

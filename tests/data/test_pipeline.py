@@ -10,6 +10,7 @@ import pytest
 from moe_jax.configuration import ConfigError
 from moe_jax.data.config import DataConfig
 from moe_jax.data.pipeline import load_text
+from moe_jax.data.tasks import TASKS, Causal, Masked, SpanCorruption
 
 S, B = 16, 4
 
@@ -84,11 +85,10 @@ def test_one_seed_does_not_repeat_the_epochs_of_the_next(data):
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
-@pytest.mark.parametrize("task", ["causal", "masked", "span_corruption"])
+@pytest.mark.parametrize("task", [Causal(), Masked(), SpanCorruption(12, 4)], ids=TASKS.name_of)
 def test_any_number_of_processes_shares_the_same_global_batches(folder, task, process_count):
     """Also of what is drawn for each."""
-    fields = {"task": task} | ({"target_length": 12, "sentinels": 4} if task == "span_corruption" else {})
-    data = load_text(config_of(folder, **fields), folder / "cache")
+    data = load_text(config_of(folder, task=task), folder / "cache")
     steps = 2 * len(data.train) // B
     parts = [take(data.train_batches(0, process, process_count), steps) for process in range(process_count)]
     together = [
@@ -145,7 +145,7 @@ def test_more_validation_batches_than_there_are_is_refused(data, count):
 
 
 def test_a_corpus_smaller_than_a_batch_is_refused(folder):
-    with pytest.raises(ConfigError, match=r"data.batch_size is 8; accepted: at most \d, the training sequences"):
+    with pytest.raises(ConfigError, match=r"data.batch_size is 8; accepted: at most \d, the training examples"):
         load_text(config_of(folder, sequence_length=600, batch_size=8), folder / "cache")
 
 
@@ -157,7 +157,7 @@ def test_the_cache_directory_is_the_default(folder, tmp_path, monkeypatch):
 
 def test_hidden_tokens_are_drawn_anew_in_each_epoch_and_are_fixed_for_validation(folder):
     """A run that goes on hides what it would have hidden; the mask is the token after the tokenizer's."""
-    data = load_text(config_of(folder, task="masked", mask_rate=0.3), folder / "cache")
+    data = load_text(config_of(folder, task=Masked(0.3)), folder / "cache")
     epoch = math.ceil(len(data.train) / B)
     iterator = data.train_batches(seed=0)
     first = take(iterator, 2 * epoch)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from moe_jax.configuration import ConfigError
 from moe_jax.data import tokenization
 from moe_jax.data.config import DataConfig
-from moe_jax.data.corpora import Corpus
+from moe_jax.data.documents import Corpus
 from moe_jax.data.tokenization import ByteTokenizer, Tokenizer, load_tokenizer
 
 TEXT = "".join(f"def function_{i}(argument):\n    return argument + {i}\n\n" for i in range(300))

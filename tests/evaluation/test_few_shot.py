@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 from moe_jax.configuration import ConfigError
-from moe_jax.data.corpora import Corpus
-from moe_jax.data.examples import Example
+from moe_jax.data.documents import Corpus
 from moe_jax.data.tokenization import ByteTokenizer
+from moe_jax.evaluation.examples import Example
 from moe_jax.evaluation.few_shot import (
     Asked,
     Scorer,

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_jax.configuration import ConfigError
-from moe_jax.data.corpora import Corpus
-from moe_jax.data.examples import Example
+from moe_jax.data.documents import Corpus
 from moe_jax.data.tokenization import BytePairTokenizer, ByteTokenizer, load_tokenizer
+from moe_jax.evaluation.examples import Example
 from moe_jax.evaluation.prompts import SEPARATOR, choice_spans, draw_demonstrations, make_prompt
 
 BYTES = ByteTokenizer()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from moe_jax.configuration import ConfigError
-from moe_jax.data.corpora import Corpus
-from moe_jax.data.examples import Example
+from moe_jax.data.documents import Corpus
+from moe_jax.evaluation.examples import Example
 from moe_jax.evaluation.questions import CHOICES, continuation, corpus_task, last_word
 
 

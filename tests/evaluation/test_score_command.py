@@ -8,7 +8,7 @@ import pytest
 
 from moe_jax.cli import main
 from moe_jax.data.corpora import load_corpus
-from moe_jax.data.examples import Example
+from moe_jax.evaluation.examples import Example
 from moe_jax.evaluation.few_shot import score_task, scorer_of
 from moe_jax.training.loop import train
 from moe_jax.training.trained import load_run

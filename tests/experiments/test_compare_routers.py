@@ -33,7 +33,7 @@ def test_a_token_s_experts_cost_what_the_dense_layer_does(preset):
     models = configs(preset)
     for model, config in models.items():
         length = config.data.sequence_length
-        dense = models["masked/dense" if config.data.task == "masked" else "dense"]
+        dense = models["masked/dense" if config.data.task_name == "masked" else "dense"]
         assert flops_per_token(config.model, length).ffn == flops_per_token(dense.model, length).ffn, model
         assert (config.steps, config.data, config.optimizer) == (dense.steps, dense.data, dense.optimizer)
 
@@ -94,7 +94,7 @@ def test_runs_from_the_command_line_to_the_report(tmp_path, monkeypatch, capsys)
     assert run_study(study, "", arguments) == 0
     assert "5 of 5 runs" in capsys.readouterr().out
     rows = read_rows(output / "results.jsonl")
-    assert [(row["name"], row["config"]["data"]["task"]) for row in rows] == [
+    assert [(row["name"], row["config"]["data"]["task"]["kind"]) for row in rows] == [
         ("dense", "causal"),
         ("deepseek", "causal"),
         ("deepseek-unbalanced", "causal"),

@@ -211,11 +211,11 @@ def tiny(text: Path, pairs: Path):
         config.optimizer.warmup_steps = 1
         config.data.tokenizer = "bytes"
         config.data.corpus = f"text_files:{text}"
-        if config.data.task == "text_to_text":
+        if config.data.task.kind == "text_to_text":
             config.data.corpus, config.data.tokenizer_corpus = f"json_lines:{pairs}", f"text_files:{text}"
-            config.data.train_examples = 8
-        config.data.sequence_length, config.data.target_length, config.data.batch_size = 16, 8, 4
-        config.model.vocab_size = 257 + config.data.sentinels
+            config.data.task.train_examples = 8
+        config.data.sequence_length, config.data.task.target_length, config.data.batch_size = 16, 8, 4
+        config.model.vocab_size = 257 + config.data.task.sentinels
         config.model.model_dim = config.model.attention.head_dim = 16
         if "moe" in config.model:
             config.model.moe.expert_dim = 8

@@ -88,7 +88,7 @@ def padded_batch(seed, rows):
 
 def batch_of(config, seed):
     """What `config` trains on, with padding."""
-    make = random_pairs if config.data.task == "span_corruption" else padded_batch
+    make = random_pairs if config.data.task_name == "span_corruption" else padded_batch
     return make(seed, config.data.batch_size)
 
 

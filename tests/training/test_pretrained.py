@@ -174,7 +174,11 @@ def test_a_model_is_tuned_to_answer(tmp_path):
         "eval_every": 60,
         "start": {"run": "pretrained"},
         "data": to_dict(pretrained.data)
-        | {"task": "text_to_text", "corpus": f"json_lines:{tmp_path}/pairs.jsonl", "batch_size": 2}
+        | {
+            "task": {"kind": "text_to_text", "target_length": 8, "sentinels": 3},
+            "corpus": f"json_lines:{tmp_path}/pairs.jsonl",
+            "batch_size": 2,
+        }
         | {"validation_fraction": 0.3},
     }
     result = train(type(pretrained).from_dict(values), tmp_path / "tuned", progress=False)

@@ -118,9 +118,7 @@ def random_batch(seed: int = 0, rows: int = B) -> dict[str, np.ndarray]:
 
 # An encoder-decoder with mixtures in both places of its layers.
 PAIRED = {
-    "data.task": "span_corruption",
-    "data.target_length": 8,
-    "data.sentinels": 3,
+    "data.task": {"kind": "span_corruption", "target_length": 8, "sentinels": 3},
     "model.architecture": "encoder_decoder",
     "model.attention.positions": "t5",
     "model.vocab_size": V + 3,

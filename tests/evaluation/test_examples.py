@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from moe_jax.configuration import ConfigError
-from moe_jax.data.examples import Example, Fields, read_examples, spread
+from moe_jax.evaluation.examples import Example, Fields, read_examples, spread
 
 CHOICE = {"context": "2 + 2 =", "choices": [" 4", " 5", " é"], "answer": 0}
 CLOZE = {"context": "", "target": "word"}

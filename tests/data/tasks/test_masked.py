@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from moe_jax.data.masking import draw_masks, hide_tokens
+from moe_jax.data.tasks.masked import draw_masks, hide_tokens
 
 BOUNDARY, MASK, S = 50, 51, 20_000
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from moe_jax.data.config import DataConfig
 from moe_jax.data.corpora import load_corpus
-from moe_jax.data.lengths import Lengths, corrupted_lengths, longest_text
 from moe_jax.data.packing import token_stream
 from moe_jax.data.pipeline import load_text
-from moe_jax.data.span_corruption import corrupt_spans, draw_spans, pair_example
+from moe_jax.data.tasks import SpanCorruption
+from moe_jax.data.tasks.pair_example import pair_example
+from moe_jax.data.tasks.span_corruption import Lengths, corrupt_spans, corrupted_lengths, draw_spans, longest_text
 from tests.data.test_pipeline import assert_same, take
 
 SENTINEL, END = 1000, 999
@@ -104,8 +105,9 @@ def folder(tmp_path_factory):
 
 
 def config_of(folder, **fields):
-    values = {"sequence_length": 32, "target_length": 12, "batch_size": 4, "task": "span_corruption", "sentinels": 4}
-    return DataConfig(corpus=f"text_files:{folder}/*.txt", validation_fraction=0.3, **(values | fields))
+    task = SpanCorruption(**({"target_length": 12, "sentinels": 4} | fields))
+    corpus = f"text_files:{folder}/*.txt"
+    return DataConfig(corpus=corpus, validation_fraction=0.3, sequence_length=32, batch_size=4, task=task)
 
 
 def test_batches_are_drawn_anew_in_each_epoch_and_are_the_same_when_a_run_goes_on(folder, tmp_path):
@@ -129,13 +131,13 @@ def test_batches_are_drawn_anew_in_each_epoch_and_are_the_same_when_a_run_goes_o
     assert_same(data.validation_batches(2), data.validation_batches(2))
     # All of the stream, but for what is left of it at the end.
     stream = token_stream(load_corpus(config, tmp_path), "train", data.tokenizer, tmp_path)
-    assert len(data.train) == len(stream) // config.corrupted.text
+    assert len(data.train) == len(stream) // config.task.lengths(32).text
 
 
 def test_rate_and_span_decide_how_much_is_hidden(folder, tmp_path):
     for fields in ({}, {"mask_rate": 0.3, "sentinels": 9, "target_length": 20}, {"mean_span": 1.5, "sentinels": 9}):
         config = config_of(folder, **fields)
-        expected = longest_text(32, config.mask_rate, config.mean_span)
+        expected = longest_text(32, config.task.mask_rate, config.task.mean_span)
         batch = load_text(config, tmp_path).validation_batches(1)[0]
         assert (batch["loss_mask"].sum(axis=1) == expected.targets).all()
         assert ((batch["targets"] > 256).sum(axis=1) == expected.spans).all()
