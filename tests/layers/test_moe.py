@@ -1,5 +1,7 @@
 """The mixture layer against transformers' Switch layer, and padding that must never be heard of."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,9 +166,12 @@ def test_the_router_sees_the_tokens_uncast():
     """Experts compute in bfloat16, the router on the float32 it was given: its decisions are float32's."""
     x = jax.random.normal(jax.random.key(1), (2, 8, D))
     valid = jnp.ones((2, 8), bool)
-    params = layer().init(jax.random.key(0), x, valid)["params"]
-    _, exact = layer().apply({"params": params}, x, valid, mutable=["routing"])
-    y, half = layer(dtype="bfloat16").apply({"params": params}, x, valid, mutable=["routing"])
+    params = jax.jit(layer().init)(jax.random.key(0), x, valid)["params"]
+
+    def run(module):
+        return jax.jit(functools.partial(module.apply, mutable=["routing"]))({"params": params}, x, valid)
+
+    (_, exact), (y, half) = run(layer()), run(layer(dtype="bfloat16"))
     assert y.dtype == jnp.bfloat16
     jax.tree.map(np.testing.assert_array_equal, half, exact)
 
@@ -176,7 +181,7 @@ def test_experts_never_see_what_explores(exploration):
     """The router's copy of the input is disturbed; what experts compute is of the input itself."""
     module = layer(Switch(exploration, jitter=0.5, dropout=0.5), capacity_factor=None, training=True)
     x = jax.random.normal(jax.random.key(0), (B, S, D))
-    params = module.init({"params": jax.random.key(1), "routing": jax.random.key(1)}, x)["params"]
+    params = jax.jit(module.init)({"params": jax.random.key(1), "routing": jax.random.key(1)}, x)["params"]
     params["router"]["kernel"] *= 50.0
 
     def run(module):
@@ -187,8 +192,8 @@ def test_experts_never_see_what_explores(exploration):
         y, seen = module.apply({"params": params}, x, rngs={"routing": jax.random.key(2)}, **capture)
         return y, seen["intermediates"]["router"]["__call__"][0]
 
-    y, assignment = run(module)
+    y, assignment = jax.jit(lambda: run(module))()
     weights = {name: params[f"experts_{name}"] for name in ("up", "down")}
     assert_close(y, oracle(x, assignment, weights, FFN_KINDS["relu"]))
-    _, undisturbed = run(module.clone(mode=Mode()))
+    _, undisturbed = jax.jit(lambda: run(module.clone(mode=Mode())))()
     assert (assignment.expert != undisturbed.expert).any()

@@ -34,12 +34,17 @@ _COMPILED = {}
 _STARTS = {}
 
 
-def logits(config, params, inputs, training=False):
-    """The model's logits, compiled."""
+def compiled(config, training=False):
+    """The model's `apply`, compiled."""
     key = repr(config), training
     if key not in _COMPILED:
         _COMPILED[key] = jax.jit(make_model(config, training).apply)
-    return _COMPILED[key]({"params": params}, *inputs, rngs={"routing": jax.random.key(5)})
+    return _COMPILED[key]
+
+
+def logits(config, params, inputs, training=False):
+    """The model's logits, compiled."""
+    return compiled(config, training)({"params": params}, *inputs, rngs={"routing": jax.random.key(5)})
 
 
 def start(config):

@@ -1,5 +1,7 @@
 """Mixture-of-Depths: a block on the chosen tokens is a plain block on a sequence of them alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,6 @@ from moe_jax.layers.mode import Mode
 from moe_jax.layers.positions import rotary_angles
 from moe_jax.models.block import Block, DepthBlock
 from moe_jax.models.decoder import Decoder
-from moe_jax.models.parameters import init_params
 from moe_jax.models.routing_metrics import depth_by_layer, routing_values
 from moe_jax.routing.statistics import values
 from tests.comparison import assert_close, assert_trees_close
@@ -38,7 +39,7 @@ def pieces(positions="rope", seed=0):
 
 
 def start(block, *arguments):
-    params = block.init(jax.random.key(0), *arguments)["params"]
+    params = jax.jit(block.init)(jax.random.key(0), *arguments)["params"]
     return params | {"depth_kernel": jax.random.normal(jax.random.key(1), (D,))}
 
 
@@ -54,7 +55,7 @@ def test_chosen_tokens_are_a_sequence_of_their_own(positions, training):
 
     block, whole = DepthBlock(layer, mode, True), context(segments, segments != 0, place, angles, bias)
     params = start(block, x, whole)
-    actual, sown = block.apply({"params": params}, x, whole, mutable=["routing"])
+    actual, sown = jax.jit(functools.partial(block.apply, mutable=["routing"]))({"params": params}, x, whole)
     score = np.asarray(x, np.float64) @ np.asarray(params["depth_kernel"], np.float64)
     plain = {name: value for name, value in params.items() if name != "depth_kernel"}
     expected, share = np.asarray(x, np.float64).copy(), 0
@@ -70,7 +71,7 @@ def test_chosen_tokens_are_a_sequence_of_their_own(positions, training):
             rotary_angles(place[row : row + 1, chosen], 4, 100.0) if angles else None,
             None if bias is None else bias[:, :, chosen[:, None], chosen[None]],
         )
-        alone = Block(layer, mode, True).apply({"params": plain}, x[row : row + 1, chosen], seen)
+        alone = jax.jit(Block(layer, mode, True).apply)({"params": plain}, x[row : row + 1, chosen], seen)
         change = np.asarray(alone[0], np.float64) - np.asarray(x[row, chosen], np.float64)
         expected[row, chosen] += score[row, chosen][:, None] * change
     assert_close(actual, expected)
@@ -104,7 +105,7 @@ def model(**fields):
 
 def sharpened(config):
     """Scores of order 1, so that about half of them are positive."""
-    params = init_params(config, jax.random.key(0))
+    params = small.start(config)
     return jax.tree_util.tree_map_with_path(lambda path, p: p * 50.0 if "depth" in str(path[-1]) else p, params)
 
 

@@ -19,7 +19,7 @@ SWITCH = {"router": "switch", "capacity_factor": None}
 
 def run(config, seed=0, training=True):
     rngs = {"routing": jax.random.key(5), "dropout": jax.random.key(seed)}
-    return make_model(config, training).apply({"params": small.start(config)}, *small.batch(), rngs=rngs)
+    return small.compiled(config, training)({"params": small.start(config)}, *small.batch(), rngs=rngs)
 
 
 @pytest.mark.parametrize("moe", [None, SWITCH], ids=["dense", "switch"])
@@ -38,8 +38,8 @@ def test_experts_alone_drop_hidden_values(execution):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 16)), jnp.float32)
     fields = {"num_experts": 4, "expert_dim": 64, "ffn": "relu", "capacity_factor": None, "execution": execution}
     plain = MoE(MoEConfig(**fields))
-    params = plain.init(jax.random.key(0), x)["params"]
-    expected = plain.apply({"params": params}, x)
+    params = jax.jit(plain.init)(jax.random.key(0), x)["params"]
+    expected = jax.jit(plain.apply)({"params": params}, x)
 
     @jax.jit
     def draw(key):
@@ -47,7 +47,7 @@ def test_experts_alone_drop_hidden_values(execution):
             {"params": params}, x, rngs={"dropout": key}
         )
 
-    drawn = jnp.stack([draw(jax.random.key(i)) for i in range(400)])
+    drawn = np.stack([draw(jax.random.key(i)) for i in range(400)])
     assert (drawn.std(axis=0) > 0).all()
     errors = np.abs(drawn.mean(axis=0) - expected) / (drawn.std(axis=0) / 20)
     # Of 256 means of 400 draws.
@@ -84,7 +84,7 @@ def test_scanned_layers_draw_each_for_themselves():
 
     rngs = {"dropout": jax.random.key(0)}
     with nn.intercept_methods(record):
-        make_model(config, True).apply({"params": small.start(config)}, *small.batch(), rngs=rngs)
+        jax.jit(make_model(config, True).apply)({"params": small.start(config)}, *small.batch(), rngs=rngs)
         jax.effects_barrier()
     weights = [mask for mask in masks if mask.ndim == 5]
     assert len(weights) == 2
@@ -102,7 +102,9 @@ def test_it_is_where_t5_has_it():
         return next_function(*arguments, **keywords)
 
     with nn.intercept_methods(record):
-        make_model(config, True).apply({"params": params}, *small.batch(), rngs={"dropout": jax.random.key(0)})
+        jax.eval_shape(
+            make_model(config, True).apply, {"params": params}, *small.batch(), rngs={"dropout": jax.random.key(0)}
+        )
     # Embedded tokens and last values; a layer: weights, what attention adds, hidden values, what the network adds.
     stream, weights, hidden = (2, 12, 16), (2, 4, 1, 12, 12), (24, 24)
     layer = [weights, stream, hidden, stream]

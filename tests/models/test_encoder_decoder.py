@@ -1,6 +1,7 @@
 """What holds of an encoder-decoder whatever its weights: who sees whom, packing, scans, mixtures in the attention."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,6 @@ import pytest
 from moe_jax.configuration import ConfigError
 from moe_jax.models.encoder_decoder import EncoderDecoder
 from moe_jax.models.language_model import make_model
-from moe_jax.models.parameters import init_params
 from moe_jax.models.paths import unstack_layers
 from moe_jax.models.routing_metrics import routing_by_layer, routing_values
 from tests.comparison import assert_close, assert_trees_close
@@ -82,12 +82,12 @@ def test_scanned_and_recomputed_layers_are_the_same_model(name):
     fields = {"num_layers": 4} | ({} if name == "dense" else {"moe_layers": (1, 3)})
     config = small.config(MODELS[name], **T5, **fields)
     scanned = dataclasses.replace(config, scan_layers=True, remat=True)
-    params, stacked = init_params(config, jax.random.key(0)), init_params(scanned, jax.random.key(0))
+    params, stacked = small.start(config), small.start(scanned)
     jax.tree.map(np.testing.assert_array_equal, unstack_layers(stacked, scanned), params)
     inputs = small.pair()
     assert_close(small.logits(scanned, stacked, inputs), small.logits(config, params, inputs))
     plain, other = (
-        jax.grad(lambda p, c=c: small.loss(c, p, inputs))(p) for c, p in ((config, params), (scanned, stacked))
+        jax.jit(jax.grad(lambda p, c=c: small.loss(c, p, inputs)))(p) for c, p in ((config, params), (scanned, stacked))
     )
     assert_trees_close(unstack_layers(other, scanned), plain, 2e-5)
 
@@ -100,15 +100,14 @@ def test_scores_of_targets_are_those_of_the_logits():
         jax.nn.log_softmax(small.logits(config, params, inputs)), targets[..., None], axis=-1
     )[..., 0]
     for chunk in (None, 4):
-        model = EncoderDecoder(dataclasses.replace(config, loss_chunk=chunk))
-        assert_close(model.apply({"params": params}, *inputs, targets=targets, method="nats"), expected)
+        nats = functools.partial(EncoderDecoder(dataclasses.replace(config, loss_chunk=chunk)).apply, method="nats")
+        assert_close(jax.jit(nats)({"params": params}, *inputs, targets=targets), expected)
 
 
 def test_mixtures_are_reported_by_stack_and_place():
     config, params = build("everywhere")
-    _, sown = make_model(config, True).apply(
-        {"params": params}, *small.pair(), rngs={"routing": jax.random.key(0)}, mutable=["routing"]
-    )
+    apply = functools.partial(make_model(config, True).apply, mutable=["routing"])
+    _, sown = jax.jit(apply)({"params": params}, *small.pair(), rngs={"routing": jax.random.key(0)})
     by_layer = routing_by_layer(routing_values(sown["routing"], config), config)
     assert list(by_layer) == [
         f"{stack}_{place}layer_1" for stack in ("encoder", "decoder") for place in ("", "query_", "key_value_")
