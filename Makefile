@@ -1,5 +1,5 @@
 # make test        venv, install, lint, format check, the whole suite
-# make check       lint, and the tests of what changed since the last commit (make check SINCE=main: since another)
+# make check       lint, and within a minute tests of what changed since the last commit (SINCE=main: since another)
 # make reproduce   venv, install, the main experiment on real text with one seed, its report
 # PYTHON=python3.12 make test   with another interpreter, 3.11 or later
 
@@ -10,14 +10,19 @@ BIN := $(VENV)/bin
 NATIVE := $(wildcard moe_jax/native/*.cc moe_jax/native/*.h)
 SINCE ?= HEAD
 RESULTS := runs/switch_vs_dense
+# Dozens of processes import the same modules: they are compiled to byte code once.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: test check reproduce lint clean
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
+# Compiled programs are kept for the next check, those of a week.
+check: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.compiled
 check: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -q $$($(BIN)/python -m tests.changed $(SINCE))
+	@mkdir -p .compiled && find .compiled -type f -mtime +7 -delete
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -q -p tests.changed $$($(BIN)/python -m tests.changed $(SINCE))
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -42,4 +47,4 @@ $(VENV)/installed-test: setup.py $(NATIVE) | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) *.egg-info .compiled .pytest_cache .ruff_cache .hypothesis
