@@ -3,7 +3,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -56,7 +55,7 @@ def folder(tmp_path_factory):
         patch.setenv("MOE_JAX_CACHE", str(folder / "cache"))
         corpus, few = write_corpus(folder / "text"), {"steps": 8, "eval_every": 8, "checkpoint_every": 8}
         train(tiny_config(corpus, few), folder / "run", progress=False)
-        spans = {"model.moe.router": "switch", "model.moe.k": 1}
+        spans = {"model.moe.router": "switch", "model.moe.k": 1, "model.moe.places": ("feed_forward",)}
         train(tiny_config(corpus, few | PAIRED | spans), folder / "spans", progress=False)
         yield folder
 
@@ -65,11 +64,14 @@ def test_parts_of_the_loss_are_those_of_its_tokens(folder, capsys):
     run = load_run(folder / "run")
     config = run.config
     sums, counts = np.zeros(2), np.zeros(2)
+
+    @jax.jit
+    def score(state, batch):
+        key, targets = jax.random.key(0), batch["targets"]
+        return apply_model(config.model, state.params, state.router_state, batch, key, False, targets=targets)[0]
+
     for batch in load_text(config.data).validation_batches(config.eval_batches):
-        of_batch = jax.tree.map(jnp.asarray, batch)
-        state, key = run.state, jax.random.key(0)
-        targets = of_batch["targets"]
-        nats, _ = apply_model(config.model, state.params, state.router_state, of_batch, key, False, targets=targets)
+        nats = np.asarray(score(run.state, batch))
         repeats = repeats_of(batch["tokens"], batch["targets"], batch["segment_ids"])
         for place in zip(*np.nonzero(batch["loss_mask"]), strict=True):
             sums[int(repeats[place])] += nats[place]
