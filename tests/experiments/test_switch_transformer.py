@@ -28,7 +28,9 @@ from moe_jax.study.run import run_studies
 from moe_jax.study.study import Preset
 from moe_jax.study.sweep import run_name
 from moe_jax.training.config import TrainConfig
+from moe_jax.training.result import RunResult
 from tests.active_flops import with_seats_for_all, xla_flops_per_token, xla_products_per_token
+from tests.study.side_tasks import fake_train
 
 MODELS = [f"{study}/{model}" for study, models in laptop.STUDIES.items() for model in models]
 # What the paper's tables compare although it costs more: a larger dense model, a wider sparse one, and two experts.
@@ -237,10 +239,20 @@ def run(tmp_path, monkeypatch):
     studies, output = tiny(text, pairs), tmp_path / "output"
 
     def run(*arguments: str) -> tuple[int, Path]:
-        options = [*arguments, "--preset", "quick", "--output", str(output)]
+        # One job, in this process; other tests of commands start processes.
+        options = ["--jobs", "1", *arguments, "--preset", "quick", "--output", str(output)]
         return run_studies("switch_transformer", "", studies, options), output
 
     return run
+
+
+def train_fake(config: TrainConfig, workdir: Path) -> RunResult:
+    """Returns what `train` would, with invented losses and an even load on all experts."""
+    result = fake_train(config, workdir)
+    even = {
+        f"layer_{i}": [1 / config.model.moe.num_experts] * config.model.moe.num_experts for i in config.model.moe_layers
+    }
+    return dataclasses.replace(result, curve=[point | {"load": even} for point in result.curve])
 
 
 def trains_nothing(*_: object, **__: object) -> None:
@@ -272,6 +284,7 @@ def test_runs_from_the_command_line_to_the_report(run, capsys, monkeypatch) -> N
 
 def test_the_table_of_runs_is_made_of_the_studies_tables_again(run, monkeypatch) -> None:
     """Also of those of studies that are not asked for, which share runs with the one that is."""
+    monkeypatch.setattr(run_module, "train_here", train_fake)
     _, output = run("exploration", "precision", "attention")
     path = output / "results.jsonl"
     before = {row["name"]: row for row in read_rows(path)}

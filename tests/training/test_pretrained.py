@@ -165,6 +165,7 @@ def test_a_model_is_tuned_to_answer(tmp_path):
     """Pre-trained on spans, then on pairs, whose answers it learns by heart."""
     corpus = write_corpus(tmp_path / "text")
     sets = SHORT | PAIRED | {"model.moe.router": "switch", "model.moe.k": 1}
+    sets |= {"model.num_layers": 1, "model.moe_layers": (0,)}
     pretrained = tiny_config(corpus, sets)
     train(pretrained, tmp_path / "pretrained", progress=False)
     pairs = [{"inputs": f"{word}{i}", "targets": f"{i % 3}"} for word in "abcdefghijkl" for i in range(6)]
