@@ -253,6 +253,32 @@ REFUSED = [
         "model.moe.capacity_rule is 'mesh_tensorflow'; accepted: ceil, with capacity_factor=None",
         "",
     ),
+    (
+        {"model.variants": [{"layers": (3,), "moe": {"num_experts": 4, "group_size": 48}}]},
+        "model.variants[0].moe.group_size is 48; accepted: a divisor of 128, the tokens of a step",
+        "",
+    ),
+    (
+        {"model.variants": [{"layers": (3,), "moe": {"num_experts": 4, "router": "expert_choice"}}]},
+        "model.variants[0].moe.router is 'expert_choice', with which a token's experts depend on later",
+        "",
+    ),
+    (
+        {"model.variants": [{"layers": (3,), "moe": {"num_experts": 3}}], "mesh": {"expert": 2}},
+        "mesh.expert is 2; accepted: a divisor of model.variants[0].moe.num_experts (3)",
+        "",
+    ),
+    (
+        {"model.moe.router": {"kind": "vmoe", "priority": "batch"}, "model.moe.capacity_factor": None}
+        | {"model.moe.eval_capacity_factor": 1.0},
+        "model.moe.router is 'vmoe', with which",
+        "",
+    ),
+    (
+        {"model.moe.router": "remoe", "model.moe.capacity_factor": None, "model.moe.eval_capacity_factor": 1.0},
+        "model.moe.eval_capacity_factor is 1.0; accepted: None, with router 'remoe'",
+        "",
+    ),
     ({"data.validation_fraction": 1.0}, "data.validation_fraction is 1.0; accepted: between 0 and 1", ""),
 ]
 

@@ -127,7 +127,7 @@ def make_model(config: ModelConfig, batch: Batch) -> TorchModel:
         MixtralConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.model_dim,
-            intermediate_size=config.mixtures[0].expert_dim,
+            intermediate_size=config.moe.expert_dim or config.ffn_dim,
             num_hidden_layers=config.num_layers,
             num_attention_heads=config.attention.heads,
             num_key_value_heads=config.attention.key_value_heads,

@@ -1,7 +1,7 @@
 """The mixture-of-experts layer and its configuration: joins a router and a way of running experts.
 
-B batch, S sequence (in `_run` G groups of S tokens), D model width, E experts, F expert width, O width of results
-(D, but of linear experts F).
+B batch, S sequence, D model width, E experts, F expert width, O output width (F of linear experts, else D). In `_run`:
+G groups of S tokens.
 """
 
 import dataclasses
@@ -47,32 +47,35 @@ class MoEConfig:
     Attributes:
       num_experts: E.
       router: the router and its options, one of `moe_jax.routing.ROUTERS`; a name takes the default options.
-      k: experts per token (on average, for expert choice).
-      capacity_factor: C = ceil(capacity_factor * S * k / E) seats per expert in a group; None drops nothing.
+      k: experts per token; with expert choice, the average.
+      capacity_factor: gives each expert C = ceil(capacity_factor * S * k / E) seats in a group (see `capacity_rule`);
+        None drops nothing.
       eval_capacity_factor: capacity factor in evaluation; None takes `capacity_factor`.
-      group_size: S, tokens that share one capacity; None makes each sequence a group. Independent of the devices.
-      expert_dim: F of one expert; None takes the model's `ffn_dim`, a layer without a model requires it.
-      ffn: the network that an expert is, a name in `moe_jax.experts.ffn.FFN_KINDS`, or `linear`, a matrix from D to F;
-        None takes the model's `ffn`, a layer without a model requires it.
-      execution: how experts are run, a name in `moe_jax.experts.executions.EXECUTIONS`; `auto` takes the fastest.
-      kernel: of grouped matrix products (execution `dropless`), a name in `moe_jax.experts.kernels.choice.KERNELS`;
-        `auto` takes the fastest.
-      losses: coefficients of the router's losses by name, each a mean over layers; a loss that is not named has the
-        coefficient of the router's paper (`Router.losses`), as have all with None.
-      loss_level: parts of the batch over which losses are means, `group`, `sequence` or `batch`; None takes the
-        router's own.
+      group_size: S, tokens that share one capacity, of one or several sequences; None makes each sequence a group.
+      expert_dim: F of one expert; None takes the model's `ffn_dim`. A layer without a model must set it.
+      ffn: the expert network, a name in `moe_jax.experts.ffn.FFN_KINDS`, or `linear`, a matrix from D to F; None takes
+        the model's `ffn`. A layer without a model must set it.
+      execution: how experts are run, a name in `moe_jax.experts.executions.EXECUTIONS`; `auto` takes the fastest for
+        this platform, see `moe_jax.experts.plan`.
+      kernel: kernel of the grouped matrix products (execution `dropless`), a name in
+        `moe_jax.experts.kernels.choice.KERNELS`; `auto` takes the fastest for this platform.
+      losses: coefficients of the router's losses by name; losses that are not named, or all if None, have those of the
+        router's paper (`Router.losses`). Each loss is averaged over layers.
+      loss_level: tokens over which a loss is computed before it is averaged: those of a `group`, a `sequence` or the
+        `batch`; None takes the router's own.
       capacity_rule: how a capacity factor becomes seats; see `moe_jax.routing.capacity.capacity_per_expert`.
-      combine: weights on the experts' `output`, on their `input` (Llama 4), or as a `mix` with the token (BASE).
+      combine: combine weights multiply the experts' `output` or their `input` (Llama 4), or `mix` it with the token
+        (BASE); see `moe_jax.experts.combine`.
       shared_dim: width of a network that every token runs besides its experts (DeepSeekMoE); None has none.
-      shared_gate: whether a token weighs that network by the sigmoid of a learned projection (Qwen2-MoE).
+      shared_gate: whether a learned sigmoid gate scales that network for each token (Qwen2-MoE).
       parallel: how tokens reach experts on other devices, where `jax.set_mesh` says that there are any.
       allow_noncausal_router: run a router that lets a token see later ones (expert choice) in a causal model.
       places: parts of a sparse layer that are mixtures: its `feed_forward`, or the `attention`'s projections to
         queries, keys and values (Switch Transformer, appendix A), or both.
       dropout: share of the experts' hidden values that training sets to 0 (expert dropout: Switch Transformer, section
         4.2); None takes the model's `dropout`, and without a model drops nothing.
-      router_dtype: precision to which the router's logits and weights are rounded, float32 but to see what bfloat16
-        does (Switch Transformer, table 2).
+      router_dtype: precision to which the router's logits and combine weights are rounded; `bfloat16` is for tests of
+        its effect (Switch Transformer, table 2).
     """
 
     num_experts: int
@@ -126,12 +129,14 @@ class MoEConfig:
         accepted = "ceil, with capacity_factor=None"
         require(self.capacity_factor is not None or rule == "ceil", "capacity_rule", rule, accepted)
         check_router(self.router, self.setting(), "router")
+        evaluated = self.eval_capacity_factor
+        require(self.router.drops or evaluated is None, "eval_capacity_factor", evaluated, f"None, {named}")
         accepted = f"an integer, {named}: the number of its parameters depends on it"
         require(self.group_size is not None or not self.router.needs_group_size, "group_size", None, accepted)
         combines = self.router.decision.combines
         require(self.combine in combines, "combine", self.combine, f"{', '.join(combines)}, {named}")
         if "attention" in self.places or self.ffn == "linear":
-            accepted = "output, with a mixture in the attention, whose experts' results are no tokens"
+            accepted = "output, for experts in the attention or ffn='linear', whose results are no tokens"
             require(self.combine == "output", "combine", self.combine, accepted)
         for loss, coefficient in (self.losses or {}).items():
             known = self.router.losses
@@ -147,7 +152,7 @@ class MoEConfig:
         return KINDS.name_of(self.router)
 
     def setting(self, training: bool = True) -> Setting:
-        """Returns the numbers that the layer sets for its router, with the capacity of training or of evaluation."""
+        """Returns the router's settings, with the capacity of training or of evaluation."""
         factor = self.capacity_factor
         if not training and self.eval_capacity_factor is not None:
             factor = self.eval_capacity_factor
@@ -155,8 +160,8 @@ class MoEConfig:
 
     @property
     def causal(self) -> bool:
-        """True where no token's experts and weights depend on later tokens, with the capacity of training."""
-        return self.router.causal(self.setting())
+        """True if no token's experts and weights depend on later tokens, neither in training nor in evaluation."""
+        return all(self.router.causal(self.setting(training)) for training in (True, False))
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -174,11 +179,11 @@ class MoEConfig:
         return plan_here(self.execution, self.kernel, self.parallel, rows_per_token)
 
     def projection(self, width: int) -> "MoEConfig":
-        """Returns the mixture of matrices from D to `width` that takes the place of one of the attention's."""
+        """Returns a mixture of matrices from D to `width`, which replaces one projection of the attention."""
         return dataclasses.replace(self, ffn="linear", expert_dim=width, shared_dim=None, shared_gate=False)
 
     def resolve(self, ffn_dim: int, ffn: str, dropout: float) -> "MoEConfig":
-        """Returns the mixture with the model's values for the fields that are None and take these."""
+        """Returns the mixture with the model's values for `expert_dim`, `ffn` and `dropout` where they are None."""
         return dataclasses.replace(
             self,
             expert_dim=self.expert_dim or ffn_dim,
@@ -223,11 +228,15 @@ class MoEConfig:
 
 
 class MoE(nn.Module):
-    """Routes groups of tokens and runs their experts; a token that no expert runs gets zeros.
+    """The layer: routes groups of tokens and runs their experts. The caller adds the residual.
+
+    A token that no expert runs gets zeros from them. The router's losses and metrics are sown into the collection
+    `routing` (`moe_jax.routing.statistics`), unweighted; a train step multiplies losses by their `coefficients`. What a
+    router remembers, and the experts' placement, is in the collection `router_state`, which the train step updates.
 
     Attributes:
       config: the mixture, with `expert_dim` and `ffn`.
-      mode: how it computes; of its fields, `dropout` is for a model's other layers.
+      mode: training or evaluation, precision and scale of initialisation; its `dropout` is not used here.
     """
 
     config: MoEConfig
@@ -245,7 +254,7 @@ class MoE(nn.Module):
 
         Args:
           x: the tokens [B, S, D].
-          token_valid: false for padding, which gets zeros; None where there is none.
+          token_valid: false for padding, which no expert runs; None where there is none.
           ids: index of each token in the vocabulary, for routers that look at it.
           positions: position of each token in its document, for routers that look at it.
 
@@ -276,12 +285,12 @@ class MoE(nn.Module):
         router = config.router.module(setting, mode.training, precision, name="router")
         inputs = tokens.x.astype(mode.dtype)
         decision = router(tokens)
-        y = decision.leave(self._run(decision.enter(inputs), self._placed(decision.assignment()), params, kind))
+        y = decision.leave(self._run(decision.enter(inputs), self._stored(decision.assignment()), params, kind))
         y = keep_sharded_by_token(y.reshape(*x.shape[:2], -1))
         return y if config.shared_dim is None else y + self._shared(x)
 
-    def _placed(self, assignment: Assignment) -> Assignment:
-        """Replaces experts' numbers by their places among the stored parameters, where places may change."""
+    def _stored(self, assignment: Assignment) -> Assignment:
+        """Replaces each expert's index by its row in the stored parameters, where rebalancing may move experts."""
         if self.config.parallel.rebalance_every is None:
             return assignment
         count = self.config.num_experts
@@ -289,7 +298,7 @@ class MoE(nn.Module):
         return assignment.replace(expert=placement.value[assignment.expert])
 
     def _expert(self) -> FFNKind:
-        """Returns the network that an expert is."""
+        """Returns the expert network."""
         kind, dropout = EXPERT_KINDS[self.config.ffn], self.mode.active(self.config.dropout or 0.0)
         return kind if kind.linear else with_dropout(kind, dropout)
 

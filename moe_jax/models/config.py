@@ -11,7 +11,7 @@ from moe_jax.layers.depth import DepthConfig
 from moe_jax.layers.feed_forward import Network
 from moe_jax.layers.moe import Dtype, MoEConfig
 from moe_jax.layers.norms import RMS, AnyNorm
-from moe_jax.models.layer_spec import LayerSpec, Variant, require_layers
+from moe_jax.models.layer_spec import LayerSpec, Variant, mixture_fields, require_layers
 from moe_jax.models.segments import Segment, find_segments
 from moe_jax.runtime.remat import SAVEABLE
 
@@ -104,8 +104,8 @@ class ModelConfig:
         require(self.moe is not None or not self.moe_layers, "moe", None, accepted)
         every = self.moe.parallel.rebalance_every if self.moe and not self.moe_layers else None
         require(every is None, "moe.parallel.rebalance_every", every, "None, without moe_layers")
-        for mixture in self.mixtures if self.causal else ():
-            with errors_within("moe"):
+        for mixture, field in self.mixtures.items() if self.causal else ():
+            with errors_within(field):
                 mixture.require_causal()
 
     def layer(self, index: int) -> LayerSpec:
@@ -134,10 +134,10 @@ class ModelConfig:
         """The layers of each stack as runs of a repeating pattern."""
         return find_segments(self.layers)
 
-    @property
-    def mixtures(self) -> tuple[MoEConfig, ...]:
-        """The different mixtures of the model's layers, in their order."""
-        return tuple(dict.fromkeys(moe for layer in self.layers for moe in layer.mixtures.values()))
+    @functools.cached_property
+    def mixtures(self) -> dict[MoEConfig, str]:
+        """The different mixtures of the model's layers, in their order, each with the field that configures it."""
+        return mixture_fields(self.layers, self.variants)
 
     @property
     def stacks(self) -> tuple["ModelConfig", ...]:

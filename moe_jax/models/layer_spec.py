@@ -1,6 +1,7 @@
 """Layer specification: everything that a block needs to know of its place in a model."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from moe_jax.configuration import require
 from moe_jax.layers.attention import AnyAttention
@@ -112,3 +113,13 @@ def require_layers(name: str, layers: tuple[int, ...], num_layers: int) -> None:
     """Raises ConfigError unless the field `name` has increasing indices of layers."""
     increasing = list(layers) == sorted(set(layers)) and all(0 <= i < num_layers for i in layers)
     require(increasing, name, layers, f"increasing layer indices below num_layers ({num_layers})")
+
+
+def mixture_fields(layers: Sequence[LayerSpec], variants: Sequence[Variant]) -> dict[MoEConfig, str]:
+    """Returns the different mixtures of layers, in their order, each with the field of its first layer."""
+    fields: dict[MoEConfig, str] = {}
+    for index, layer in enumerate(layers):
+        named = [f"variants[{i}].moe" for i, variant in enumerate(variants) if variant.moe and index in variant.layers]
+        for moe in layer.mixtures.values():
+            fields.setdefault(moe, ["moe", *named][-1])
+    return fields

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_jax.reports.document import Document, provenance
-from moe_jax.reports.plots import plot_expert_load, plot_losses
+from moe_jax.reports.plots import LOAD_READING, plot_expert_load, plot_losses
 from moe_jax.reports.tables import COST, QUALITY, markdown_table
 from moe_jax.results.rows import Row
 from moe_jax.results.summary import ModelSummary, require_baseline, summarize
@@ -71,10 +71,8 @@ def write_report(
     if load is not None:
         document.add("## Load")
         document.add_figure(load, "load.png", "Load of each expert over training")
-        document.add(
-            "The last sparse layer of each sparse model, in the run of the lowest seed. White is an even share of the "
-            "tokens, dark blue none, dark red twice the even share or more."
-        )
+        document.add(LOAD_READING)
+    document.add_notes(directory)
     document.add("## Provenance", provenance(rows, command))
     return document.write(directory)
 

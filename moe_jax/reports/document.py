@@ -1,12 +1,13 @@
 """One report in Markdown with its figures, and the paragraph on the origin of its numbers."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from moe_jax.results.notes import read_notes
 from moe_jax.results.rows import Row
 from moe_jax.runtime.files import write_whole
 
@@ -31,6 +32,12 @@ class Document:
         self._figures[name] = figure
         self.add(f"![{description}]({name})")
 
+    def add_notes(self, directory: Path) -> None:
+        """Adds what a person wrote about the table of results in `directory`, if anything; see `read_notes`."""
+        notes = read_notes(directory)
+        if notes:
+            self.add("## Notes", notes)
+
     def text(self) -> str:
         """Returns the report in Markdown."""
         return "\n\n".join(self._blocks) + "\n"
@@ -44,6 +51,22 @@ class Document:
         path = directory / "README.md"
         write_whole(path, self.text())
         return path
+
+
+def conditions(rows: Sequence[Row]) -> str:
+    """Returns a sentence on the models and their training; of a size that differs between rows, all values."""
+    models, data = ([row["config"][part] for row in rows] for part in ("model", "data"))
+    stacks = " in each stack" if any(model.get("architecture") == "encoder_decoder" for model in models) else ""
+    return (
+        f"Each model has {_values(models, 'num_layers')} layers{stacks} of width {_values(models, 'model_dim')} and "
+        f"trains for {_values([row['config'] for row in rows], 'steps')} steps of {_values(data, 'batch_size')} "
+        f"sequences of {_values(data, 'sequence_length')} tokens."
+    )
+
+
+def _values(records: Iterable[Mapping[str, Any]], field: str) -> str:
+    """Lists the values of a field, each once, in order."""
+    return " or ".join(f"{value:,}" for value in sorted({record[field] for record in records}))
 
 
 def provenance(rows: Sequence[Row], command: str) -> str:
@@ -62,7 +85,8 @@ def provenance(rows: Sequence[Row], command: str) -> str:
 
 
 def _host(host: dict[str, Any]) -> str:
-    return f"{host['cpu']}, {host['cores']} cores; JAX on {host['platform']}, {host['devices']} x {host['device']}"
+    cores = "1 core" if host["cores"] == 1 else f"{host['cores']} cores"
+    return f"{host['cpu']}, {cores} for each run; JAX on {host['platform']}, {host['devices']} x {host['device']}"
 
 
 def _distinct(values: Iterable[str]) -> str:

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moe_jax.configuration import require_name
-from moe_jax.reports.document import Document, provenance
+from moe_jax.reports.document import Document, conditions, provenance
 from moe_jax.reports.paper_measures import MEASURES, Compared
-from moe_jax.reports.plots import plot_expert_load, plot_losses
+from moe_jax.reports.plots import LOAD_READING, plot_expert_load, plot_losses
 from moe_jax.reports.tables import NOTHING, markdown_rows, with_error, with_interval
 from moe_jax.results.measures import diverged, value_of
-from moe_jax.results.notes import read_notes
 from moe_jax.results.rows import Row, require_comparable
 from moe_jax.results.summary import COSTS
 from moe_jax.statistics.estimates import Estimate, estimate, paired_difference
@@ -83,11 +82,10 @@ def write_paper_report(rows: Sequence[Row], directory: Path, table: PaperTable, 
     costs = [cost for cost in COSTS if timed or cost != "seconds"]
     document = Document(table.title)
     document.add(
-        f"{table.place}: {table.figures}. Ours: {table.name} on validation text after the last step, "
-        f"{'nats per token, ' if table.metric == 'loss' else ''}higher is better. ± is one standard error over seeds. "
-        f"Δ is the difference to {table.baseline}, paired by seed, with its 95% interval (Student's t). FLOPs are the "
-        f"active ones of a token, relative to those of {table.baseline}.",
+        f"{table.place}: {table.figures}.",
+        conditions(rows),
         paper_markdown(rows, table),
+        _columns(table, len(rows) > len(finished)),
     )
     over = ", ".join(COSTS[cost] for cost in costs)
     document.add_figure(plot_losses(finished, table.baseline, costs), "loss.png", f"Validation loss over {over}")
@@ -95,15 +93,29 @@ def write_paper_report(rows: Sequence[Row], directory: Path, table: PaperTable, 
         "Lines are means over seeds, bands their range. A dot marks where a mean first reaches the final loss of "
         f"{table.baseline}.",
     )
-    notes = read_notes(directory)
-    if notes:
-        document.add("## Where they differ", notes)
+    document.add_notes(directory)
     load = plot_expert_load(finished)
     if load is not None:
         document.add("## Load")
         document.add_figure(load, "load.png", "Load of each expert over training")
+        document.add(LOAD_READING)
     document.add("## Provenance", provenance(rows, command))
     return document.write(directory)
+
+
+def _columns(table: PaperTable, some_diverged: bool) -> str:
+    """Says what our columns are, one line each."""
+    unit = "nats per target token, " if table.metric == "loss" else ""
+    meanings = {
+        f"ours, {table.name}": f"on validation text after the last step, {unit}higher is better; ± is one standard "
+        "error over seeds",
+        "Δ": f"our difference to {table.baseline}, paired by seed, with its 95% interval (Student's t); above "
+        "0 is better",
+        **{MEASURES[name].title: MEASURES[name].meaning for name in table.others if MEASURES[name].meaning},
+        "FLOPs": f"the training FLOPs of a token's active parameters, relative to {table.baseline}",
+        "diverged": "seeds that diverged; the other columns leave them out" if some_diverged else "no seed did",
+    }
+    return "\n".join(f"- {title}: {meaning}." for title, meaning in meanings.items())
 
 
 def paper_markdown(rows: Sequence[Row], table: PaperTable) -> str:

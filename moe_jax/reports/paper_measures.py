@@ -46,10 +46,17 @@ class Compared:
 
 
 class Measure(NamedTuple):
-    """A column's title, and our cell in it for a model with at least one run."""
+    """A column of a paper's table.
+
+    Attributes:
+      title: the column's title.
+      ours: returns our cell for a model with at least one run.
+      meaning: what our cell says, for the reader; empty where the title says it.
+    """
 
     title: str
     ours: Callable[[Compared], str]
+    meaning: str = ""
 
 
 def examples_per_second(compared: Compared) -> str:
@@ -126,16 +133,24 @@ def compression(compared: Compared) -> str:
     return f"{1 - compared.own[0]['parameters']['total'] / teacher['parameters']['total']:.0%}"
 
 
+REACHED = "where not all seeds reach it, how many do"
+SPEED_UP = f"the baseline's {{}} to its final loss, over the model's to that loss, paired by seed; {REACHED}"
 MEASURES = {
-    "examples_per_second": Measure("examples/s", examples_per_second),
-    "step_speed_up": Measure("speed-up in steps", speed_up_in("step")),
-    "seconds_speed_up": Measure("speed-up in seconds", speed_up_in("seconds")),
-    "seconds_to_baseline": Measure("time to the baseline's final loss (ours in s)", seconds_to_baseline),
-    "loss_at_equal_time": Measure("negative log perplexity at equal time", loss_at_equal_time),
-    "standard_deviation": Measure("standard deviation", standard_deviation),
-    "share_of_gain": Measure("share of the teacher's gain", share_of_gain),
+    "examples_per_second": Measure("examples/s", examples_per_second, "sequences per second of training"),
+    "step_speed_up": Measure("speed-up in steps", speed_up_in("step"), SPEED_UP.format("steps")),
+    "seconds_speed_up": Measure("speed-up in seconds", speed_up_in("seconds"), SPEED_UP.format("seconds")),
+    "seconds_to_baseline": Measure(
+        "time to the baseline's final loss (ours in s)", seconds_to_baseline, f"seconds of training; {REACHED}"
+    ),
+    "loss_at_equal_time": Measure(
+        "negative log perplexity at equal time", loss_at_equal_time, "when the quickest model's training ends"
+    ),
+    "standard_deviation": Measure("standard deviation", standard_deviation, "of our figure over seeds"),
+    "share_of_gain": Measure(
+        "share of the teacher's gain", share_of_gain, "the model's gain over the baseline, divided by its teacher's"
+    ),
     "parameters": Measure("parameters", parameters),
-    "compression": Measure("compression", compression),
+    "compression": Measure("compression", compression, "the share of the teacher's parameters that the model lacks"),
 }
 
 

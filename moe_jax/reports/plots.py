@@ -55,6 +55,13 @@ def plot_losses(rows: Sequence[Row], baseline: str, costs: Sequence[str] = tuple
     return figure
 
 
+LOAD_READING = (
+    "Rows are the experts of each sparse model's last sparse layer, columns the evaluations of its run of the lowest "
+    "seed. White is an even share of the tokens, dark blue none, dark red twice the even share or more."
+)
+"""How to read `plot_expert_load`, for the reader of a report."""
+
+
 def plot_expert_load(rows: Sequence[Row]) -> Figure | None:
     """Plots each expert's load over training, relative to an even share; None without sparse models.
 

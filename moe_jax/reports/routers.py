@@ -57,6 +57,7 @@ def write_router_report(
             f"step time is relative to that of {baseline}, paired by seed.",
         )
     all_rows = [row for rows in rows_by_task.values() for row in rows]
+    document.add_notes(directory)
     document.add("## Provenance", provenance(all_rows, command))
     return document.write(directory)
 

@@ -89,9 +89,9 @@ def write_size_report(
         markdown_table(models, _costs(sizes, energy)),
         _energy_note(energy),
         *_few_shot_sections(sizes, scores),
-        "## Provenance",
-        provenance(rows, command),
     )
+    document.add_notes(directory)
+    document.add("## Provenance", provenance(rows, command))
     return document.write(directory)
 
 

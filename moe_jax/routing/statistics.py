@@ -1,7 +1,9 @@
-"""Statistics: metrics as sums, so that the parts of a batch add up to the metric of the whole batch.
+"""Statistics: metrics kept as sums, so that those of the parts of a batch add up to those of the whole batch.
 
-The mean of a batch is not the mean of the means of its unequal parts, and a loss that multiplies two means is not the
-mean of such losses. So a router reports sums and the function that makes the metric of them.
+A part is what gradient accumulation takes at a time. If parts hold different numbers of tokens, the mean of their means
+is not the mean of the batch; and if a loss multiplies two means of a batch, the mean over parts of such products is
+another number. So a router reports sums, and the function that computes the metric from them. Two parts are joined by
+adding their statistics: `jax.tree.map(jnp.add, first, second)`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,19 +17,19 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 METRICS = "routing"
-"""The collection of variables into which modules sow statistics, by name."""
+"""Name of the Flax collection that holds sown statistics."""
 
 
 @struct.dataclass
 class Statistic:
-    """A metric of a batch, as sums over its tokens and what they make.
+    """A metric of a batch: sums over its tokens, and the function that computes the metric from them.
 
     Attributes:
-      sums: arrays; the sums of a batch are the sums of its parts, added up.
-      finish: computes the metric from the sums (static, so a function with a name, and not a new one at each call).
+      sums: arrays, which add over the parts of the batch.
+      finish: computes the metric from the sums. It is static: a new lambda at each call would be compiled anew.
     """
 
-    # Read by jaxtyping: tree maps rebuild the value with other things than arrays, so its fields are not enforced.
+    # For jaxtyping: tree maps put other things than arrays into the fields, so their types are not checked.
     __no_type_check__ = True
 
     sums: tuple[Float[Array, "..."], ...]
@@ -44,22 +46,22 @@ Metrics = dict[str, Statistic]
 
 
 def ratio(total: Float[Array | np.ndarray, "*shape"], count: Float[Array | np.ndarray, ""]) -> Float[Array, "*shape"]:
-    """Divides `total` by `count`, or by 1 where that is less."""
+    """Divides `total` by `count`, a number of tokens or parts; by 1 if that is 0."""
     return total / jnp.maximum(count, 1.0)
 
 
 def mean_where(x: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Statistic:
-    """Returns the mean of `x` where `mask` is true; 0 where it is nowhere."""
+    """Returns the scalar mean of `x` where `mask` is true; 0 if it is true nowhere."""
     return Statistic((jnp.sum(jnp.where(mask, x, 0.0)), jnp.sum(mask, dtype=jnp.float32)), ratio)
 
 
 def mean_of_parts(x: Float[Array, "..."]) -> Statistic:
-    """Returns a metric that cannot be summed over parts of a batch; the mean of the parts is reported."""
+    """Returns a metric that does not add over parts, such as a maximum; parts are averaged with equal weights."""
     return Statistic((x, jnp.float32(1.0)), ratio)
 
 
 def sum_of_parts(x: Float[Array, "..."]) -> Statistic:
-    """Returns a metric that is itself a sum."""
+    """Returns a metric that is itself a sum, such as a count."""
     return Statistic((x,), _identity)
 
 
@@ -68,9 +70,9 @@ def _identity(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def report(module: nn.Module, metrics: Mapping[str, Statistic]) -> None:
-    """Sows each statistic into the collection `routing` of `module`.
+    """Sows each statistic into the collection `routing` of `module`, where `apply` has it in `mutable`.
 
-    A reader takes a statistic's `value`, or `values` of a whole collection.
+    A second report of a name replaces the first. A reader takes a statistic's `value`, or `values` of the collection.
     """
     for name, statistic in metrics.items():
         module.sow(METRICS, name, statistic, init_fn=_nothing, reduce_fn=_last)
@@ -81,7 +83,7 @@ def values(statistics: Any, stacked: bool = False) -> Any:
 
     Args:
       statistics: mappings of statistics, nested, such as the collection `routing`.
-      stacked: whether all sums have a leading axis, as those of scanned layers do; the metrics then have it, too.
+      stacked: whether all sums have a leading axis of layers, as under a scan; the metrics then keep it.
     """
 
     def value(statistic: Statistic) -> Float[Array, "..."]:

@@ -15,8 +15,8 @@ from moe_jax.results.rows import Row, read_study
 from moe_jax.study.command_line import given, output_folder, study_parser
 from moe_jax.study.few_shot_scores import require_questions, score_runs
 from moe_jax.study.leases import Leases
-from moe_jax.study.plan import Entry, Plan, make_plan, restore_rows, write_table
 from moe_jax.study.router_times import time_routers
+from moe_jax.study.selection import Entry, Selection, restore_rows, select_runs, write_table
 from moe_jax.study.step_costs import measure_step_costs
 from moe_jax.study.study import Finished, Preset, Study
 from moe_jax.study.sweep import run_name, run_sweep
@@ -100,12 +100,12 @@ class _Command:
         return {name: by_name[name] for name in names}
 
     @functools.cached_property
-    def plan(self) -> Plan:
+    def selection(self) -> Selection:
         options, first = self.options, self.studies[0]
         models = options.models
         if first.chooser is not None and options.chooser is not None:
             models = [*models, *first.with_baselines(options.chooser.split(","), f"--{first.chooser}")]
-        return make_plan(self.studies, options.preset, list(self.asked), options.seeds, models, options.set)
+        return select_runs(self.studies, options.preset, list(self.asked), options.seeds, models, options.set)
 
     def folder(self, study: str) -> Path:
         """Returns the folder of a study's results and report."""
@@ -122,7 +122,7 @@ class _Command:
             self._restore()
         first = self.studies[0]
         rows = run_sweep(
-            self.plan.runs,
+            self.selection.runs,
             self.output / "results.jsonl",
             self.workdir,
             train_here,
@@ -140,7 +140,7 @@ class _Command:
 
     def _check_questions(self) -> None:
         """Makes the questions before any run is trained for them; raises ConfigError if they cannot be made."""
-        for study, table in self.plan.tables.items():
+        for study, table in self.selection.tables.items():
             questions = self.preset(study).questions
             if questions is not None:
                 path = self.folder(study) / "scores.jsonl"
@@ -150,7 +150,7 @@ class _Command:
         """Restores the table of runs from the studies' tables, also of studies that are not asked for."""
         options = self.options
         names = [study.name for study in self.studies]
-        everything = make_plan(self.studies, options.preset, names, options.seeds, (), options.set)
+        everything = select_runs(self.studies, options.preset, names, options.seeds, (), options.set)
         with Leases(self.output) as leases:
             leases.wait_for("table")
             restore_rows(everything, self.output)
@@ -158,20 +158,21 @@ class _Command:
     def _show(self, rows: list[Row]) -> None:
         """Shows, or writes to the studies' tables, what is there so far."""
         if self.alone:
-            (table,) = self.plan.tables.values()
+            (table,) = self.selection.tables.values()
             _show_groups(rows, table)
         self._write_tables(rows)
-        print(f"{len(rows)} of {len(self.plan.runs)} runs", flush=True)
+        print(f"{len(rows)} of {len(self.selection.runs)} runs", flush=True)
 
     def _write_tables(self, rows: Sequence[Row]) -> None:
         """Writes the tables of studies that share their runs."""
         if not self.alone:
-            for study, table in self.plan.tables.items():
+            for study, table in self.selection.tables.items():
                 write_table(rows, table, self.folder(study) / "results.jsonl")
 
     def _measure(self, name: str) -> Finished:
         """Asks, times and reads what a study's report needs besides training."""
-        study, preset, folder, table = self.asked[name], self.preset(name), self.folder(name), self.plan.tables[name]
+        study, preset, folder = self.asked[name], self.preset(name), self.folder(name)
+        table = self.selection.tables[name]
         runs, named = [entry.run for entry in table], [entry.named for entry in table]
         scores, router_times, counter = [], {}, None
         if preset.questions is not None:

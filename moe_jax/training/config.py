@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from moe_jax.configuration import build, require
+from moe_jax.configuration import build, errors_within, require
 from moe_jax.data.config import DataConfig
 from moe_jax.models.config import ModelConfig
 
@@ -167,13 +167,14 @@ class TrainConfig:
         )
         self._check_task()
         accepted = f"None with optimizer.name={self.optimizer.name!r}: its factored moments cannot move with an expert"
-        for moe in self.model.mixtures:
-            for tokens in (self.data.batch_size * length for length in self.lengths):
-                divides = moe.group_size is None or tokens % moe.group_size == 0
-                require(divides, "model.moe.group_size", moe.group_size, f"a divisor of {tokens}, the tokens of a step")
-            every = moe.parallel.rebalance_every
-            movable = every is None or self.optimizer.name == "adamw"
-            require(movable, "model.moe.parallel.rebalance_every", every, accepted)
+        for moe, field in self.model.mixtures.items():
+            with errors_within(f"model.{field}"):
+                for tokens in (self.data.batch_size * length for length in self.lengths):
+                    divides = moe.group_size is None or tokens % moe.group_size == 0
+                    require(divides, "group_size", moe.group_size, f"a divisor of {tokens}, the tokens of a step")
+                every = moe.parallel.rebalance_every
+                movable = every is None or self.optimizer.name == "adamw"
+                require(movable, "parallel.rebalance_every", every, accepted)
         self._check_mesh()
 
     def _check_task(self) -> None:
@@ -196,16 +197,17 @@ class TrainConfig:
         share, tokens = f"each of the {shards} devices that divide a batch", batch * self.lengths[-1]
         accepted = f"a multiple of {shards}, so that {share} gets equally many sequences"
         require(batch % shards == 0, "data.batch_size", batch, accepted)
-        if unit > 1:
-            accepted = f"a divisor of {tokens // shards}, the tokens of {share}"
-            require(batch % (unit * shards) == 0, "model.moe.group_size", self.model.mixtures[0].group_size, accepted)
+        accepted = f"a divisor of {tokens // shards}, the tokens of {share}"
+        for moe, field in self.model.mixtures.items():
+            own = sequences_of_whole_groups(moe.group_size, self.lengths)
+            require(batch % (own * shards) == 0, f"model.{field}.group_size", moe.group_size, accepted)
         accepted = f"a divisor of {batch // (unit * shards)}, the sequences (or whole routing groups) of {share}"
         require(batch % (unit * shards * self.accumulation) == 0, "accumulation", self.accumulation, accepted)
-        for moe in self.model.mixtures:
+        for moe, field in self.model.mixtures.items():
             one = self.mesh.size == 1 or moe.dropout == 0 or moe.ffn == "linear"
             accepted = "0 on more than one device, where the draws would differ from those on one device"
-            require(one, "model.moe.dropout", moe.dropout, accepted)
-            accepted = f"a divisor of model.moe.num_experts ({moe.num_experts})"
+            require(one, f"model.{field}.dropout", moe.dropout, accepted)
+            accepted = f"a divisor of model.{field}.num_experts ({moe.num_experts})"
             require(moe.num_experts % self.mesh.expert == 0, "mesh.expert", self.mesh.expert, accepted)
             accepted = f"a divisor of the experts' width ({moe.expert_dim})"
             require(moe.expert_dim % self.mesh.tensor == 0, "mesh.tensor", self.mesh.tensor, accepted)

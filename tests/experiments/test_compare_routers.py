@@ -13,13 +13,13 @@ from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import ConfigError
 from moe_jax.results.rows import read_rows
 from moe_jax.routing import ROUTERS
-from moe_jax.study.plan import make_plan
 from moe_jax.study.run import run_study
+from moe_jax.study.selection import select_runs
 from moe_jax.study.study import Preset, Study
 
 
 def configs(preset):
-    return {entry.model.key: entry.run for entry in make_plan([STUDY], preset, [STUDY.name], 1).tables[STUDY.name]}
+    return {entry.model.key: entry.run for entry in select_runs([STUDY], preset, [STUDY.name], 1).tables[STUDY.name]}
 
 
 def test_every_router_is_compared():

@@ -21,8 +21,8 @@ from moe_jax.results.rows import read_rows
 from moe_jax.study import run as run_module
 from moe_jax.study import step_costs
 from moe_jax.study.few_shot_scores import Questions
-from moe_jax.study.plan import make_plan
 from moe_jax.study.run import run_study
+from moe_jax.study.selection import select_runs
 from moe_jax.study.study import Preset, Study
 from moe_jax.study.sweep import run_name
 from moe_jax.training.config import TrainConfig
@@ -79,7 +79,7 @@ def test_xla_counts_nearly_as_much_for_the_whole_of_both(preset, margin, model):
 
 @pytest.mark.parametrize("preset", STUDY.presets)
 def test_models_of_a_size_differ_only_in_their_mixture(preset):
-    runs = {run.name: to_dict(run) for run in make_plan([STUDY], preset, [STUDY.name], 1).runs}
+    runs = {run.name: to_dict(run) for run in select_runs([STUDY], preset, [STUDY.name], 1).runs}
     for name, sparse in runs.items():
         if laptop.MODELS[name].experts:
             assert sparse["model"]["moe"]["num_experts"] == laptop.MODELS[name].experts

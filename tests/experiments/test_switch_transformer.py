@@ -21,10 +21,10 @@ from moe_jax.claims.claims import read_claims
 from moe_jax.configuration import to_dict
 from moe_jax.results.notes import read_notes
 from moe_jax.results.rows import read_rows
-from moe_jax.study import plan as plans
 from moe_jax.study import run as run_module
-from moe_jax.study.plan import Plan
+from moe_jax.study import selection as selections
 from moe_jax.study.run import run_studies
+from moe_jax.study.selection import Selection
 from moe_jax.study.study import Preset
 from moe_jax.study.sweep import run_name
 from moe_jax.training.config import TrainConfig
@@ -44,8 +44,8 @@ def config_of(preset: str, model: str) -> TrainConfig:
     return TrainConfig.from_dict(GET_CONFIG[preset](model).to_dict())
 
 
-def make_plan(preset: str, asked: list[str], seeds: int | None, *more) -> Plan:
-    return plans.make_plan(STUDIES, preset, asked, seeds, *more)
+def select_runs(preset: str, asked: list[str], seeds: int | None, *more) -> Selection:
+    return selections.select_runs(STUDIES, preset, asked, seeds, *more)
 
 
 def costlier(model: str) -> bool:
@@ -97,53 +97,53 @@ def test_models_are_trained_on_the_same(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", GET_CONFIG)
 def test_a_model_is_trained_once_and_after_what_it_needs(preset: str) -> None:
-    plan = make_plan(preset, list(laptop.STUDIES), 2)
-    unnamed = collections.Counter(json.dumps(to_dict(config) | {"name": ""}) for config in plan.runs)
+    selection = select_runs(preset, list(laptop.STUDIES), 2)
+    unnamed = collections.Counter(json.dumps(to_dict(config) | {"name": ""}) for config in selection.runs)
     assert set(unnamed.values()) == {1}
     done: set[str] = set()
     # As a sweep orders them.
-    for config in sorted(plan.runs, key=lambda config: config.seed):
+    for config in sorted(selection.runs, key=lambda config: config.seed):
         needed = {part.run for part in (config.start, config.distillation) if part}
         assert needed <= done
         done.add(run_name(config))
-    assert {study: len(rows) for study, rows in plan.tables.items()} == {
+    assert {study: len(rows) for study, rows in selection.tables.items()} == {
         study: 2 * len(models) for study, models in laptop.STUDIES.items()
     }
 
 
 def test_what_other_runs_need_is_trained_with_them() -> None:
-    plan = make_plan("laptop", ["distillation_fine_tuned"], 1)
-    assert [(config.name, config.start is not None) for config in plan.runs] == [
+    selection = select_runs("laptop", ["distillation_fine_tuned"], 1)
+    assert [(config.name, config.start is not None) for config in selection.runs] == [
         ("dense", False),
         ("dense-0.1", True),
         ("switch-64", False),
         ("teacher", True),
         ("distilled", True),
     ]
-    student, teacher, distilled = (plan.runs[i] for i in (1, 3, 4))
+    student, teacher, distilled = (selection.runs[i] for i in (1, 3, 4))
     assert distilled.start == student.start
     assert distilled.distillation.run == run_name(teacher)
 
 
 def test_seeds_are_the_study_s_unless_asked_for() -> None:
     counts = [
-        len({entry.named.seed for entry in make_plan("laptop", ["initialization"], seeds).tables["initialization"]})
+        len({entry.named.seed for entry in select_runs("laptop", ["initialization"], seeds).tables["initialization"]})
         for seeds in (None, 2)
     ]
     assert counts == [6, 2]
-    assert len({entry.run.seed for entry in make_plan("laptop", ["exploration"], None).tables["exploration"]}) == 3
+    assert len({entry.run.seed for entry in select_runs("laptop", ["exploration"], None).tables["exploration"]}) == 3
 
 
 def test_some_models_with_other_fields() -> None:
     """What a model starts from or learns from has them too, and is there though it is not asked for."""
     only, assignments = ("student", "distilled"), ("steps=107", "data.batch_size=192")
-    plan = make_plan("laptop", ["distillation"], 1, only, assignments)
-    assert [entry.named.name for entry in plan.tables["distillation"]] == list(only)
+    selection = select_runs("laptop", ["distillation"], 1, only, assignments)
+    assert [entry.named.name for entry in selection.tables["distillation"]] == list(only)
     # The student is the dense model of another study.
-    assert {run.name for run in plan.runs} == {"dense", "switch-64", "distilled"}
-    assert {(run.steps, run.data.batch_size) for run in plan.runs} == {(107, 192)}
-    all_of_it = make_plan("laptop", ["distillation"], 1)
-    assert not set(map(run_name, plan.runs)) & set(map(run_name, all_of_it.runs))
+    assert {run.name for run in selection.runs} == {"dense", "switch-64", "distilled"}
+    assert {(run.steps, run.data.batch_size) for run in selection.runs} == {(107, 192)}
+    all_of_it = select_runs("laptop", ["distillation"], 1)
+    assert not set(map(run_name, selection.runs)) & set(map(run_name, all_of_it.runs))
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ from moe_jax.accounting.flops import flops_per_token
 from moe_jax.accounting.parameters import count_parameters
 from moe_jax.configuration import to_dict
 from moe_jax.results.rows import final_loss, read_rows
-from moe_jax.study.plan import make_plan
 from moe_jax.study.run import run_study
+from moe_jax.study.selection import select_runs
 from moe_jax.study.study import Preset, Study
 from moe_jax.training import loop
 from moe_jax.training.config import TrainConfig
 
 
 def models(preset: str) -> dict[str, TrainConfig]:
-    return {config.name: config for config in make_plan([STUDY], preset, [STUDY.name], 1).runs}
+    return {config.name: config for config in select_runs([STUDY], preset, [STUDY.name], 1).runs}
 
 
 @pytest.mark.parametrize("preset", STUDY.presets)
@@ -50,7 +50,7 @@ def test_a_token_costs_the_same_but_for_the_router(preset: str) -> None:
 
 def test_a_seed_of_every_model_comes_before_the_next_seed() -> None:
     models = ["dense", "switch-4", "switch-16", "switch-64"]
-    runs = [(config.seed, config.name) for config in make_plan([STUDY], "laptop", [STUDY.name]).runs]
+    runs = [(config.seed, config.name) for config in select_runs([STUDY], "laptop", [STUDY.name]).runs]
     assert runs == [(seed, model) for seed in range(3) for model in models]
 
 

@@ -154,7 +154,7 @@ def test_tokens_are_a_batch_of_sequences(shape):
     ("fields", "says"),
     [
         ({"shared_dim": 4}, r"^shared_dim is 4; accepted: None, with ffn='linear'"),
-        ({"combine": "mix"}, r"^combine is 'mix'; accepted: output, with a mixture in the attention"),
+        ({"combine": "mix"}, r"^combine is 'mix'; accepted: output, for experts in the attention"),
     ],
 )
 def test_linear_experts_take_the_place_of_a_projection_and_of_nothing_else(fields, says):

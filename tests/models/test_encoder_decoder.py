@@ -143,7 +143,7 @@ def test_attention_by_one_linear_expert_is_dense_attention():
         ({"dropout": 1.0}, "dropout is 1.0; accepted: 0 to below 1"),
         (
             {"moe": EVERYWHERE | {"num_experts": 4, "combine": "mix"}},
-            "moe.combine is 'mix'; accepted: output, with",
+            "moe.combine is 'mix'; accepted: output, for",
         ),
         ({"moe": {"num_experts": 4, "places": ()}}, r"moe.places is \(\); accepted: one or both of feed_forward"),
         ({"moe": {"num_experts": 4, "dropout": -0.1}}, "moe.dropout is -0.1; accepted: 0 to below 1, or None"),

@@ -78,8 +78,20 @@ def test_nats_are_the_loss_s_unit_alone(tmp_path):
         metric: write_paper_report(rows, tmp_path, dataclasses.replace(TABLE, metric=metric), "").read_text()
         for metric in ("loss", "exact_match")
     }
-    assert "Ours: negative log perplexity on validation text after the last step, nats per token, high" in said["loss"]
-    assert "Ours: exact match on validation text after the last step, higher is better" in said["exact_match"]
+    after = "on validation text after the last step"
+    assert f"- ours, negative log perplexity: {after}, nats per target token, higher is better" in said["loss"]
+    assert f"- ours, exact match: {after}, higher is better" in said["exact_match"]
+
+
+def test_columns_are_explained(tmp_path):
+    table = dataclasses.replace(TABLE, others={"step_speed_up": {"switch-64": "7.5"}, "parameters": {}})
+    rows = fake_rows(2)
+    text = write_paper_report(rows, tmp_path, table, "").read_text()
+    explained = re.findall(r"^- ([^:]+): .+\.$", text, re.MULTILINE)
+    assert explained[:5] == ["ours, negative log perplexity", "Δ", "speed-up in steps", "FLOPs", "diverged"]
+    assert "- diverged: no seed did." in text
+    rows[1] |= {"diverged": True}
+    assert "- diverged: seeds that diverged" in write_paper_report(rows, tmp_path, table, "").read_text()
 
 
 def test_the_report_is_complete(tmp_path):

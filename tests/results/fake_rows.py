@@ -35,7 +35,8 @@ def fake_rows(seeds: int = 3, **options) -> list[dict]:
 
 def fake_config(experts: int, seed: int) -> dict:
     moe = {"num_experts": experts} if experts else None
-    return {"seed": seed, "model": {"moe_layers": [1, 3] if experts else [], "moe": moe}}
+    model = {"num_layers": 4, "model_dim": 64, "moe_layers": [1, 3] if experts else [], "moe": moe}
+    return {"seed": seed, "steps": 1000, "data": {"batch_size": 16, "sequence_length": 256}, "model": model}
 
 
 def _step_seconds(experts: int) -> float:

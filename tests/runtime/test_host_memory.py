@@ -51,6 +51,8 @@ def test_a_program_keeps_it_from_the_start(module, monkeypatch):
     monkeypatch.setattr(host_memory, "keep_freed_memory", lambda: calls.append(module))
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     monkeypatch.delitem(sys.modules, module, raising=False)
+    # The code that runs here checks its types: as the module's byte code it would fail in other processes.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     with pytest.raises(SystemExit):
         runpy.run_module(module, run_name="__main__")
     assert calls == [module]

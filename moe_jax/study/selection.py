@@ -1,4 +1,4 @@
-"""Plans: the runs that studies train, each once, and the rows of the studies' tables that they become."""
+"""Selections: the runs that studies train, each once, and the rows of the studies' tables that they become."""
 
 import json
 import posixpath
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     run: TrainConfig
 
 
-class Plan(NamedTuple):
+class Selection(NamedTuple):
     """The runs of some studies and the rows that they become.
 
     Attributes:
@@ -43,15 +43,15 @@ class Plan(NamedTuple):
     tables: dict[str, list[Entry]]
 
 
-def make_plan(
+def select_runs(
     studies: Sequence[Study],
     preset: str,
     asked: Sequence[str],
     seeds: int | None = None,
     only: Sequence[str] = (),
     assignments: Sequence[str] = (),
-) -> Plan:
-    """Plans the runs of some of a family of studies.
+) -> Selection:
+    """Selects the runs of some of a family of studies.
 
     A run that several studies have is trained once, under the name that the first of all studies gives it, whichever
     are asked for.
@@ -59,9 +59,9 @@ def make_plan(
     Args:
       studies: all studies of the family.
       preset: a name in `Study.presets`.
-      asked: names of the studies to plan.
+      asked: names of the studies to select from.
       seeds: runs of each model; None takes the preset's number.
-      only: names of the models to plan of each study; all if empty.
+      only: names of the models to select of each study; all if empty.
       assignments: `KEY=VALUE` for all configurations, those of runs that others need too.
 
     Raises:
@@ -81,7 +81,7 @@ def make_plan(
     runs: dict[tuple[str, int], TrainConfig] = {}
 
     def run(key: str, seed: int) -> TrainConfig:
-        """Returns the run of a model, after planning those that it needs."""
+        """Returns the run of a model, after selecting those that it needs."""
         key = first[_identity(fields[key], shared)]
         if (key, seed) not in runs:
             values = fields[key] | {"seed": seed}
@@ -104,7 +104,7 @@ def make_plan(
             for model in models
             if seed < count[model.key]
         ]
-    return Plan(list(runs.values()), tables)
+    return Selection(list(runs.values()), tables)
 
 
 def _require_known(only: Sequence[str], studies: Sequence[Study]) -> None:
@@ -137,14 +137,14 @@ def write_table(rows: Sequence[Row], table: Sequence[Entry], path: Path) -> None
     write_whole(path, "".join(lines))
 
 
-def restore_rows(plan: Plan, output: Path) -> None:
+def restore_rows(selection: Selection, output: Path) -> None:
     """Adds to the table of runs, `results.jsonl`, the rows that only the studies' tables have.
 
     It holds nothing that these do not, so a repository keeps only them.
     """
     path = output / "results.jsonl"
     known = {row.get("run") for row in read_rows(path)}
-    for study, table in plan.tables.items():
+    for study, table in selection.tables.items():
         runs = {run_name(entry.run): entry.run for entry in table}
         for row in read_rows(output / study / "results.jsonl"):
             run = runs.get(row.get("run"))
