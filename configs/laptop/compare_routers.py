@@ -14,11 +14,15 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from moe_jax.configuration import require_name
+from moe_jax.layers.moe import MoEConfig
+from moe_jax.routing import KINDS, ROUTERS
 
 EXPERTS_PER_CHOICE = 8
+FFN_DIM = 512
+GROUP = 8 * 128
 
 # Differences from a mixture of 8 * k experts of width ffn_dim / k with k = 2, a capacity factor of 1.25 and the router
-# of the variant's name.
+# of the variant's name. Routers without a line are variants, too.
 VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {},
     "dense_mixture": {"k": 8, "num_experts": 8, "capacity_factor": None},
@@ -43,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "sparse_mixer": {},
     "quantile": {},
-    "remoe": {"capacity_factor": None},
+    "remoe": {},
     "expert_choice": {"capacity_factor": 1.0},
     "expert_choice-capped": {"router": {"kind": "expert_choice", "most": 3}, "capacity_factor": 1.0},
     "expert_choice-seen": {
@@ -57,8 +61,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "soft_moe": {"k": 1, "capacity_factor": None, "group_size": 128},
 }
 
-# Variants that see later tokens while they train, or always.
-NONCAUSAL = ("expert_choice", "expert_choice-capped", "vmoe-batch", "base", "sinkhorn", "soft_moe")
+VARIANTS |= {name: {} for name in ROUTERS if name not in VARIANTS}
+
+
+def _mixture(variant: str) -> dict[str, Any]:
+    """Returns a variant's mixture; its k experts cost as much as the dense layer."""
+    own = VARIANTS[variant]
+    router = KINDS.make(own.get("router", variant), "router")
+    k = own.get("k") or (2 if router.choices_allowed is None else router.choices_allowed[0])
+    fields = {
+        "router": variant,
+        "k": k,
+        "num_experts": EXPERTS_PER_CHOICE * k,
+        "expert_dim": FFN_DIM // k,
+        "capacity_factor": 1.25 if router.drops else None,
+        "group_size": GROUP,
+    } | own
+    if fields["capacity_factor"] == 1.25:
+        fields["eval_capacity_factor"] = 2.0
+    return fields
+
+
+NONCAUSAL = tuple(variant for variant in VARIANTS if variant != "dense" and not MoEConfig(**_mixture(variant)).causal)
+"""Variants that see later tokens while they train, or always."""
 
 
 class Kind(NamedTuple):
@@ -101,13 +126,13 @@ def get_config(model: str = "switch") -> ConfigDict:
     config.model.vocab_size = 512 + (task == "masked")
     config.model.num_layers = 2
     config.model.model_dim = 128
-    config.model.ffn_dim = 512
+    config.model.ffn_dim = FFN_DIM
     config.model.ffn = "relu"
     config.model.attention = ConfigDict({"heads": 2, "positions": "t5"})
     config.model.causal = task == "causal"
     if variant != "dense":
         config.model.moe_layers = (1,)
-        config.model.moe = ConfigDict(_mixture(variant, config.model.ffn_dim, 8 * 128))
+        config.model.moe = ConfigDict(_mixture(variant))
     return config
 
 
@@ -118,20 +143,3 @@ def get_quick_config(model: str = "switch") -> ConfigDict:
     config.eval_batches = 2
     config.optimizer.warmup_steps = 5
     return config
-
-
-def _mixture(variant: str, ffn_dim: int, tokens: int) -> dict[str, Any]:
-    """Returns a variant's mixture in groups of `tokens`; k experts cost as much as a dense layer of width `ffn_dim`."""
-    own = VARIANTS[variant]
-    k = own.get("k", 2)
-    fields = {
-        "router": variant,
-        "k": k,
-        "num_experts": EXPERTS_PER_CHOICE * k,
-        "expert_dim": ffn_dim // k,
-        "capacity_factor": 1.25,
-        "group_size": tokens,
-    } | own
-    if fields["capacity_factor"] == 1.25:
-        fields["eval_capacity_factor"] = 2.0
-    return fields
