@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 
@@ -35,3 +36,13 @@ def assert_trees_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> N
         name = jax.tree_util.keystr(path)
         compare = assert_each_close if "experts_" in name else assert_close
         compare(one, other, tolerance, name)
+
+
+def assert_trees_equal(actual: Any, expected: Any) -> None:
+    """Structures, types and all values are the same, of random keys their data."""
+
+    def plain(leaf: Any) -> Any:
+        is_key = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    chex.assert_trees_all_equal(jax.tree.map(plain, actual), jax.tree.map(plain, expected), strict=True)

@@ -11,6 +11,7 @@ from moe_jax.configuration import ConfigError
 from moe_jax.data.config import DataConfig
 from moe_jax.data.pipeline import load_text
 from moe_jax.data.tasks import TASKS, Causal, Masked, SpanCorruption
+from tests.comparison import assert_trees_equal
 
 S, B = 16, 4
 
@@ -43,14 +44,6 @@ def rows(batches):
     return [tuple(row) for batch in batches for row in batch["tokens"].tolist()]
 
 
-def assert_same(first, second):
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        assert one.keys() == other.keys()
-        for key in one:
-            np.testing.assert_array_equal(one[key], other[key])
-
-
 def test_a_batch_has_the_shapes_and_types_it_promises(data):
     (batch,) = take(data.train_batches(seed=0), 1)
     assert {key: (array.shape, str(array.dtype)) for key, array in batch.items()} == {
@@ -74,7 +67,7 @@ def test_each_epoch_holds_every_sequence_once_in_another_order(data):
 
 def test_the_seed_decides_the_order(data):
     first, again, other = (take(data.train_batches(seed), 5) for seed in (0, 0, 1))
-    assert_same(first, again)
+    assert_trees_equal(first, again)
     assert rows(first) != rows(other)
 
 
@@ -94,7 +87,7 @@ def test_any_number_of_processes_shares_the_same_global_batches(folder, task, pr
     together = [
         {key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in zip(*parts, strict=True)
     ]
-    assert_same(together, take(data.train_batches(0), steps))
+    assert_trees_equal(together, take(data.train_batches(0), steps))
 
 
 @pytest.mark.parametrize("steps", [0, 1, 37])
@@ -106,13 +99,13 @@ def test_a_restored_iterator_goes_on_exactly(data, steps):
     restored = data.train_batches(0, 1, 2)
     take(restored, 3)
     restored.set_state(state)
-    assert_same(take(restored, 6), expected)
+    assert_trees_equal(take(restored, 6), expected)
 
 
 def test_validation_batches_are_fixed_different_and_spread_over_the_stream(data):
     available = len(data.validation) // B
     assert available >= 3
-    assert_same(data.validation_batches(2), data.validation_batches(2))
+    assert_trees_equal(data.validation_batches(2), data.validation_batches(2))
     everything = [tuple(data.validation[i]["tokens"].tolist()) for i in range(len(data.validation))]
     chosen = [everything.index(row) for row in rows(data.validation_batches(2))]
     assert len(set(chosen)) == 2 * B
@@ -165,8 +158,8 @@ def test_hidden_tokens_are_drawn_anew_in_each_epoch_and_are_fixed_for_validation
     later = take(iterator, 3)
     other = data.train_batches(seed=0)
     other.set_state(state)
-    assert_same(later, take(other, 3))
-    assert_same(first[:3], take(data.train_batches(seed=0), 3))
+    assert_trees_equal(later, take(other, 3))
+    assert_trees_equal(first[:3], take(data.train_batches(seed=0), 3))
     rows, targets, masks = (np.concatenate([b[key] for b in first]) for key in ("tokens", "targets", "loss_mask"))
     assert (rows[masks] == 257).mean() > 0.7
     assert not (rows[~masks] == 257).any()
@@ -174,6 +167,6 @@ def test_hidden_tokens_are_drawn_anew_in_each_epoch_and_are_fixed_for_validation
     for target, mask in zip(targets, masks, strict=True):
         by_text.setdefault(tuple(target), []).append(tuple(mask))
     assert sum(len(set(drawn)) == len(drawn) > 1 for drawn in by_text.values()) > len(by_text) / 2
-    assert_same(data.validation_batches(2), data.validation_batches(2))
+    assert_trees_equal(data.validation_batches(2), data.validation_batches(2))
     share = np.mean([batch["loss_mask"].mean() for batch in first])
     assert 0.2 < share < 0.35

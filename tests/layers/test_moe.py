@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,7 +140,7 @@ def test_padding_that_is_not_a_number_reaches_nothing(router, execution):
     expected = run(jnp.where(valid[..., None], x, 0.0), params)
     actual = run(jnp.where(valid[..., None], x, jnp.nan), params)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(actual))
+    chex.assert_tree_all_finite(actual)
     assert (actual[1][0][~valid] == 0).all()
     assert (actual[0][1][0][~valid] == 0).all()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,7 +108,7 @@ def test_bfloat16_stays_near_float32(name):
         assert_close(rounded, exact, 0.03)
     gradients = jax.jit(jax.grad(lambda p: small.loss(half, p, inputs)))(params)
     assert {g.dtype for g in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
-    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradients))
+    chex.assert_tree_all_finite(gradients)
 
 
 def test_a_dense_model_is_the_sparse_one_with_one_field_changed():

@@ -3,7 +3,6 @@
 import contextlib
 
 import jax
-import numpy as np
 import pytest
 
 from moe_jax.checkpoints.manager import Checkpoints
@@ -14,7 +13,7 @@ from moe_jax.training.mesh import make_mesh, state_shardings
 from moe_jax.training.optimizer import make_optimizer
 from moe_jax.training.state import abstract_state
 from moe_jax.training.trained import load_run
-from tests.comparison import assert_close
+from tests.comparison import assert_close, assert_trees_equal
 from tests.training.tiny_runs import first_state, lines_of, tiny_values, write_corpus
 
 SETS = {
@@ -33,13 +32,6 @@ def configuration(corpus=None, mesh=None, **fields):
     return TrainConfig.from_dict(tiny_values(corpus, SETS) | {"mesh": mesh or {}} | fields)
 
 
-def assert_same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_a_checkpoint_is_restored_on_any_mesh(optimizer, tmp_path):
     """8 to 1 to 2x4 to 2x2x2: parameters, moments, router state, key; each array where that mesh has it."""
@@ -52,7 +44,7 @@ def test_a_checkpoint_is_restored_on_any_mesh(optimizer, tmp_path):
         mesh = make_mesh(MeshConfig(**sizes))
         with contextlib.closing(Checkpoints(tmp_path / str(i))) as checkpoints:
             state, _ = checkpoints.restore(abstract_state(config, optimizer, mesh))
-        assert_same(state, first)
+        assert_trees_equal(state, first)
         shardings = state_shardings(state, config.model, mesh)
         for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
             assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from moe_jax.routing.router import RNG, RouterModule
 from moe_jax.routing.statistics import METRICS
 from moe_jax.training.optimizer import make_optimizer, make_schedule
 from moe_jax.training.step import make_eval_step, make_train_step
+from tests.comparison import assert_trees_equal
 from tests.training.tiny_runs import B, S, first_state, random_batch, tiny_config
 
 DENSE = {"model.moe_layers": (), "model.moe": None, "model.attention.positions": "t5", "optimizer.clip_norm": None}
@@ -36,13 +38,6 @@ def prepare(sets):
         state = first_state(config, optimizer)
         PREPARED[repr(sets)] = config, jax.jit(step), jax.jit(make_eval_step(config)), state
     return PREPARED[repr(sets)]
-
-
-def assert_same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_array_equal(a, b)
 
 
 def dense_loss(params, batch):
@@ -94,9 +89,22 @@ def test_a_step_is_a_pure_function():
     _, step, _, state = prepare({})
     before = jax.tree.map(jnp.copy, state)
     first, second = step(state, random_batch()), step(state, random_batch())
-    assert_same(first, second)
-    assert_same(state, before)
+    assert_trees_equal(first, second)
+    assert_trees_equal(state, before)
     assert int(first[0].step) == 1
+
+
+def test_steps_and_evaluations_are_compiled_once():
+    """A step's state has the types of the state that it took, weak types too."""
+    sets = {"model.moe.router": "deepseek"}
+    config, _, _, state = prepare(sets)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    train = make_train_step(config, optimizer, make_schedule(config.optimizer, config.steps))
+    step = jax.jit(chex.assert_max_traces(train, n=1))
+    evaluate = jax.jit(chex.assert_max_traces(make_eval_step(config), n=1))
+    for seed in range(3):
+        state, _ = step(state, random_batch(seed))
+        evaluate(state, random_batch(seed))
 
 
 def test_each_step_draws_anew_and_the_key_stays():
@@ -105,7 +113,7 @@ def test_each_step_draws_anew_and_the_key_stays():
     later, metrics = step(dataclasses.replace(state, step=jnp.int32(1)), batch)
     _, first = step(state, batch)
     assert metrics["load"]["layer_0"].tolist() != first["load"]["layer_0"].tolist()
-    assert_same(later.rng, state.rng)
+    assert_trees_equal(later.rng, state.rng)
 
 
 def test_padding_has_no_share_in_loss_gradient_or_routing():
@@ -176,7 +184,7 @@ def test_metrics_are_means_over_layers_and_load_is_of_each():
 def test_scanned_layers_report_what_unrolled_ones_do():
     _, step, _, state = prepare(STEERED)
     config, scanned_step, _, scanned = prepare(STEERED | {"model.scan_layers": True})
-    assert_same(unstack_layers(scanned.params, config.model), state.params)
+    assert_trees_equal(unstack_layers(scanned.params, config.model), state.params)
     (_, metrics), (_, scanned_metrics) = step(state, random_batch()), scanned_step(scanned, random_batch())
     assert list(metrics["load"]) == list(scanned_metrics["load"]) == ["layer_0", "layer_1"]
     assert metrics["load"]["layer_0"].tolist() != metrics["load"]["layer_1"].tolist()

@@ -14,7 +14,8 @@ from moe_jax.data.pipeline import load_text
 from moe_jax.data.tasks import SpanCorruption
 from moe_jax.data.tasks.pair_example import pair_example
 from moe_jax.data.tasks.span_corruption import Lengths, corrupt_spans, corrupted_lengths, draw_spans, longest_text
-from tests.data.test_pipeline import assert_same, take
+from tests.comparison import assert_trees_equal
+from tests.data.test_pipeline import take
 
 SENTINEL, END = 1000, 999
 
@@ -91,7 +92,7 @@ def test_an_example_by_hand():
         assert example[name].dtype == (bool if name == "loss_mask" else np.int32)
     batch = pair_example(inputs, targets, 8, 7, END)
     for i in range(2):
-        assert_same(
+        assert_trees_equal(
             [{name: array[i] for name, array in batch.items()}], [pair_example(inputs[i], targets[i], 8, 7, END)]
         )
 
@@ -125,10 +126,10 @@ def test_batches_are_drawn_anew_in_each_epoch_and_are_the_same_when_a_run_goes_o
     state = iterator.get_state()
     other = data.train_batches(seed=0)
     other.set_state(state)
-    assert_same(take(iterator, 2), take(other, 2))
+    assert_trees_equal(take(iterator, 2), take(other, 2))
     rows = [tuple(row) for part in seen for row in part["targets"].tolist()]
     assert len(set(rows)) > 0.9 * len(rows)
-    assert_same(data.validation_batches(2), data.validation_batches(2))
+    assert_trees_equal(data.validation_batches(2), data.validation_batches(2))
     # All of the stream, but for what is left of it at the end.
     stream = token_stream(load_corpus(config, tmp_path), "train", data.tokenizer, tmp_path)
     assert len(data.train) == len(stream) // config.task.lengths(32).text
