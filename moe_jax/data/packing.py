@@ -28,19 +28,19 @@ def token_stream(
 ) -> Integer[np.ndarray, "T"]:
     """Returns all tokens of a split, each document after a boundary, as a memory-mapped file.
 
-    The file is cached by the corpus's digest and the tokenizer's name.
+    The file is cached by the digests of the corpus and of the tokenizer.
 
     Args:
       corpus: the source of the documents.
       split: `train` or `validation`.
-      tokenizer: result of `load_tokenizer` for this corpus.
+      tokenizer: makes the tokens.
       cache_dir: folder of cached streams; `cache_directory()` if None.
 
     Returns:
       [T] of uint16, or uint32 where the vocabulary needs it.
     """
-    scheme = f"{tokenizer.name.replace(':', '-')}-{SCHEME}"
-    path = (cache_dir or cache_directory()) / "tokens" / f"{corpus.digest[:16]}-{scheme}-{split}.npy"
+    name = f"{corpus.digest[:16]}-{tokenizer.digest[:16]}-{SCHEME}-{split}.npy"
+    path = (cache_dir or cache_directory()) / "tokens" / name
     if not path.exists():
         with write_beside(path) as beside:
             np.save(beside, tokenise(corpus.documents(split), tokenizer))

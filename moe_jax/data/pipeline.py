@@ -18,7 +18,7 @@ from moe_jax.data.corpora import load_corpus
 from moe_jax.data.packing import Batch, Example, token_stream
 from moe_jax.data.pairs import load_pairs
 from moe_jax.data.tasks import Examples
-from moe_jax.data.tokenization import Tokenizer, load_tokenizer
+from moe_jax.data.tokenization import ByteTokenizer, Tokenizer, load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TextData:
 
     Attributes:
       corpus_name: `data.corpus` of the configuration.
-      digest: digest of the corpus.
+      digest: see `token_digest`.
       tokenizer: the tokenizer that made the tokens.
       batch_size: B, over all processes.
       train: training examples.
@@ -130,21 +130,27 @@ Contents = tuple[str, Tokenizer, Mapping[docs.Split, Any]]
 def _load_streams(config: DataConfig, cache_dir: Path | None) -> Contents:
     """Loads the documents of each split as one stream of tokens."""
     corpus = load_corpus(config, cache_dir)
-    tokenizer = _tokenizer(config, corpus, cache_dir)
+    tokenizer = tokenizer_of(config, corpus, cache_dir)
     streams = {split: token_stream(corpus, split, tokenizer, cache_dir) for split in docs.SPLITS}
-    return corpus.digest, tokenizer, streams
+    return token_digest(corpus.digest, tokenizer), tokenizer, streams
 
 
 def _load_pairs(config: DataConfig, cache_dir: Path | None) -> Contents:
     """Loads the pairs of each split."""
     found = load_pairs(config, cache_dir)
-    tokenizer = _tokenizer(config, None, cache_dir)
-    digest = docs.content_digest(f"{found.digest} {tokenizer.name} {config.tokenizer_corpus}".encode())
-    return digest, tokenizer, found.splits
+    tokenizer = tokenizer_of(config, None, cache_dir)
+    return token_digest(found.digest, tokenizer), tokenizer, found.splits
 
 
-def _tokenizer(config: DataConfig, corpus: docs.Corpus | None, cache_dir: Path | None) -> Tokenizer:
-    """Loads the tokenizer, trained on `tokenizer_corpus` if the configuration names one."""
+def token_digest(corpus_digest: str, tokenizer: Tokenizer) -> str:
+    """Returns the digest of a corpus as tokens: the corpus's own for bytes, else one of corpus and tokenizer."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return corpus_digest
+    return docs.content_digest(f"{corpus_digest} {tokenizer.digest}".encode())
+
+
+def tokenizer_of(config: DataConfig, corpus: docs.Corpus | None, cache_dir: Path | None = None) -> Tokenizer:
+    """Loads the tokenizer of `config`, trained on `tokenizer_corpus` if it names one, else on `corpus`."""
     if config.tokenizer_corpus is not None:
         trained_on = DataConfig(corpus=config.tokenizer_corpus, validation_fraction=config.validation_fraction)
         corpus = load_corpus(trained_on, cache_dir)

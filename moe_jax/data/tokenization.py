@@ -15,7 +15,7 @@ from jaxtyping import Int32, Integer
 
 from moe_jax.configuration import require
 from moe_jax.data.cache import cache_directory
-from moe_jax.data.documents import Corpus
+from moe_jax.data.documents import Corpus, content_digest
 from moe_jax.runtime.files import write_beside
 
 SCHEME = "v1"  # Part of the names of cached files: change it with every change of a corpus's tokens.
@@ -28,12 +28,14 @@ class Tokenizer(Protocol):
 
     Attributes:
       name: `data.tokenizer` of the configuration.
+      digest: SHA-256 in hex of all that decides the tokens of a text.
       vocab_size: V, with the boundary.
       boundary_id: the token that precedes each document, V - 1.
       token_bytes: [V], number of UTF-8 bytes that each token stands for; 0 for the boundary.
     """
 
     name: str
+    digest: str
     vocab_size: int
     boundary_id: int
     token_bytes: Int32[np.ndarray, "V"]
@@ -55,6 +57,7 @@ class ByteTokenizer:
     """A tokenizer with a token for each of the 256 bytes, and the boundary."""
 
     name = "bytes"
+    digest = content_digest(b"bytes")
     vocab_size = 257
     boundary_id = 256
     token_bytes = np.array([1] * 256 + [0], np.int32)
@@ -81,6 +84,7 @@ class BytePairTokenizer:
         self.boundary_id = encoding.get_vocab_size()
         self.vocab_size = self.boundary_id + 1
         self.name = f"bpe:{self.vocab_size}"
+        self.digest = content_digest(encoding.to_str().encode())
         lengths = [len(encoding.id_to_token(token)) for token in range(self.boundary_id)]
         self.token_bytes = np.array([*lengths, 0], np.int32)
 

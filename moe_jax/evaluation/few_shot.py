@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 
 from moe_jax.configuration import require
 from moe_jax.data.documents import Corpus
-from moe_jax.data.tokenization import Tokenizer, load_tokenizer
+from moe_jax.data.pipeline import token_digest, tokenizer_of
+from moe_jax.data.tokenization import Tokenizer
 from moe_jax.evaluation.examples import Example
 from moe_jax.evaluation.prompts import Prompt, draw_demonstrations, make_prompt
 from moe_jax.evaluation.scoring import ScoreSpans, SpanScore, make_scorer
@@ -102,11 +103,12 @@ def scorer_of(run: TrainedRun, corpus: Corpus, batch_size: int = 16) -> Scorer:
     Raises:
       ConfigError: the corpus is no longer what it was, so its tokenizer may be another; or see `scoring_config`.
     """
-    run.require_corpus(corpus.name, corpus.digest)
+    tokenizer = tokenizer_of(run.config.data, corpus)
+    run.require_corpus(corpus.name, token_digest(corpus.digest, tokenizer))
     max_tokens = run.config.data.sequence_length
     state = run.state
     score = make_scorer(run.config.model, state.params, state.router_state, max_tokens, batch_size)
-    return Scorer(load_tokenizer(run.config.data.tokenizer, corpus), max_tokens, score)
+    return Scorer(tokenizer, max_tokens, score)
 
 
 def score_task(

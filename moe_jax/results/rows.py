@@ -46,7 +46,7 @@ class Row(TypedDict):
       run: folder of the run that the row is of.
       digest: of what differs from the defaults in `config`, the seed aside.
       config: the full nested configuration, with name and seed.
-      corpus: `name` and `digest` of the text that it was trained and validated on.
+      corpus: `name` and `digest` of the text, as tokens, that it was trained and validated on.
       git_revision: of the code, when training began; see `moe_jax.study.provenance`.
       host: the machine; see `moe_jax.study.provenance`.
       versions: of the libraries; see `moe_jax.study.provenance`.

@@ -14,7 +14,7 @@ class RunResult:
         training (those metrics of routing that the training step logged, {} if it logged none); scores, if the task
         has any.
       corpus_name: name of the corpus.
-      corpus_digest: digest of the corpus.
+      corpus_digest: digest of the corpus as tokens, see `moe_jax.data.pipeline.token_digest`.
       seconds: seconds of training, without compilation, evaluation and checkpoints.
       compile_seconds: seconds of compiling the training and the evaluation step, in the session that finished the run;
         near 0 if both came from a cache.

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from moe_jax.checkpoints.manager import Checkpoints, complete_steps
+from moe_jax.checkpoints.manager import complete_steps, read_newest
 from moe_jax.configuration import ConfigError
 from moe_jax.training.config import MeshConfig, TrainConfig
 from moe_jax.training.mesh import make_mesh
@@ -19,7 +19,7 @@ class TrainedRun:
     Attributes:
       config: configuration of the run.
       state: state of the checkpoint; `state.step` is its step, `state.params` are the model's parameters.
-      corpus_digest: digest of the corpus that the model was trained on.
+      corpus_digest: digest of the text, as tokens, that the model was trained on.
     """
 
     config: TrainConfig
@@ -54,12 +54,9 @@ def load_run(workdir: Path) -> TrainedRun:
     config = TrainConfig.from_dict(written["config"])
     if not (workdir / "checkpoints").is_dir():
         raise ConfigError(f"workdir is {str(workdir)!r}, which has no checkpoints; {accepted}")
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    try:
-        if checkpoints.latest_step() is None:
-            raise ConfigError(f"workdir is {str(workdir)!r}, which has no checkpoint yet; {accepted}")
-        optimizer = make_optimizer(config.optimizer, config.steps)
-        state, _ = checkpoints.restore(abstract_state(config, optimizer, make_mesh(MeshConfig())))
-    finally:
-        checkpoints.close()
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    like = abstract_state(config, optimizer, make_mesh(MeshConfig()))
+    state = read_newest(workdir / "checkpoints", like)
+    if state is None:
+        raise ConfigError(f"workdir is {str(workdir)!r}, which has no checkpoint yet; {accepted}")
     return TrainedRun(config, state, written["corpus"]["digest"])

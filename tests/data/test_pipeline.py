@@ -90,6 +90,21 @@ def test_any_number_of_processes_shares_the_same_global_batches(folder, task, pr
     assert_trees_equal(together, take(data.train_batches(0), steps))
 
 
+def test_tokens_are_cached_by_the_tokenizer_that_made_them(folder, tmp_path):
+    """One name, `bpe:280`, trained on two corpora: other tokens of one text, and other digests."""
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text(f"{i} zz qq zz qq vv ww " * 40)
+    other = {"tokenizer": "bpe:280", "tokenizer_corpus": f"text_files:{tmp_path}/*.txt"}
+    cache = tmp_path / "cache"
+    first, second = (load_text(config_of(folder, **fields), cache) for fields in ({"tokenizer": "bpe:280"}, other))
+    fresh = load_text(config_of(folder, **other), tmp_path / "fresh")
+    assert first.digest != second.digest == fresh.digest
+    assert_trees_equal(take(second.train_batches(0), 3), take(fresh.train_batches(0), 3))
+    texts = [data.tokenizer.decode(data.train[0]["tokens"]) for data in (first, second)]
+    assert texts[0].startswith(texts[1][:20]) or texts[1].startswith(texts[0][:20])
+    assert first.train[0]["tokens"].tolist() != second.train[0]["tokens"].tolist()
+
+
 @pytest.mark.parametrize("steps", [0, 1, 37])
 def test_a_restored_iterator_goes_on_exactly(data, steps):
     iterator = data.train_batches(0, 1, 2)
