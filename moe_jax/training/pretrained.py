@@ -1,6 +1,7 @@
-"""Parameters from another run: initial ones, or those of a teacher."""
+"""Parameters and router state from another run: initial ones, or those of a teacher."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from moe_jax.models.config import ModelConfig
 from moe_jax.models.parameters import Params, init_params
 from moe_jax.models.paths import MIXTURES, stack_layers, unstack_layers
 from moe_jax.training.config import TrainConfig
+from moe_jax.training.rebalance import at_own_index
+from moe_jax.training.state import TrainState
 from moe_jax.training.trained import load_run
 
 
@@ -47,8 +50,23 @@ def load_teacher(config: TrainConfig, workdir: Path) -> Teacher | None:
     return Teacher(trained.config.model, (trained.state.params, trained.state.router_state))
 
 
-def load_start(config: TrainConfig, workdir: Path) -> Params | None:
-    """Loads the parameters that `config.start` takes from another run, by their paths; None without `start`.
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Arrays that a run takes from another, by their paths in a model whose layers are not scanned.
+
+    Attributes:
+      params: parameters.
+      router_state: what its routers remember, such as selection biases; each expert is at its own index.
+    """
+
+    params: Mapping[str, Array]
+    router_state: Mapping[str, Array]
+
+
+def load_start(config: TrainConfig, workdir: Path) -> Start | None:
+    """Loads what `config.start` takes from another run; None without `start`.
+
+    With `start.parts` `all`, that is all parameters, and what routers remember where both runs' routers remember it.
 
     Args:
       config: the run to start.
@@ -61,7 +79,8 @@ def load_start(config: TrainConfig, workdir: Path) -> Params | None:
     if start is None:
         return None
     trained = load_run(resolve(start.run, workdir))
-    known = _by_place(_unrolled(trained.state.params, trained.config.model))
+    state = at_own_index(trained.state.params, trained.state.router_state)
+    known, remembered = (_by_place(_unrolled(tree, trained.config.model)) for tree in state)
     ours = _by_place(jax.eval_shape(lambda: init_params(_plain(config.model), jax.random.key(0))))
     if start.parts == "outside_mixtures":
         ours = {place: x for place, x in ours.items() if not any(f"['{name}']" in place for name in MIXTURES)}
@@ -69,18 +88,24 @@ def load_start(config: TrainConfig, workdir: Path) -> Params | None:
     if start.parts == "all":
         for place, x in ours.items():
             require(fits[place], "start.run", start.run, f"a run with a parameter {place} of shape {x.shape}")
-    return {place: known[place] for place in ours if fits[place]}
+    return Start({place: known[place] for place in ours if fits[place]}, remembered if start.parts == "all" else {})
 
 
-def start_from(given: Params, params: Params, config: ModelConfig) -> Params:
-    """Replaces the parameters that `load_start` gave; the sharding of `params` stays."""
+def start_from(start: Start, state: TrainState, config: ModelConfig) -> TrainState:
+    """Replaces what `start` has in a first state; all shardings stay."""
 
-    def taken(path: tuple[Any, ...], x: Array) -> Array:
-        return given.get(jax.tree_util.keystr(path), x)
+    def replaced(tree: Params, given: Mapping[str, Array]) -> Params:
+        def taken(path: tuple[Any, ...], x: Array) -> Array:
+            found = given.get(jax.tree_util.keystr(path), x)
+            return found if found.shape == x.shape else x
 
-    result = jax.tree_util.tree_map_with_path(taken, _unrolled(params, config))
-    result = stack_layers(result, config) if config.scan_layers else result
-    return jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), result, params)
+        result = jax.tree_util.tree_map_with_path(taken, _unrolled(tree, config))
+        result = stack_layers(result, config) if config.scan_layers else result
+        return jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), result, tree)
+
+    return state.replace(
+        params=replaced(state.params, start.params), router_state=replaced(state.router_state, start.router_state)
+    )
 
 
 def resolve(run: str, workdir: Path) -> Path:

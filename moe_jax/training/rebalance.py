@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.experts.parallel.balance import balanced_placement
 from moe_jax.models.config import ModelConfig
+from moe_jax.models.parameters import Params
 from moe_jax.models.paths import DECODER, ENCODER, MIXTURES, MixturePath, layers_at
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.mesh import state_shardings
@@ -50,6 +51,25 @@ def rebalance(
     source = {path: np.take_along_axis(now[path], np.argsort(new[path], axis=-1), axis=-1) for path in now}
     leaves, tree = jax.tree.flatten(state_shardings(state, model, mesh))
     return _mover(tuple(leaves), tree)(state, new, source)
+
+
+def at_own_index(params: Params, router_state: Any) -> tuple[Params, Any]:
+    """Returns parameters with each expert at its own index, and the router state without a placement."""
+    placements = _placements(router_state)
+
+    def moved(path: tuple[Any, ...], leaf: Array) -> Array:
+        names = _names(path)
+        rows = placements.get(_mixture(names)) if names[-1].startswith("experts_") else None
+        return leaf if rows is None else _take(leaf, rows)
+
+    def without(tree: Any) -> Any:
+        return (
+            {name: without(part) for name, part in tree.items() if name != "placement"}
+            if isinstance(tree, dict)
+            else tree
+        )
+
+    return jax.tree_util.tree_map_with_path(moved, params), without(router_state)
 
 
 def mixtures_at(names: tuple[str, ...], config: ModelConfig) -> list[MixturePath]:

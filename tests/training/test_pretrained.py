@@ -10,9 +10,11 @@ import optax
 import pytest
 
 from moe_jax.configuration import ConfigError, to_dict
+from moe_jax.experts.parallel.strategies import ParallelConfig
 from moe_jax.models.decoder import Decoder
 from moe_jax.results.rows import final_loss
 from moe_jax.study.sweep import run_directory, run_sweep
+from moe_jax.training.config import MeshConfig, StartConfig
 from moe_jax.training.loop import train
 from moe_jax.training.optimizer import make_optimizer, make_schedule
 from moe_jax.training.step import answer_scores, make_train_step
@@ -49,6 +51,28 @@ def test_all_parameters_of_another_run(trained, tmp_path):
         curve = train(start, tmp_path / f"tuned-{scanned}", progress=False).curve
         last = [line for line in lines_of(folder / "teacher" / "metrics.jsonl") if line["split"] == "validation"][-1]
         assert curve[0]["validation_loss"] == pytest.approx(last["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["selection bias", "and experts that moved"])
+def test_what_routers_remember_comes_along(moved, tmp_path):
+    """The bias, which decides the experts; and each expert's own parameters, wherever another mesh had put them."""
+    sets = SHORT | {"model.moe.router": {"kind": "deepseek", "bias_rate": 0.03}, "steps": 7, "eval_every": 7, "seed": 5}
+    if moved:
+        sets |= {"mesh": {"expert": 2}, "model.moe.parallel.rebalance_every": 2, "checkpoint_every": 7}
+    config = tiny_config(write_corpus(tmp_path / "text"), sets)
+    last = train(config, tmp_path / "first", progress=False).curve[-1]
+    before = load_run(tmp_path / "first").state.router_state["layer_1"]["moe"]
+    assert np.abs(before["router"]["bias"]).max() > 0.03
+    if moved:
+        assert before["placement"].tolist() != sorted(before["placement"].tolist())
+    plain = dataclasses.replace(config.model, moe=dataclasses.replace(config.model.moe, parallel=ParallelConfig()))
+    start = StartConfig(str(tmp_path / "first"))
+    for scanned in (False, True):
+        model = dataclasses.replace(plain, scan_layers=scanned)
+        second = dataclasses.replace(config, seed=8, start=start, mesh=MeshConfig(), model=model)
+        first = train(second, tmp_path / f"second-{scanned}", progress=False).curve[0]
+        assert first["validation_loss"] == pytest.approx(last["validation_loss"], rel=1e-6)
+        assert first["load"]["layer_1"] == pytest.approx(last["load"]["layer_1"])
 
 
 def test_a_dense_student_takes_what_is_outside_mixtures(trained, tmp_path):
