@@ -111,9 +111,8 @@ class DeepSeek(Router):
         if self.bias_rate:
             selection += call.state["bias"][None, None]
         expert = group_limited_choices(selection, call.k, self.num_groups, self.groups_per_token, self.group_score)
-        weight = jnp.take_along_axis(scores, expert, axis=-1)
-        if self.renormalize:
-            weight = weight / (weight.sum(axis=-1, keepdims=True) + 1e-20)
+        chosen = jnp.take_along_axis(logits, expert, axis=-1)
+        weight = shares_of(chosen, self.score) if self.renormalize else jnp.take_along_axis(scores, expert, axis=-1)
         requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
         assignment = assign_choices(expert, weight * self.scale, requested, call.num_experts, call.capacity)
         return assignment, {"balance_loss": call.balance_loss(self.probabilities(logits, call), expert, tokens)}

@@ -39,7 +39,8 @@ def chance_in_top_k(
     chosen = jax.nn.one_hot(expert[..., :k], noisy.shape[-1], dtype=jnp.int32).sum(axis=-2) > 0
     # The k-th largest of the others: for a chosen expert the (k+1)-th of all.
     threshold = jnp.where(chosen, best[..., k, None], best[..., k - 1, None])
-    return jax.scipy.stats.norm.cdf((clean - threshold) / scale)
+    # A softplus can be 0 in float32, and the gradient divides by its square.
+    return jax.scipy.stats.norm.cdf((clean - threshold) / jnp.maximum(scale, 1e-6))
 
 
 def _counted(expert: Int[Array, "G S K"], num_experts: int) -> Float[Array, "G S E"]:

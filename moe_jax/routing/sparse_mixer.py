@@ -15,9 +15,11 @@ from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.router import Call, Router, Tokens
 from moe_jax.routing.statistics import Metrics
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.remat import decided
 
 
+@typed
 def mixed_choice(
     logits: Float[Array, "G S E"], allowed: Bool[Array, "G S E"], tolerance: float, rng: Key[Array, ""] | None
 ) -> tuple[Float[Array, "G S"], Int[Array, "G S"]]:
@@ -36,7 +38,7 @@ def mixed_choice(
     """
     masked = jnp.where(allowed, logits, -jnp.inf)
     best = masked.max(axis=-1, keepdims=True)
-    near = (best - logits) / jnp.maximum(jnp.abs(logits), best) <= 2 * tolerance
+    near = best - logits <= 2 * tolerance * jnp.maximum(jnp.abs(logits), best)
     masked = jnp.where(jax.lax.stop_gradient(near), masked, -jnp.inf)
     probabilities = jax.nn.softmax(masked)
     top = jnp.argmax(masked, axis=-1).astype(jnp.int32)

@@ -25,10 +25,13 @@ def scores_of(logits: Float[Array, "G S E"], score: Score) -> Float[Array, "G S 
     return jax.nn.softmax(logits) if score == "softmax" else jax.nn.sigmoid(logits)
 
 
-def shares_of(logits: Float[Array, "G S E"], score: Score) -> Float[Array, "G S E"]:
-    """Computes the scores scaled to sum to 1 over experts, for the balance loss (DeepSeek-V3, equation 19)."""
-    scores = scores_of(logits, score)
-    return scores if score == "softmax" else scores / (scores.sum(axis=-1, keepdims=True) + 1e-20)
+def shares_of(logits: Float[Array, "G S N"], score: Score) -> Float[Array, "G S N"]:
+    """Computes the scores scaled to sum to 1 over experts (DeepSeek-V3, equation 19).
+
+    Sigmoids are scaled as logarithms: in float32 all of a token's may be 0, and so may the square of their sum, by
+    which the gradient of a quotient divides.
+    """
+    return jax.nn.softmax(logits if score == "softmax" else jax.nn.log_sigmoid(logits))
 
 
 def require_learnable(renormalize: bool, k: int) -> None:
@@ -79,7 +82,9 @@ class TopK(Router):
 
     def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
         score, expert = best_choices(scores_of(logits, self.score), call.k)
-        weight = score / (score.sum(axis=-1, keepdims=True) + 1e-20) if self.renormalize else score
+        weight = score
+        if self.renormalize:
+            weight = shares_of(jnp.take_along_axis(logits, expert, axis=-1), self.score)
         requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
         assignment = assign_choices(expert, weight, requested, call.num_experts, call.capacity, self.priority, score)
         return assignment, {"balance_loss": call.balance_loss(self.probabilities(logits, call), expert, tokens)}
