@@ -1,5 +1,6 @@
 """moe_jax: sparse Mixture-of-Experts transformers in JAX and Flax."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -26,6 +27,18 @@ VARIANTS = {
 class BuildNative(build_ext):
     """Compiles the CPU's kernels with the compiler that comes with Zig, so that nobody needs one of their own."""
 
+    def run(self) -> None:
+        folder = NATIVE if self.inplace else Path(self.build_lib).absolute() / "moe_jax/native"
+        library, reason = folder / "libmoe_jax.so", folder / "libmoe_jax.txt"
+        # A library that cannot be built leaves the reason in its place, for `moe_jax.native.library` to say.
+        self.failure = ""
+        for left in (library, reason):
+            left.unlink(missing_ok=True)
+        super().run()
+        if self.failure:
+            folder.mkdir(parents=True, exist_ok=True)
+            reason.write_text(self.failure, encoding="utf-8")
+
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split(".")).with_suffix(".so"))
 
@@ -44,11 +57,16 @@ class BuildNative(build_ext):
         self._zig("cc", "-shared", "-s", "-o", str(target), *objects, "-lpthread")
 
     def _zig(self, *arguments: str) -> None:
-        try:
-            subprocess.run([sys.executable, "-m", "ziglang", *arguments], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
+        """Runs Zig; its caches lie in the build folder, because there may be no writable home."""
+        cache = str(Path(self.build_temp).absolute() / "zig")
+        environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
+        command = [sys.executable, "-m", "ziglang", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        sys.stderr.write(done.stderr)
+        if done.returncode:
+            self.failure = done.stderr.strip()
             # What setuptools forgives an optional extension.
-            raise CompileError(str(error)) from error
+            raise CompileError(self.failure)
 
 
 INSTALL = [

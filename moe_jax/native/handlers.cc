@@ -364,13 +364,14 @@ XLA_FFI_Error* Rank(const Call& call) {
   return nullptr;
 }
 
-// XLA asks for a handler's version before it runs it.
+// XLA asks for a handler's version before it runs it. What is used here is laid out alike in all versions of jaxlib that
+// setup.py allows, 0.3 and 0.4 of this interface, so the answer is the version of the library that asks.
 bool AnswersVersion(XLA_FFI_CallFrame* frame) {
-  XLA_FFI_Extension_Base* extension = frame->extension_start;
+  auto* extension = frame->extension_start;  // its type has another name in each version
   if (!extension || extension->type != XLA_FFI_Extension_Metadata) return false;
   XLA_FFI_Metadata* metadata = reinterpret_cast<XLA_FFI_Metadata_Extension*>(extension)->metadata;
-  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
-  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  metadata->api_version.major_version = frame->api->api_version.major_version;
+  metadata->api_version.minor_version = frame->api->api_version.minor_version;
   return true;
 }
 
