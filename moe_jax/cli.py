@@ -165,6 +165,7 @@ def _train(options: argparse.Namespace) -> int:
     from moe_jax.training.distributed import is_writer, start
     from moe_jax.training.loop import train
     from moe_jax.training.result import DivergenceError
+    from moe_jax.training.termination import EXIT_STATUS, TerminatedError
 
     config = TrainConfig.from_dict(override(load_config(options.config), options.set))
     if options.distributed:
@@ -174,6 +175,10 @@ def _train(options: argparse.Namespace) -> int:
     except DivergenceError as error:
         print(f"moe-jax train: {error}", file=sys.stderr)
         return 1
+    except TerminatedError as error:
+        if is_writer():
+            print(f"moe-jax train: {error}", file=sys.stderr)
+        return EXIT_STATUS
     except JaxRuntimeError as error:
         if not options.distributed:
             raise

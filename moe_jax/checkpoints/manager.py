@@ -1,10 +1,20 @@
 """Checkpoints of a run: the training state, the position in the data, and the clock."""
 
+import json
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+
+from moe_jax.configuration import ConfigError
+
+KEPT = 2
+"""Checkpoints of a run that are kept: the newest, and the one before it in case that is damaged."""
+CHECKSUMS = "checksums.json"
+"""File of a checkpoint with the size and the CRC-32 of each of its other files."""
 
 
 def complete_steps(directory: Path) -> list[int]:
@@ -12,20 +22,117 @@ def complete_steps(directory: Path) -> list[int]:
     return ocp.utils.checkpoint_steps(directory.absolute()) if directory.is_dir() else []
 
 
+def read_newest(directory: Path, like: Any) -> Any | None:
+    """Reads the state of the newest intact checkpoint, None if there is no checkpoint; writes nothing.
+
+    Another process may train meanwhile and replace the checkpoint that is being read; then the newer one is read.
+
+    Args:
+      directory: folder of the checkpoints.
+      like: gives the shapes, types and sharding of the state's arrays.
+
+    Raises:
+      ConfigError: all checkpoints are damaged.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    while True:
+        steps = complete_steps(directory)
+        if not steps:
+            return None
+        try:
+            step = intact_steps(directory)[-1]
+            with ocp.StandardCheckpointer() as reader:
+                return reader.restore(directory.absolute() / str(step) / "state", abstract)
+        except Exception:
+            if complete_steps(directory) == steps:
+                raise
+
+
+def intact_steps(directory: Path) -> list[int]:
+    """Lists the steps of the complete checkpoints that are as they were written, and says aloud which are not.
+
+    Raises:
+      ConfigError: there are checkpoints, and all are damaged.
+    """
+    steps = sorted(complete_steps(directory))
+    damage = {step: found for step in steps if (found := find_damage(directory / str(step))) is not None}
+    intact = [step for step in steps if step not in damage]
+    accepted = "accepted: a folder with an intact checkpoint, such as a copy, or none to train from the beginning"
+    for step, found in damage.items():
+        before = max((other for other in intact if other < step), default=None)
+        if before is None and not intact:
+            raise ConfigError(f"checkpoint {str(directory / str(step))!r} is damaged: {found}; {accepted}")
+        print(
+            f"checkpoint of step {step} is damaged: {found}; the checkpoint of step {max(intact)} is taken",
+            file=sys.stderr,
+            flush=True,
+        )
+    return intact
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """Returns in words what differs from what was written in the folder of a checkpoint; None if nothing does."""
+    try:
+        written = json.loads((checkpoint / CHECKSUMS).read_text())
+    except (OSError, ValueError):
+        return f"{CHECKSUMS} is missing or unreadable"
+    for name, expected in written.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected[0]:
+            return f"{name} has {path.stat().st_size} bytes for {expected[0]}"
+        if _checksum(path) != expected[1]:
+            return f"{name} has another checksum"
+    return None
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            checksum = zlib.crc32(part, checksum)
+    return checksum
+
+
 class Checkpoints:
     """The newest checkpoint of one run; an unfinished one counts as none.
 
     Args:
-      directory: folder of the checkpoints, made if need be. A new checkpoint replaces the old one once it is complete.
+      directory: folder of the checkpoints, made if need be. The newest KEPT are kept; damaged ones are removed.
+
+    Raises:
+      ConfigError: there are checkpoints, and all are damaged.
     """
 
     def __init__(self, directory: Path) -> None:
-        # A checkpoint that a killed process left unfinished is never read; it would only fill the disk.
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._directory, self._saving = directory.absolute(), -1
+        intact = intact_steps(directory)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT,
+            create=True,
+            # A checkpoint that a killed process left unfinished is never read; it would only fill the disk.
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        for step in set(complete_steps(directory)) - set(intact):
+            self._manager.delete(step)
+
+    def _seal(self) -> None:
+        """Writes the checksums of a checkpoint whose files are all there, before it counts as complete."""
+        if jax.process_index() > 0:
+            return
+        for folder in self._directory.glob(f"{self._saving}.*tmp*"):
+            # Orbax goes on writing its own record beside the parts.
+            files = [path for path in sorted(folder.glob("*/**/*")) if path.is_file()]
+            sums = {path.relative_to(folder).as_posix(): [path.stat().st_size, _checksum(path)] for path in files}
+            (folder / CHECKSUMS).write_text(json.dumps(sums))
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
         """Writes the arrays of `state`, and `position` as JSON, in the background."""
+        self._manager.wait_until_finished()
+        self._saving = step
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
         self._manager.save(step, args=arguments)
 

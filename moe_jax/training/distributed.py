@@ -1,8 +1,13 @@
 """Runs over several processes: joining them, waiting for all, and the one process that writes."""
 
 import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from moe_jax.configuration import ConfigError, require
@@ -61,6 +66,22 @@ def start(processes: Processes) -> None:
 def is_writer() -> bool:
     """Returns true in the one process that writes metrics."""
     return jax.process_index() == 0
+
+
+def require_alike(facts: Mapping[str, Any]) -> None:
+    """Raises ConfigError in every process unless all processes have the same facts.
+
+    Args:
+      facts: values that JSON can hold, with the same names in every process.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = [hashlib.sha256(json.dumps(facts[name], sort_keys=True).encode()).digest() for name in sorted(facts)]
+    everywhere = multihost_utils.process_allgather(np.stack([np.frombuffer(one, np.uint8) for one in digests]))
+    for name, rows in zip(sorted(facts), np.swapaxes(everywhere, 0, 1), strict=True):
+        others = [i for i, row in enumerate(rows) if not np.array_equal(row, rows[jax.process_index()])]
+        accepted = "the same configuration and text in every process"
+        require(not others, name, facts[name], f"{accepted}; processes {others} have another {name}")
 
 
 def wait_for_all(name: str) -> None:

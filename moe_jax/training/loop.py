@@ -15,21 +15,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from moe_jax.checkpoints.manager import Checkpoints
-from moe_jax.configuration import to_dict
+from moe_jax.configuration import require, to_dict
 from moe_jax.data.pipeline import TextData, load_text
-from moe_jax.models.parameters import Params
 from moe_jax.runtime.files import read_json_lines
 from moe_jax.training.config import TrainConfig
-from moe_jax.training.distributed import is_writer, wait_for_all
+from moe_jax.training.distributed import is_writer, require_alike, wait_for_all
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.mesh import data_process, describe_mesh, make_mesh, process_batch, state_shardings, whole_batch
 from moe_jax.training.optimizer import make_optimizer, make_schedule
-from moe_jax.training.pretrained import Teacher, load_start, load_teacher, start_from
+from moe_jax.training.pretrained import Start, Teacher, load_start, load_teacher, start_from
 from moe_jax.training.rebalance import rebalance
-from moe_jax.training.records import NoLog, StepLog, claim_workdir
+from moe_jax.training.records import NoLog, StepLog, claimed
 from moe_jax.training.result import DivergenceError, RunResult
 from moe_jax.training.state import TrainState, abstract_state, place_state
 from moe_jax.training.step import SCORES, Batch, Metrics, make_eval_step, make_train_step
+from moe_jax.training.termination import TerminatedError, termination
 
 # A training and an evaluation step.
 Steps = tuple[Callable[..., Any], Callable[..., Any]]
@@ -48,7 +48,7 @@ def train(
 
     Args:
       config: the run.
-      workdir: gets run.json, metrics.jsonl, timing.jsonl, tensorboard/ and checkpoints/.
+      workdir: gets run.json, run.lock, metrics.jsonl, timing.jsonl, tensorboard/ and checkpoints/.
       progress: shows a progress bar.
       compiled: cache of compiled steps. Runs that share it and differ only in name and seed compile once. None compiles
         anew.
@@ -58,6 +58,7 @@ def train(
       ConfigError: the corpus cannot be read or is too small, `workdir` holds another run, or the run to start from or
         the teacher is missing. Nothing is written then.
       DivergenceError: the loss or the gradient norm is NaN or infinite.
+      TerminatedError: the process was asked to stop (SIGTERM), and has saved a checkpoint.
     """
     mesh = make_mesh(config.mesh)
     teacher, start = load_teacher(config, workdir), load_start(config, workdir)
@@ -65,26 +66,26 @@ def train(
     data = load_text(config.data)
     validation = data.validation_batches(config.eval_batches)
     identity = {"config": to_dict(config), "corpus": {"name": data.corpus_name, "digest": data.digest}}
+    require_alike(identity["config"] | {"corpus": identity["corpus"]})
     # Metrics are the same on any mesh, so a run may go on on another.
     del identity["config"]["mesh"]
-    if is_writer():
-        claim_workdir(workdir, identity)
-    wait_for_all("workdir")
-    if progress and is_writer():
-        tqdm.write(description, file=sys.stderr)
-    with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
-        if checkpoints.latest_step() != config.steps:
-            compiled = {} if compiled is None else compiled
-            with contextlib.closing(
-                _Session(config, mesh, workdir, data, validation, checkpoints, compiled, teacher, start)
-            ) as session:
-                try:
-                    session.run(progress, line)
-                except DivergenceError as error:
-                    seconds, compiling = session.seconds, session.compile_seconds
-                    error.result = _result(config, workdir, data, seconds, compiling)
-                    raise
-        clock = checkpoints.position()["clock"]
+    with claimed(workdir, identity) if is_writer() else contextlib.nullcontext():
+        wait_for_all("workdir")
+        if progress and is_writer():
+            tqdm.write(description, file=sys.stderr)
+        with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+            if checkpoints.latest_step() != config.steps:
+                compiled = {} if compiled is None else compiled
+                with contextlib.closing(
+                    _Session(config, mesh, workdir, data, validation, checkpoints, compiled, teacher, start)
+                ) as session:
+                    try:
+                        session.run(progress, line)
+                    except DivergenceError as error:
+                        seconds, compiling = session.seconds, session.compile_seconds
+                        error.result = _result(config, workdir, data, seconds, compiling)
+                        raise
+            clock = checkpoints.position()["clock"]
     return _result(config, workdir, data, clock["seconds"], clock["compile_seconds"])
 
 
@@ -99,7 +100,11 @@ def _result(config: TrainConfig, workdir: Path, data: TextData, seconds: float, 
 
 
 def read_curve(config: TrainConfig, workdir: Path) -> list[dict[str, Any]]:
-    """Reads a run's evaluations so far; see `RunResult.curve`."""
+    """Reads a run's evaluations so far; see `RunResult.curve`.
+
+    Raises:
+      ConfigError: timing.jsonl lacks the seconds of an evaluation.
+    """
     seconds = {line["step"]: line["seconds"] for line in read_json_lines(workdir / "timing.jsonl")}
     tokens_per_step = config.data.batch_size * config.data.tokens_per_example
     curve, logged = [], {}
@@ -108,6 +113,8 @@ def read_curve(config: TrainConfig, workdir: Path) -> list[dict[str, Any]]:
         if split == "train":
             logged = {step: line}
         else:
+            accepted = f"a file with the seconds of step {step}; put the run's own back, or train anew elsewhere"
+            require(step in seconds, str(workdir / "timing.jsonl"), "incomplete or missing", accepted)
             point = {"step": step, "tokens": step * tokens_per_step, "seconds": seconds[step]}
             point |= {"validation_loss": line.pop("loss"), "bits_per_byte": line.pop("bits_per_byte")}
             scores = {name: line.pop(name) for name in SCORES if name in line}
@@ -131,7 +138,7 @@ class _Session:
         checkpoints: Checkpoints,
         compiled: MutableMapping[str, Steps],
         teacher: Teacher | None,
-        start: Params | None,
+        start: Start | None,
     ) -> None:
         self.config = config
         self.mesh = mesh
@@ -150,7 +157,7 @@ class _Session:
         else:
             self.state = place_state(config, optimizer, mesh)
             if start is not None:
-                self.state = self.state.replace(params=start_from(start, self.state.params, config.model))
+                self.state = start_from(start, self.state, config.model)
         self.taught = () if teacher is None else teacher.variables
         self.step = int(self.state.step)
         started = time.perf_counter()
@@ -188,7 +195,7 @@ class _Session:
             position=line,
             disable=not (progress and is_writer()),
         )
-        with bar:
+        with bar, termination() as asks_to_stop:
             if not self.resumed:
                 self.evaluate()
             started = time.perf_counter()
@@ -198,9 +205,9 @@ class _Session:
                 self.state, metrics = self.train_step(self.state, batch, *self.taught)
                 if every and config.mesh.expert > 1 and self.step % every == 0:
                     self.state = rebalance(self.state, metrics["load"], config, self.mesh)
-                last = self.step == config.steps
+                last, stops = self.step == config.steps, asks_to_stop(self.step)
                 evaluates = last or self.step % config.eval_every == 0
-                saves = last or self.step % config.checkpoint_every == 0
+                saves = last or stops or self.step % config.checkpoint_every == 0
                 logs = last or self.step % config.log_every == 0
                 if logs or evaluates or saves:
                     require_finite(self.step, metrics)
@@ -216,6 +223,8 @@ class _Session:
                     if saves:
                         self.save()
                     started = time.perf_counter()
+                if stops and not last:
+                    raise TerminatedError(self.step)
 
     def log_training(self, metrics: Metrics) -> float:
         """Records a step's metrics and returns its loss."""

@@ -4,8 +4,11 @@
 bit, as a run never stopped. Seconds are apart, in `timing.jsonl`.
 """
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +17,54 @@ from moe_jax.runtime.files import read_json_lines, write_whole
 from moe_jax.training.config import TrainConfig
 
 
-def claim_workdir(workdir: Path, identity: dict[str, Any]) -> None:
-    """Claims `workdir` for this run by writing run.json, or checks that it already belongs to it.
+@contextlib.contextmanager
+def claimed(workdir: Path, identity: dict[str, Any]) -> Iterator[None]:
+    """Claims `workdir` for this run and this process: writes run.json, and holds a lock that ends with the process.
 
     Raises:
-      ConfigError: `workdir` belongs to another run, is a file, cannot be made, or holds metrics or checkpoints without
-        a run.json.
+      ConfigError: `workdir` belongs to another run, another process trains in it, it is a file, cannot be made, or
+        holds metrics or checkpoints without a run.json. Nothing has been written then.
     """
-    path = workdir / "run.json"
+    _require_own(workdir, identity)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / "run.lock").open("a")
+    except OSError as error:
+        accepted = "accepted: a directory that can be written to, which is made if need be"
+        raise ConfigError(f"workdir is {str(workdir)!r}: {error.strerror}; {accepted}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            accepted = "accepted: another directory, or this one when that process has ended"
+            message = f"workdir is {str(workdir)!r}, where another process trains a run; {accepted}"
+            raise ConfigError(message) from error
+        # Another process may have come first since.
+        _require_own(workdir, identity)
+        if not (workdir / "run.json").exists():
+            write_whole(workdir / "run.json", json.dumps(identity, indent=2) + "\n")
+        yield
+
+
+def _require_own(workdir: Path, identity: dict[str, Any]) -> None:
+    """Raises ConfigError unless `workdir` is this run's, empty or missing."""
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"workdir is {str(workdir)!r}, a file; accepted: a directory, which is made if need be")
-    if path.exists():
-        other = json.loads(path.read_text())
+    accepted = "accepted: an empty directory, or the directory of the same run to resume it"
+    if (workdir / "run.json").exists():
+        other = json.loads((workdir / "run.json").read_text())
         other["config"] = _with_new_fields(other["config"], identity["config"])
         for key, ours, theirs in _differences(identity, other):
             raise ConfigError(
                 f"workdir is {str(workdir)!r}, which holds a run with {key}={theirs!r}, but this run has {ours!r}; "
-                "accepted: an empty directory, or the directory of the same run to resume it"
+                f"{accepted}"
             )
         return
     for name in ("metrics.jsonl", "timing.jsonl", "checkpoints"):
         if (workdir / name).exists():
             raise ConfigError(
-                f"workdir is {str(workdir)!r}, which has {name} but no run.json, so its run is unknown; "
-                "accepted: an empty directory, or the directory of the same run to resume it"
+                f"workdir is {str(workdir)!r}, which has {name} but no run.json, so its run is unknown; {accepted}"
             )
-    try:
-        write_whole(path, json.dumps(identity, indent=2) + "\n")
-    except OSError as error:
-        accepted = "accepted: a directory that can be written to, which is made if need be"
-        raise ConfigError(f"workdir is {str(workdir)!r}: {error.strerror}; {accepted}") from error
 
 
 class StepLog:

@@ -1,12 +1,15 @@
 """A checkpoint gives back what it was given, bit for bit, or is not there."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from moe_jax.checkpoints.manager import Checkpoints
+from moe_jax.checkpoints.manager import Checkpoints, read_newest
+from moe_jax.configuration import ConfigError
 from moe_jax.training.state import TrainState
 
 
@@ -41,7 +44,7 @@ POSITION = {"data": {"next_index": 12, "nested": {"epoch": None, "names": ["a", 
 def saved(tmp_path_factory):
     directory = tmp_path_factory.mktemp("checkpoints")
     checkpoints = Checkpoints(directory)
-    for step in (3, 6):
+    for step in (1, 3, 6):
         checkpoints.save(step, state_of(step), {**POSITION, "step": step})
     checkpoints.close()
     return directory
@@ -57,8 +60,66 @@ def test_the_newest_state_and_position_come_back_to_the_bit(saved):
     checkpoints.close()
 
 
-def test_only_the_newest_stay(saved):
-    assert [path.name for path in saved.iterdir()] == ["6"]
+def test_only_the_newest_two_stay(saved):
+    assert sorted(path.name for path in saved.iterdir()) == ["3", "6"]
+
+
+def largest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def turn_over(folder):
+    """Turns 64 bytes over in the middle of the largest file."""
+    content = bytearray(largest(folder).read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(255 - byte for byte in content[middle : middle + 64])
+    largest(folder).write_bytes(content)
+
+
+def cut(folder):
+    content = largest(folder).read_bytes()
+    largest(folder).write_bytes(content[: len(content) // 2])
+
+
+DAMAGES = {
+    "has another checksum": turn_over,
+    "bytes for": cut,
+    " is missing": lambda folder: largest(folder).unlink(),
+    "checksums.json is missing or unreadable": lambda folder: (folder / "checksums.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("says", DAMAGES)
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(saved, tmp_path, capsys, says):
+    shutil.copytree(saved, tmp_path / "copy")
+    DAMAGES[says](tmp_path / "copy" / "6")
+    state = read_newest(tmp_path / "copy", state_of(0))
+    said = capsys.readouterr().err
+    assert "checkpoint of step 6 is damaged: " in said
+    assert said.endswith(f"{says}; the checkpoint of step 3 is taken\n") or says == "bytes for" in said
+    assert leaves(state) == leaves(state_of(3))
+    # Reading changes nothing; going on from there removes what is damaged.
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["3", "6"]
+    checkpoints = Checkpoints(tmp_path / "copy")
+    assert "checkpoint of step 6 is damaged: " in capsys.readouterr().err
+    restored, position = checkpoints.restore(state_of(0))
+    assert (leaves(restored), position["step"]) == (leaves(state_of(3)), 3)
+    checkpoints.save(6, state_of(6), POSITION)
+    checkpoints.close()
+    assert leaves(read_newest(tmp_path / "copy", state_of(0))) == leaves(state_of(6))
+    assert capsys.readouterr().err == ""
+
+
+def test_where_all_are_damaged_nothing_is_touched(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "copy")
+    for step in ("3", "6"):
+        turn_over(tmp_path / "copy" / step)
+    for read in (Checkpoints, lambda directory: read_newest(directory, state_of(0))):
+        with pytest.raises(
+            ConfigError, match=r"checkpoint '.*/copy/3' is damaged: .* another checksum; accepted: a folder"
+        ):
+            read(tmp_path / "copy")
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["3", "6"]
 
 
 def test_what_is_half_written_does_not_count_and_goes(tmp_path):

@@ -40,19 +40,19 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start_two(folder, workdir, sets):
-    """Two processes of two devices each, on a mesh that reaches across them."""
-    config = write_config(folder / f"{workdir.name}.py", tiny_values(folder / "corpus", sets) | MESH)
+def start_two(folder, workdir, sets, second=None, homes=(None, None)):
+    """Two processes of two devices each, on a mesh that reaches across them; the second with other `sets` if given."""
     count = "--xla_force_host_platform_device_count"
     environment = os.environ | {"XLA_FLAGS": re.sub(rf"{count}=\d+", f"{count}=2", os.environ["XLA_FLAGS"])}
     port, processes = free_port(), []
-    for i in range(2):
+    for i, (other, home) in enumerate(zip((None, second), homes, strict=True)):
+        values = tiny_values(folder / "corpus", sets | (other or {})) | MESH
+        config = write_config(folder / f"{workdir.name}-{i}.py", values)
         how = f"localhost:{port},2,{i}"
         command = [sys.executable, "-m", "moe_jax", "train", str(config), "--workdir", str(workdir)]
+        own = environment | ({"HOME": str(home)} if home else {})
         with (folder / f"{workdir.name}-{i}.log").open("w") as log:
-            processes.append(
-                subprocess.Popen([*command, "--distributed", how], env=environment, stdout=log, stderr=log)
-            )
+            processes.append(subprocess.Popen([*command, "--distributed", how], env=own, stdout=log, stderr=log))
     return processes
 
 
@@ -70,6 +70,38 @@ def test_two_processes_have_the_loss_of_one(folder):
     assert DESCRIPTION in first
     assert "validation loss" in first
     assert "tiny" not in second
+
+
+@pytest.mark.parametrize("field", ["seed", "steps", "corpus"])
+def test_processes_that_do_not_agree_refuse_before_the_first_step(folder, field):
+    """Another seed, another number of steps, another text in the folder of the same name."""
+    homes = [folder / name for name in ("home-0", "home-1" if field == "corpus" else "home-0")]
+    for i, home in enumerate(dict.fromkeys(homes)):
+        home.mkdir(exist_ok=True)
+        (home / "text.txt").write_text(f"Line of text number {i}.\n" * 200)
+    sets = {"steps": 5, "eval_every": 5, "data.corpus": "text_files:~/*.txt"}
+    other = {} if field == "corpus" else {field: 7}
+    workdir = folder / f"other-{field}"
+    assert [process.wait(timeout=120) for process in start_two(folder, workdir, sets, other, homes)] == [2, 2]
+    for i in range(2):
+        log = (folder / f"other-{field}-{i}.log").read_text()
+        refusal = rf"moe-jax train: {field} is .*; accepted: the same .* in every process; processes \[{1 - i}\] have"
+        assert re.search(refusal, log), log
+    assert not workdir.exists()
+
+
+def test_asked_to_stop_both_save_one_step(folder):
+    workdir = folder / "stopped"
+    found = start_two(folder, workdir, {"steps": 4000, "eval_every": 4000, "checkpoint_every": 4000})
+    deadline = time.monotonic() + 120
+    while len(lines_of(workdir / "metrics.jsonl") if (workdir / "metrics.jsonl").exists() else []) < 5:
+        assert time.monotonic() < deadline
+        assert found[0].poll() is None, (folder / "stopped-0.log").read_text()
+        time.sleep(0.05)
+    found[1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=120) for process in found] == [128 + signal.SIGTERM] * 2
+    (saved,) = (int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit())
+    assert f"stopped by SIGTERM after step {saved}" in (folder / "stopped-0.log").read_text()
 
 
 def test_a_lost_process_ends_the_other_and_the_run_goes_on_alone(folder):

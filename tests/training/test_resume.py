@@ -8,8 +8,11 @@ import random
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import time
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -107,6 +110,25 @@ def test_killed_five_times_it_writes_the_same_metrics_to_the_bit(world):
     assert all(one["seconds"] < other["seconds"] for one, other in itertools.pairwise(timing))
 
 
+def test_asked_to_stop_it_saves_the_step_and_goes_on_from_there(world):
+    folder, start = world
+    workdir = folder / "stopped"
+    process = start(workdir)
+    while line_count(workdir) < 7:
+        assert process.is_alive(), (folder / "stopped.log").read_text()
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 128 + signal.SIGTERM, (folder / "stopped.log").read_text()
+    saved = max(int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit())
+    said = f"stopped by SIGTERM after step {saved}, which is saved; the same command goes on from there"
+    assert (folder / "stopped.log").read_text().count(said) == 1
+    last = start(workdir)
+    last.join()
+    assert last.exitcode == 0
+    assert (workdir / "metrics.jsonl").read_bytes() == (folder / "undisturbed" / "metrics.jsonl").read_bytes()
+
+
 def test_metrics_have_every_step_and_no_clock(world):
     folder, _ = world
     lines = lines_of(folder / "undisturbed" / "metrics.jsonl")
@@ -154,7 +176,8 @@ def cut_last_line(workdir):
 
 
 def unfinished_checkpoint(workdir):
-    (checkpoint,) = (workdir / "checkpoints").iterdir()
+    before, checkpoint = sorted((workdir / "checkpoints").iterdir())
+    shutil.rmtree(before)
     checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.orbax-checkpoint-tmp"))
 
 
@@ -231,6 +254,16 @@ def test_a_directory_without_a_trained_run_is_refused(run, tmp_path, keeps, says
         (tmp_path / name).mkdir() if name == "checkpoints" else shutil.copy(undisturbed / name, tmp_path)
     with pytest.raises(ConfigError, match=rf"workdir is .*, which has {says}; accepted: "):
         load_run(tmp_path)
+
+
+def test_without_its_clock_a_finished_run_is_one_line(run, tmp_path):
+    _, undisturbed, train = run
+    shutil.copytree(undisturbed, tmp_path / "run")
+    (tmp_path / "run" / "timing.jsonl").unlink()
+    with pytest.raises(
+        ConfigError, match=r"timing.jsonl is 'incomplete or missing'; accepted: a file with the seconds of"
+    ):
+        train(tmp_path / "run")
 
 
 @pytest.mark.parametrize("log_every", [1, 1000])
@@ -336,3 +369,38 @@ def test_another_run_s_directory_is_refused_and_left_alone(run, tmp_path):
     (workdir / "run.json").unlink()
     with pytest.raises(ConfigError, match=r"has metrics\.jsonl but no run\.json"):
         loop.train(config, workdir)
+
+
+READ = """
+import sys
+from pathlib import Path
+from moe_jax.configuration import ConfigError
+from moe_jax.training.trained import load_run
+print("ready", flush=True)
+steps = []
+while not steps or steps[-1] < int(sys.argv[2]):
+    try:
+        steps.append(int(load_run(Path(sys.argv[1])).state.step))
+    except ConfigError:
+        pass  # There is no checkpoint yet.
+print(len(set(steps)), flush=True)
+"""
+
+
+def test_a_run_is_read_while_it_trains(run, tmp_path):
+    """Another process reads it again and again, and disturbs neither its checkpoints nor its metrics."""
+    config, _, _ = run
+    config = dataclasses.replace(config, checkpoint_every=1, steps=40, eval_every=40)
+    loop.train(config, tmp_path / "alone", progress=False)
+    command = [sys.executable, "-c", READ, str(tmp_path / "read"), str(config.steps)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as reader:
+        try:
+            assert reader.stdout.readline() == "ready\n"
+            loop.train(config, tmp_path / "read", progress=False)
+            read = int(reader.communicate(timeout=120)[0])
+        finally:
+            reader.kill()
+    assert reader.returncode == 0
+    assert read >= 2
+    alone, beside = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("alone", "read"))
+    assert alone == beside
