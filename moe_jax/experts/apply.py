@@ -44,7 +44,7 @@ def apply_experts(
       ConfigError: the mesh does not divide experts, their width or the groups evenly.
       ValueError: the plan is for a mesh, and there is none.
     """
-    run = EXECUTIONS[plan.execution].with_kernel(plan.kernel)
+    run, assignment = EXECUTIONS[plan.execution].with_kernel(plan.kernel), assignment.typed()
 
     def alone(
         x: Float[Array, "G S D"], assignment: Assignment, params: FFNParams

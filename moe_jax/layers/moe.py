@@ -33,6 +33,7 @@ from moe_jax.routing.losses import LossLevel
 from moe_jax.routing.router import STATE, Tokens
 from moe_jax.routing.statistics import mean_of_parts, report
 from moe_jax.routing.switch import Switch
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.mesh import keep_sharded_by_token
 from moe_jax.runtime.parameters import Parameter, within
 
@@ -242,6 +243,7 @@ class MoE(nn.Module):
     config: MoEConfig
     mode: Mode = Mode()
 
+    @typed
     @nn.compact
     def __call__(
         self,

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from moe_jax.layers.vocabulary import Output, OutputMatrix, output_of, token_embedding
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.stack import complete, run_blocks
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.mesh import keep_sharded_by_token
 
 
@@ -24,6 +25,7 @@ class Decoder(nn.Module):
     config: ModelConfig
     training: bool = False
 
+    @typed
     def __call__(
         self,
         tokens: Int[Array, "B S"],
@@ -40,6 +42,7 @@ class Decoder(nn.Module):
         """
         return self._output(tokens, positions, segment_ids).logits()
 
+    @typed
     def nats(
         self,
         tokens: Int[Array, "B S"],

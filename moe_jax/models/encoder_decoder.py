@@ -11,6 +11,7 @@ from moe_jax.layers.vocabulary import Output, OutputMatrix, output_of, token_emb
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.paths import DECODER, ENCODER
 from moe_jax.models.stack import Stack, complete
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.mesh import keep_sharded_by_token
 
 
@@ -28,6 +29,7 @@ class EncoderDecoder(nn.Module):
     config: ModelConfig
     training: bool = False
 
+    @typed
     def __call__(
         self,
         tokens: Int[Array, "B S"],
@@ -48,6 +50,7 @@ class EncoderDecoder(nn.Module):
         decoder = tokens, positions, segment_ids
         return self._output(decoder, (encoder_tokens, encoder_positions, encoder_segment_ids)).logits()
 
+    @typed
     def nats(
         self,
         tokens: Int[Array, "B S"],

@@ -20,6 +20,7 @@ from moe_jax.models.config import ModelConfig
 from moe_jax.models.layer_spec import LayerSpec
 from moe_jax.routing.router import RNG, STATE
 from moe_jax.routing.statistics import METRICS
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.remat import saves_only
 
 
@@ -37,6 +38,7 @@ class Text(NamedTuple):
     segment_ids: Int[Array, "B S"]
 
 
+@typed
 def complete(
     tokens: Int[Array, "B S"], positions: Int[Array, "B S"] | None, segment_ids: Int[Array, "B S"] | None
 ) -> Text:

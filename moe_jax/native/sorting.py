@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from moe_jax.native.library import call, is_installed
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.mesh import current_platform
 
 NOWHERE = -1
@@ -17,12 +18,14 @@ def has_native_sort() -> bool:
     return current_platform() == "cpu" and is_installed()
 
 
+@typed
 def rank_within_key(key: Int[Array, " N"], counted: Bool[Array, " N"]) -> Int[Array, " N"]:
     """Counts, for each element, the earlier `counted` elements with the same key; needs `has_native_sort`."""
     (rank,) = call("rank", [(key.shape, jnp.int32)], key, counted)
     return rank
 
 
+@typed
 def counting_sort(key: Int[Array, " N"], num_keys: int) -> tuple[Int[Array, " N"], Int[Array, " N"], Int[Array, " _"]]:
     """Sorts elements by key; elements with the same key keep their order.
 

@@ -16,6 +16,7 @@ from moe_jax.routing.capacity import Priority, seats_by_position, seats_by_score
 from moe_jax.routing.decision import Decision
 from moe_jax.routing.metrics import load_metrics
 from moe_jax.routing.statistics import Metrics, Statistic, mean_of_parts, mean_where, ratio
+from moe_jax.runtime.arguments import as_index, as_mask, typed
 from moe_jax.runtime.mesh import shard_over_groups
 from moe_jax.runtime.remat import decided
 
@@ -50,6 +51,11 @@ class Assignment(Decision):
     num_tokens: int = struct.field(pytree_node=False)
     num_experts: int = struct.field(pytree_node=False)
     choices: int | None = struct.field(pytree_node=False)
+
+    def typed(self) -> "Assignment":
+        """Returns the same with a bool mask and int32 indices; raises ConfigError for masks or indices of floats."""
+        indices = {name: as_index(name, getattr(self, name)) for name in ("token", "expert", "seat")}
+        return self.replace(requested=as_mask("requested", self.requested), **indices)
 
     @property
     def kept(self) -> Bool[Array, "G A"]:
@@ -127,6 +133,7 @@ class Assignment(Decision):
         return shard_over_groups(add)(self.token, self.expert, values)
 
 
+@typed
 def assign_choices(
     expert: Int[Array, "G S K"],
     weight: Float[Array, "G S K"],

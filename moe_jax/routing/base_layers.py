@@ -17,6 +17,7 @@ from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.router import Call, Router, Setting, Tokens
 from moe_jax.routing.statistics import Metrics
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.mesh import shard_over_groups
 from moe_jax.runtime.remat import decided
 
@@ -128,6 +129,7 @@ def _fill_free_seats(expert: Int[Array, " S"], num_experts: int, seats: int) -> 
     return jnp.where(waiting, owner[jnp.cumsum(waiting) - 1], expert)
 
 
+@typed
 def balanced_assignment(
     logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], seats: int, tolerance: float
 ) -> Int[Array, "G S"]:
@@ -178,6 +180,7 @@ class BASE(Router):
         return assign_choices(expert, weight, tokens.valid[..., None], call.num_experts, capacity), {}
 
 
+@typed
 def sinkhorn(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], iterations: int) -> Float[Array, "G S E"]:
     """Scales rows and columns of exp(logits) in turn to equal sums, 1 / tokens and 1 / experts; returns its logarithm.
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.configuration import require, require_name
 from moe_jax.native.sorting import has_native_sort, rank_within_key
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.mesh import shard_over_groups
 
 # `mesh_tensorflow` is the rule of the code that trained GShard and Switch Transformer.
@@ -52,6 +53,7 @@ def capacity_per_expert(
     return capacity
 
 
+@typed
 def seats_by_position(expert: Int[Array, "G A"], requested: Bool[Array, "G A"], num_experts: int) -> Int[Array, "G A"]:
     """Returns each assignment's seat: the number of earlier requests for its expert in its group."""
 
@@ -66,6 +68,7 @@ def seats_by_position(expert: Int[Array, "G A"], requested: Bool[Array, "G A"], 
     return shard_over_groups(count)(expert, requested)
 
 
+@typed
 def seats_by_score(
     expert: Int[Array, "G S K"],
     requested: Bool[Array, "G S K"],

@@ -16,12 +16,14 @@ from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.router import Call, Router, Setting, Tokens
 from moe_jax.routing.statistics import Metrics
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.mesh import shard_over_groups
 from moe_jax.runtime.remat import decided
 
 Among = Literal["group", "seen"]
 
 
+@typed
 def expert_choice(
     logits: Float[Array, "G S E"],
     token_valid: Bool[Array, "G S"],
@@ -73,6 +75,7 @@ def expert_choice(
     )
 
 
+@typed
 def capped_plan(
     scores: Float[Array, "G S E"],
     token_valid: Bool[Array, "G S"],
@@ -122,6 +125,7 @@ def capped_plan(
     return plan
 
 
+@typed
 def expert_choice_seen(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int) -> Assignment:
     """Lets an expert take a token that is among the best of those seen so far, as a causal model may.
 

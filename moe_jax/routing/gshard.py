@@ -16,11 +16,13 @@ from moe_jax.configuration import require, require_name
 from moe_jax.routing.assignment import Assignment, assign_choices, top_experts
 from moe_jax.routing.router import Call, Router, Tokens
 from moe_jax.routing.statistics import Metrics
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.remat import decided
 
 SecondPolicy = Literal["all", "none", "threshold", "random"]
 
 
+@typed
 def gshard(
     logits: Float[Array, "G S E"],
     token_valid: Bool[Array, "G S"],

@@ -15,11 +15,13 @@ from moe_jax.configuration import ConfigError, require
 from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.router import Call, Router, Tokens
 from moe_jax.routing.statistics import Metrics
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.remat import decided
 
 By = Literal["token", "balanced", "position"]
 
 
+@typed
 def mixed(x: Int[Array, "*shape"], seed: int) -> Int[Array, "*shape"]:
     """Maps each integer to a fixed pseudo-random number below 2**31 by the finalizer of MurmurHash3."""
     h = x.astype(jnp.uint32) + jnp.uint32((seed * 0x9E3779B9) & 0xFFFFFFFF)

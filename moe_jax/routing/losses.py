@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.routing.statistics import Statistic, mean_where
+from moe_jax.runtime.arguments import typed
 
 LossLevel = Literal["group", "sequence", "batch"]
 
@@ -34,6 +35,7 @@ def regroup(x: Shaped[Array, "G S ..."], level: LossLevel, sequence_length: int 
     return x
 
 
+@typed
 def balance_loss(
     probabilities: Float[Array, "G S E"],
     expert: Int[Array, "G S K"],
@@ -68,6 +70,7 @@ def imbalance(
     return choices.shape[-1] * jnp.sum(share * mean_probability, axis=-1)
 
 
+@typed
 def over_parts(
     sums: tuple[Float[Array, "G ..."], ...],
     loss: Callable[..., Float[Array, " G"]],
@@ -108,6 +111,7 @@ def squared_variation(totals: Float[Array, "G E"]) -> Float[Array, " G"]:
     return jnp.var(totals, axis=-1) / (mean**2 + 1e-10)
 
 
+@typed
 def variation_loss(
     amounts: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], level: LossLevel = "group"
 ) -> Statistic:
@@ -137,6 +141,7 @@ def updated_bias(bias: Float[Array, " E"], load: Float[Array, " E"], rate: float
     return moved - moved.mean()
 
 
+@typed
 def z_loss(logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"]) -> Statistic:
     """Computes the mean over valid tokens of the squared log-sum-exp of the router's logits (ST-MoE, equation 5)."""
     return mean_where(jax.nn.logsumexp(logits, axis=-1) ** 2, token_valid)

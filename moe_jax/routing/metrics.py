@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.routing.statistics import Statistic, mean_where
+from moe_jax.runtime.arguments import typed
 
 
 def load_metrics(asked: Float[Array, " E"]) -> dict[str, Statistic]:
@@ -52,6 +53,7 @@ def dead(asked: Float[Array, " E"]) -> Float[Array, ""]:
     return jnp.mean(asked == 0, dtype=jnp.float32)
 
 
+@typed
 def probability_metrics(probabilities: Float[Array, "G S E"], token_valid: Bool[Array, "G S"]) -> dict[str, Statistic]:
     """Returns the metrics of a router's probabilities.
 

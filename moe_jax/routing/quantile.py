@@ -15,9 +15,11 @@ from moe_jax.configuration import require
 from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.router import Call, Router, Setting, Tokens
 from moe_jax.routing.statistics import Metrics, mean_of_parts
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.mesh import shard_over_groups
 
 
+@typed
 def quantile_bias(
     scores: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], bias: Float[Array, " E"], k: int
 ) -> Float[Array, " E"]:

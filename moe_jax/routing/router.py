@@ -20,6 +20,7 @@ from moe_jax.routing.decision import Decision
 from moe_jax.routing.losses import LossLevel, balance_loss, regroup, variation_loss, z_loss
 from moe_jax.routing.metrics import probability_metrics
 from moe_jax.routing.statistics import Metrics, Statistic, report
+from moe_jax.runtime.arguments import as_index, as_mask
 from moe_jax.runtime.parameters import Parameter
 
 STATE = "router_state"
@@ -48,6 +49,12 @@ class Tokens:
     ids: Int[Array, "G S"] | None = None
     positions: Int[Array, "G S"] | None = None
     sequence_length: int | None = struct.field(pytree_node=False, default=None)
+
+    def typed(self) -> "Tokens":
+        """Returns the same with a bool mask and int32 indices; raises ConfigError for masks or indices of floats."""
+        ids = None if self.ids is None else as_index("ids", self.ids)
+        positions = None if self.positions is None else as_index("positions", self.positions)
+        return self.replace(valid=as_mask("valid", self.valid), ids=ids, positions=positions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +226,7 @@ class RouterModule(nn.Module):
 
     def __call__(self, tokens: Tokens) -> Decision:
         """Routes `tokens`; padding takes no seat and counts in no loss."""
+        tokens = tokens.typed()
         decision, metrics = self.route(tokens)
         report(self, decision.metrics(tokens.valid, self.setting.k) | metrics)
         return decision

@@ -19,6 +19,7 @@ from moe_jax.routing.decision import Decision
 from moe_jax.routing.metrics import load_metrics
 from moe_jax.routing.router import Call, Router, Setting, Tokens, exact_matmul, whole
 from moe_jax.routing.statistics import Metrics, mean_of_parts
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.parameters import Parameter
 
 
@@ -97,6 +98,7 @@ def by_expert(weights: Float[Array, "G S N"], num_experts: int) -> Float[Array, 
     return weights.reshape(*weights.shape[:2], num_experts, -1).sum(axis=-1)
 
 
+@typed
 def slot_weights(
     logits: Float[Array, "G S N"], token_valid: Bool[Array, "G S"]
 ) -> tuple[Float[Array, "G S N"], Float[Array, "G S N"]]:

@@ -17,9 +17,11 @@ from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.capacity import Priority
 from moe_jax.routing.router import Call, Router, Setting, Tokens
 from moe_jax.routing.statistics import Metrics
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.remat import decided
 
 
+@typed
 def top_n(
     logits: Float[Array, "G S E"],
     token_valid: Bool[Array, "G S"],

@@ -16,6 +16,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from moe_jax.runtime.arguments import typed
+
 METRICS = "routing"
 """Name of the Flax collection that holds sown statistics."""
 
@@ -50,6 +52,7 @@ def ratio(total: Float[Array | np.ndarray, "*shape"], count: Float[Array | np.nd
     return total / jnp.maximum(count, 1.0)
 
 
+@typed
 def mean_where(x: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Statistic:
     """Returns the scalar mean of `x` where `mask` is true; 0 if it is true nowhere."""
     return Statistic((jnp.sum(jnp.where(mask, x, 0.0)), jnp.sum(mask, dtype=jnp.float32)), ratio)

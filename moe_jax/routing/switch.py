@@ -15,11 +15,13 @@ from moe_jax.routing.assignment import Assignment, assign_choices, best_choices
 from moe_jax.routing.capacity import Priority
 from moe_jax.routing.router import Call, Router, Setting, Tokens
 from moe_jax.routing.statistics import Metrics
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.remat import decided
 
 Exploration = Literal["argmax", "sample", "jitter", "dropout"]
 
 
+@typed
 def switch(
     logits: Float[Array, "G S E"],
     token_valid: Bool[Array, "G S"],
@@ -45,6 +47,7 @@ def switch(
     return assign_choices(expert, weight, token_valid[..., None], logits.shape[-1], capacity, priority)
 
 
+@typed
 def switch_rerouted(
     logits: Float[Array, "G S E"], token_valid: Bool[Array, "G S"], capacity: int, rounds: int
 ) -> Assignment:

@@ -14,9 +14,11 @@ from jaxtyping import Array, Bool, Float, Key
 from moe_jax.routing.assignment import Assignment, assign_choices, top_experts
 from moe_jax.routing.router import Call, Router, Tokens
 from moe_jax.routing.statistics import Metrics
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.remat import decided
 
 
+@typed
 def uniform_random(
     token_valid: Bool[Array, "G S"], capacity: int, num_experts: int, k: int, rng: Key[Array, ""]
 ) -> Assignment:

@@ -52,7 +52,7 @@ def _index(token: Int[Array, " A"] | None) -> Int[Array, " _"]:
 
 
 def _floats(name: str, shape: tuple[int, ...], dtype: Any, *operands: Array) -> Float[Array, "..."]:
-    """Calls a handler, which computes in float32, and returns its result as `dtype`."""
-    wide = [x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in operands]
+    """Calls a handler, which computes in float32 and reads int32, and returns its result as `dtype`."""
+    wide = [x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32) for x in operands]
     (result,) = call(name, [(shape, jnp.float32)], *wide)
     return result.astype(dtype)

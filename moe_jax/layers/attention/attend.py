@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.remat import saveable
 
 
+@typed
 def attend(
     query: Float[Array, "B S H N"],
     key: Float[Array, "B R K N"],

@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.layers.positions import RotaryAngles
+from moe_jax.runtime.arguments import typed
 
 
 @struct.dataclass
@@ -87,6 +88,7 @@ class Context:
         return self.replace(token_valid=runs, attending=tuple(attending.hide(runs) for attending in self.attending))
 
 
+@typed
 def take(values: Shaped[Array, "B S ..."], index: Int[Array, "B C"]) -> Shaped[Array, "B C ..."]:
     """Keeps the values at `index` of each sequence."""
     return jax.vmap(lambda row, chosen: row[chosen])(values, index)

@@ -6,12 +6,15 @@ B batch, S sequence, R sequence of the keys.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from moe_jax.runtime.arguments import typed
+
 # A causal sequence is cut into blocks of queries, if they are long enough to fill a processor: with 4 blocks 5/8 of all
 # logits are computed.
 BLOCKS = 4
 SHORTEST_BLOCK = 64
 
 
+@typed
 def attention_mask(segment_ids: Int[Array, "B S"], causal: bool, window: int | None = None) -> Bool[Array, "B 1 S S"]:
     """Shows each token its document; if `causal`, only up to itself; with a `window`, only fewer steps away than that.
 
@@ -31,6 +34,7 @@ def attention_mask(segment_ids: Int[Array, "B S"], causal: bool, window: int | N
     return same_document & seen[None, None]
 
 
+@typed
 def memory_mask(segment_ids: Int[Array, "B S"], memory_segment_ids: Int[Array, "B R"]) -> Bool[Array, "B 1 S R"]:
     """Shows each token the tokens of the other text with its segment id; all, where none has it, as for padding."""
     same = segment_ids[:, None, :, None] == memory_segment_ids[:, None, None, :]
