@@ -1,15 +1,19 @@
 """The command line, `python -m moe_jax` or `moe-jax`."""
 
 import argparse
+import contextlib
 import inspect
 import json
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+import types
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import RequiredValueError
 
 from moe_jax.commands import fit_law, repeats, score
 from moe_jax.commands.printing import print_table
@@ -35,44 +39,84 @@ def load_config(location: str) -> dict[str, Any]:
     Args:
       location: `PATH` for get_config(), or `PATH:ARGUMENT` for get_config(ARGUMENT).
 
+    The file may import what lies beside it or above it. A required placeholder is left out, for --set to give.
+
     Raises:
-      ConfigError: no such Python file, it defines no `get_config`, `get_config` refuses ARGUMENT with a ValueError or
-        KeyError, or it does not return a ConfigDict.
+      ConfigError: no such Python file, it defines no `get_config`, it or `get_config` raises, or `get_config` does not
+        return a ConfigDict.
     """
     path, colon, argument = location.partition(":")
-    get_config = _module(location, Path(path)).get("get_config")
-    if get_config is None:
-        raise ConfigError(f"CONFIG is {location!r}, which defines no get_config; accepted: a file that defines it")
+    if not Path(path).is_file():
+        raise ConfigError(f"CONFIG is {location!r}, not a file; accepted: a Python file that defines get_config")
     arguments = [argument] if colon else []
-    try:
-        inspect.signature(get_config).bind(*arguments)
-    except TypeError as error:
-        raise ConfigError(
-            f"CONFIG is {location!r}, but the file defines get_config{inspect.signature(get_config)}; accepted: "
-            "PATH:ARGUMENT if get_config takes an argument, else PATH"
-        ) from error
-    try:
-        config = get_config(*arguments)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"CONFIG is {location!r}, but its get_config raised {error!r}") from error
+    with _imports_from(Path(path).resolve()):
+        module = _run_file(location, Path(path))
+        get_config = getattr(module, "get_config", None)
+        if get_config is None:
+            raise ConfigError(f"CONFIG is {location!r}, which defines no get_config; accepted: a file that defines it")
+        try:
+            inspect.signature(get_config).bind(*arguments)
+        except TypeError as error:
+            raise ConfigError(
+                f"CONFIG is {location!r}, but the file defines get_config{inspect.signature(get_config)}; accepted: "
+                "PATH:ARGUMENT if get_config takes an argument, else PATH"
+            ) from error
+        try:
+            config = get_config(*arguments)
+        except Exception as error:
+            raise ConfigError(f"CONFIG is {location!r}, but its get_config raised {_in_words(error)}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(
             f"CONFIG is {location!r}, whose get_config returns a {type(config).__name__}; accepted: a ConfigDict"
         )
-    return config.to_dict()
+    return _filled(config)
 
 
-def _module(location: str, path: Path) -> dict[str, Any]:
-    """Runs a Python file and returns its names; importing it would leave, or read, compiled files."""
-    if not path.is_file():
-        raise ConfigError(f"CONFIG is {location!r}, not a file; accepted: a Python file that defines get_config")
-    names: dict[str, Any] = {"__name__": path.stem, "__file__": str(path.absolute())}
+def _run_file(location: str, path: Path) -> types.ModuleType:
+    """Runs a Python file and returns its module; importing it would leave, or read, compiled files."""
+    module = types.ModuleType(f"moe_jax_config_{path.stem}")
+    module.__file__ = str(path.absolute())
+    # Dataclasses look for their module.
+    sys.modules[module.__name__] = module
     try:
-        code = compile(path.read_bytes(), str(path), "exec")
-    except (SyntaxError, ValueError) as error:
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+    except SyntaxError as error:
         raise ConfigError(f"CONFIG is {location!r}, which is not valid Python: {error}") from error
-    exec(code, names)
-    return names
+    except Exception as error:
+        raise ConfigError(f"CONFIG is {location!r}, which raised {_in_words(error)}") from error
+    return module
+
+
+@contextlib.contextmanager
+def _imports_from(path: Path) -> Iterator[None]:
+    """Lets a file import modules in its folder and in those above it, after all that Python finds anyway."""
+    before = list(sys.path)
+    sys.path.extend(str(folder) for folder in path.parents)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _in_words(error: Exception) -> str:
+    """Describes an error with the place that raised it, on one line."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{' '.join(repr(error).split())} at {Path(place.filename).name}:{place.lineno}"
+
+
+def _filled(config: ConfigDict) -> dict[str, Any]:
+    """Returns nested dictionaries without the required placeholders that have no value yet."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(map(plain, value))
+        return _filled(value) if isinstance(value, ConfigDict) else value
+
+    values = {}
+    for key in config:
+        with contextlib.suppress(RequiredValueError):
+            values[key] = plain(config[key])
+    return values
 
 
 def cli_parser() -> argparse.ArgumentParser:

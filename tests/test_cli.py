@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,63 @@ def test_an_argument_after_a_colon_goes_to_get_config(folder, argument, name):
     values = load_config(f"{folder}/config.py{argument}")
     assert values["name"] == name
     assert ("moe" in values["model"]) == (name == "switch")
+
+
+HELPED = """
+import dataclasses
+from beside.sizes import WIDTH
+from ml_collections import ConfigDict
+from ml_collections.config_dict import required_placeholder
+
+@dataclasses.dataclass
+class Shape:
+    width: "int" = WIDTH
+
+def get_config():
+    return ConfigDict({"name": "a", "width": Shape().width, "steps": required_placeholder(int), "runs": [{"seed": 1}]})
+"""
+
+
+@pytest.mark.parametrize("place", ["config.py", "deep/below/config.py"])
+def test_a_file_may_hold_dataclasses_import_neighbours_and_leave_fields_open(folder, monkeypatch, place):
+    """From any directory, as the console script is started."""
+    (folder / "beside").mkdir()
+    (folder / "beside" / "sizes.py").write_text("WIDTH = 7\n")
+    (folder / place).parent.mkdir(parents=True, exist_ok=True)
+    (folder / place).write_text(HELPED)
+    monkeypatch.chdir("/")
+    before = list(sys.path)
+    assert load_config(str(folder / place)) == {"name": "a", "width": 7, "runs": [{"seed": 1}]}
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import nowhere\n", r"which raised ModuleNotFoundError\(.*nowhere.*\) at wrong.py:1"),
+        ("x = 1 / 0\n", r"which raised ZeroDivisionError\(.*\) at wrong.py:1"),
+        (
+            "from ml_collections import ConfigDict\ndef get_config():\n    c = ConfigDict()\n    c.modle.x = 1\n",
+            r"but its get_config raised AttributeError\(.*modle.*\) at ",
+        ),
+    ],
+)
+def test_a_file_that_raises_is_one_line_with_the_place(folder, capsys, text, says):
+    (folder / "wrong.py").write_text(text)
+    assert main(["train", str(folder / "wrong.py"), "--workdir", str(folder / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(says, error), error
+
+
+def test_a_required_field_is_named_until_it_is_set(folder, capsys):
+    text = (folder / "config.py").read_text().replace('"steps": 4', '"steps": placeholder(int)')
+    text = "from ml_collections.config_dict import required_placeholder as placeholder\n" + text
+    (folder / "config.py").write_text(text.replace('"name": model', '"name": placeholder(str)'))
+    assert main(["train", str(folder / "config.py"), "--workdir", str(folder / "run")]) == 2
+    assert "name is missing; accepted: a value of type str" in capsys.readouterr().err
+    sets = ["--set", "name=a", "--set", "steps=4"]
+    assert main(["train", str(folder / "config.py"), "--workdir", str(folder / "run"), *sets]) == 0
 
 
 def test_a_configuration_file_is_found_from_any_directory(folder, monkeypatch):
