@@ -15,6 +15,10 @@ KIND = "kind"
 """The key that names the kind of a tagged union in a dictionary."""
 
 
+LONGEST_VALUE = 200
+"""Characters of a value that a message shows."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line for a person to act on."""
 
@@ -35,7 +39,13 @@ def errors_within(path: str) -> Iterator[None]:
 def require(condition: bool, field: str, value: Any, accepted: str) -> None:
     """Raises ConfigError unless `condition` holds, saying that `field` has `value` and what would be `accepted`."""
     if not condition:
-        raise ConfigError(f"{field} is {value!r}; accepted: {accepted}")
+        raise ConfigError(f"{field} is {_shown(value)}; accepted: {accepted}")
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as it is written in Python, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}... ({len(text):,} characters)"
 
 
 def require_name(name: str, known: Sequence[str] | Mapping[str, Any], field: str) -> None:
@@ -212,7 +222,8 @@ def _plain(value: Any, kinds: Kinds | None, skip_defaults: bool) -> Any:
     return value
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
+def _convert(hint: Any, value: Any, path: str, or_none: str = "") -> Any:
+    """Converts a value to the type of a field; `or_none` ends a message about a field that may also be None."""
     if hint is Any:
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -220,7 +231,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         (inner,) = [argument for argument in arguments if argument is not type(None)]
-        return _convert(inner, value, path)
+        none = isinstance(value, str) and value.lower() in ("null", "none", "nil", "~")
+        return _convert(inner, value, path, ", or None" + ("; did you mean None?" if none else ""))
     if origin is Annotated:
         kinds = _kinds_in(hint)
         return _convert(arguments[0], value, path) if kinds is None else kinds.make(value, path)
@@ -228,20 +240,20 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, hint):
             return value
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{path} is {value!r}; accepted: a mapping of {hint.__name__}'s fields")
+            raise ConfigError(f"{path} is {_shown(value)}; accepted: a mapping of {hint.__name__}'s fields{or_none}")
         return build(hint, value, path)
     if origin is typing.Literal:
-        require(value in arguments, path, value, ", ".join(map(repr, arguments)))
+        require(value in arguments, path, value, ", ".join(map(repr, arguments)) + or_none)
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{path} is {value!r}; accepted: {_describe(hint)}")
+            raise ConfigError(f"{path} is {_shown(value)}; accepted: {_describe(hint)}{or_none}")
         return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     expected = origin or hint
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise ConfigError(f"{path} is {value!r}; accepted: {_describe(hint)}")
+        raise ConfigError(f"{path} is {_shown(value)}; accepted: {_describe(hint)}{or_none}")
     if isinstance(value, Mapping):
         return {key: _convert(arguments[1], item, _join(path, key)) for key, item in value.items()}
     return value

@@ -28,7 +28,9 @@ REFUSED = [
     ({"steps": True}, "steps is True; accepted: int", ""),
     ({"steps": None}, "steps is None; accepted: int", ""),
     ({"model.tie_embeddings": 1}, "model.tie_embeddings is 1; accepted: bool", ""),
-    ({"model.moe.capacity_factor": "1"}, "model.moe.capacity_factor is '1'; accepted: float", ""),
+    ({"model.moe.capacity_factor": "1"}, "model.moe.capacity_factor is '1'; accepted: float, or None", ""),
+    ({"model.moe.capacity_factor": "null"}, "model.moe.capacity_factor is 'null'; accepted: float, or", "mean None?"),
+    ({"name": ["long"] * 10_000}, "name is ['long', 'long', ", "... (80,000 characters); accepted: str"),
     ({"model.moe_layers": 1}, "model.moe_layers is 1; accepted: tuple[int, ...]", ""),
     ({"model.moe_layers": (1, 2.5)}, "model.moe_layers[1] is 2.5; accepted: int", ""),
     (

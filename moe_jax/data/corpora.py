@@ -84,8 +84,12 @@ def matching_files(config: DataConfig) -> list[Path]:
     """
     patterns = config.corpus.partition(":")[2]
     paths = set()
-    for pattern in patterns.split(","):
-        matches = [Path(match) for match in glob.glob(os.path.expanduser(pattern), recursive=True)]
+    # A name may hold what globs and lists are made of.
+    whole = Path(patterns).expanduser().is_file()
+    for pattern in [patterns] if whole else patterns.split(","):
+        named = Path(pattern).expanduser()
+        found = [named] if named.is_file() else glob.glob(str(named), recursive=True)
+        matches = [Path(match) for match in found]
         files = [path.absolute() for path in matches if path.is_file()]
         require(bool(files), "data.corpus", config.corpus, f"paths or globs of files; {pattern!r} matches none")
         paths.update(files)
@@ -106,11 +110,15 @@ def _read_files(config: DataConfig, paths: list[Path]) -> list[Document]:
 
 
 def _decode(content: bytes, config: DataConfig, place: str) -> str:
-    """Decodes `content`; raises ConfigError that names its `place` unless it is UTF-8."""
+    """Decodes `content`; raises ConfigError that names its `place` unless it is UTF-8 without NUL characters."""
+    refused = f"data.corpus is {config.corpus!r}; accepted: text in UTF-8; {place}"
     try:
-        return content.decode()
+        text = docs.decoded(content)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"data.corpus is {config.corpus!r}; accepted: text in UTF-8; {place}: {error}") from error
+        raise ConfigError(f"{refused}: {error}") from error
+    if "\0" in text:
+        raise ConfigError(f"{refused}: character {text.index(chr(0))} is NUL, as in UTF-16 or in what is no text")
+    return text
 
 
 def _head_and_tail(document: Document, validation_fraction: float) -> list[Document]:

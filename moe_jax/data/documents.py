@@ -31,7 +31,7 @@ class Document:
 
     def text(self) -> str:
         """Reads the document."""
-        return self.path.read_bytes().decode()[self.start : self.stop]
+        return decoded(self.path.read_bytes())[self.start : self.stop]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Corpus:
     name: str
     digest: str
     documents: Callable[[Split], Iterator[str]]
+
+
+def decoded(content: bytes) -> str:
+    """Decodes UTF-8, without the mark of byte order that some editors put first; raises UnicodeDecodeError."""
+    return content.decode("utf-8-sig")
 
 
 def content_digest(content: bytes) -> str:

@@ -88,7 +88,9 @@ class TextData:
         Raises:
           ConfigError: there are too few validation sequences.
         """
-        available = len(self.validation) // self.batch_size
+        available, few = len(self.validation) // self.batch_size, len(self.validation)
+        accepted = f"at most {few}, the validation examples of {self.corpus_name}"
+        require(available >= 1, "data.batch_size", self.batch_size, accepted)
         require(
             1 <= count <= available,
             "eval_batches",

@@ -37,7 +37,7 @@ Steps = tuple[Callable[..., Any], Callable[..., Any]]
 
 def train(
     config: TrainConfig,
-    workdir: Path,
+    workdir: Path | str,
     progress: bool = True,
     compiled: MutableMapping[str, Steps] | None = None,
     line: int = 0,
@@ -60,7 +60,7 @@ def train(
       DivergenceError: the loss or the gradient norm is NaN or infinite.
       TerminatedError: the process was asked to stop (SIGTERM), and has saved a checkpoint.
     """
-    mesh = make_mesh(config.mesh)
+    workdir, mesh = Path(workdir).expanduser(), make_mesh(config.mesh)
     teacher, start = load_teacher(config, workdir), load_start(config, workdir)
     description = describe_mesh(config)
     data = load_text(config.data)

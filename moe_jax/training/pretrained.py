@@ -110,7 +110,7 @@ def start_from(start: Start, state: TrainState, config: ModelConfig) -> TrainSta
 
 def resolve(run: str, workdir: Path) -> Path:
     """Returns the directory of another run: `run` itself if it is absolute, else beside `workdir`."""
-    return workdir.parent / run
+    return workdir.parent / Path(run).expanduser()
 
 
 def _unrolled(params: Params, config: ModelConfig) -> Params:

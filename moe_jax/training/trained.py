@@ -40,12 +40,13 @@ def is_finished(config: TrainConfig, workdir: Path) -> bool:
     return config.steps in complete_steps(workdir / "checkpoints")
 
 
-def load_run(workdir: Path) -> TrainedRun:
+def load_run(workdir: Path | str) -> TrainedRun:
     """Reads a run, finished or not, from its work directory onto one device; writes nothing.
 
     Raises:
       ConfigError: `workdir` holds no run, or a run without a checkpoint yet.
     """
+    workdir = Path(workdir).expanduser()
     identity = workdir / "run.json"
     accepted = "accepted: the work directory of a run with a checkpoint"
     if not identity.is_file():

@@ -158,6 +158,22 @@ class TestTextFiles:
         splits = both_splits(load_corpus(DataConfig(corpus=f"text_files:{tmp_path}/dos.txt")))
         assert splits["train"][0] + splits["validation"][0] == "line\r\n" * 100
 
+    def test_a_mark_of_byte_order_is_no_text(self, tmp_path):
+        (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + b"line\n" * 100)
+        splits = both_splits(load_corpus(DataConfig(corpus=f"text_files:{tmp_path}/a.txt")))
+        assert splits["train"][0] + splits["validation"][0] == "line\n" * 100
+
+    def test_names_may_hold_what_patterns_are_made_of(self, tmp_path):
+        for name in ("a[1].txt", "b,c.txt"):
+            (tmp_path / name).write_text(f"{name} " * 100)
+            corpus = load_corpus(DataConfig(corpus=f"text_files:{tmp_path}/{name}"))
+            assert all(text.strip().startswith(name) for texts in both_splits(corpus).values() for text in texts)
+
+    def test_a_file_with_nul_characters_is_named(self, tmp_path):
+        (tmp_path / "wide.txt").write_bytes(("line\n" * 100).encode("utf-16-le"))
+        line = error_of(DataConfig(corpus=f"text_files:{tmp_path}/*"))
+        assert line.endswith("wide.txt: character 1 is NUL, as in UTF-16 or in what is no text")
+
     def test_a_pattern_without_a_file_is_named(self, tmp_path):
         (tmp_path / "a.txt").write_text("text")
         line = error_of(DataConfig(corpus=f"text_files:{tmp_path}/a.txt,{tmp_path}/b.txt"))

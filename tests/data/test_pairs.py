@@ -146,7 +146,10 @@ def test_functions_of_the_library_are_found_once_and_kept(tmp_path, monkeypatch)
     assert Pair("def _(x):\n    return x\n", "f").digest != Pair("def _(x):\n    return x\n", "g").digest
 
 
-@pytest.mark.parametrize("line", ["[]", '{"inputs": "a"}', '{"inputs": "a", "targets": 3}', "text"])
+LINES = ["[]", '{"inputs": "a"}', '{"inputs": "a", "targets": 3}', "text", '{"inputs": "\\ud83d", "targets": "b"}']
+
+
+@pytest.mark.parametrize("line", LINES)
 def test_a_line_that_is_no_pair_is_named(tmp_path, line):
     path = tmp_path / "a.jsonl"
     path.write_text('{"inputs": "a", "targets": "b"}\n' + line + "\n")

@@ -157,6 +157,15 @@ def test_a_corpus_smaller_than_a_batch_is_refused(folder):
         load_text(config_of(folder, sequence_length=600, batch_size=8), folder / "cache")
 
 
+def test_a_corpus_with_too_little_to_validate_on_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("Line of a text.\n" * 40)
+    data = load_text(config_of(tmp_path, validation_fraction=0.05), tmp_path / "cache")
+    with pytest.raises(
+        ConfigError, match=r"data.batch_size is 4; accepted: at most \d, the validation examples of tex"
+    ):
+        data.validation_batches(1)
+
+
 def test_the_cache_directory_is_the_default(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MOE_JAX_CACHE", str(tmp_path))
     load_text(config_of(folder))

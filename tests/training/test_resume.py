@@ -232,7 +232,7 @@ def test_a_finished_run_gives_its_result_again_without_compiling(run, tmp_path, 
 def test_a_run_is_read_back_as_it_was_saved(run, tmp_path):
     config, undisturbed, _ = run
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
-    trained = load_run(undisturbed)
+    trained = load_run(str(undisturbed))
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()} == before
     assert trained.config == config
     assert int(trained.state.step) == STEPS
