@@ -57,16 +57,13 @@ def intact_steps(directory: Path) -> list[int]:
     steps = sorted(complete_steps(directory))
     damage = {step: found for step in steps if (found := find_damage(directory / str(step))) is not None}
     intact = [step for step in steps if step not in damage]
-    accepted = "accepted: a folder with an intact checkpoint, such as a copy, or none to train from the beginning"
+    if damage and not intact:
+        step, found = damage.popitem()
+        accepted = "accepted: a folder with an intact checkpoint, such as a copy, or none to train from the beginning"
+        raise ConfigError(f"checkpoint {str(directory / str(step))!r} is damaged: {found}; {accepted}")
     for step, found in damage.items():
-        before = max((other for other in intact if other < step), default=None)
-        if before is None and not intact:
-            raise ConfigError(f"checkpoint {str(directory / str(step))!r} is damaged: {found}; {accepted}")
-        print(
-            f"checkpoint of step {step} is damaged: {found}; the checkpoint of step {max(intact)} is taken",
-            file=sys.stderr,
-            flush=True,
-        )
+        said = f"checkpoint of step {step} is damaged: {found}; the checkpoint of step {intact[-1]} is taken"
+        print(said, file=sys.stderr, flush=True)
     return intact
 
 

@@ -116,7 +116,7 @@ def test_where_all_are_damaged_nothing_is_touched(saved, tmp_path):
         turn_over(tmp_path / "copy" / step)
     for read in (Checkpoints, lambda directory: read_newest(directory, state_of(0))):
         with pytest.raises(
-            ConfigError, match=r"checkpoint '.*/copy/3' is damaged: .* another checksum; accepted: a folder"
+            ConfigError, match=r"checkpoint '.*/copy/6' is damaged: .* another checksum; accepted: a folder"
         ):
             read(tmp_path / "copy")
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["3", "6"]
