@@ -180,7 +180,9 @@ class _Session:
         from tensorboardX import SummaryWriter
 
         # TensorBoard forgets this step and later ones: a killed process logged them, and they are logged again.
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=last + 1)
+        # Names of its files have seconds: a session that begins in the second of another would replace its file.
+        suffix = f".after-{last}"
+        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=last + 1, filename_suffix=suffix)
 
     def run(self, progress: bool, line: int) -> None:
         """Trains until the configured number of steps is done."""

@@ -1,6 +1,7 @@
 """Dropout: only in training, unbiased, where it is said to be, and of experts alone where a mixture has its own."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,7 @@ import pytest
 from moe_jax.layers.mode import Mode
 from moe_jax.layers.moe import MoE, MoEConfig
 from moe_jax.models.language_model import make_model
+from moe_jax.routing.statistics import METRICS
 from tests.comparison import assert_close
 from tests.models import small
 
@@ -74,19 +76,20 @@ def test_a_hidden_value_that_drops_out_is_gone():
 def test_scanned_layers_draw_each_for_themselves():
     """Of two equal layers, one and then the other without its residual: alike only if both dropped the same values."""
     config = small.config(num_layers=2, dropout=0.5, scan_layers=True)
-    masks = []
 
     def record(next_function, arguments, keywords, context):
         result = next_function(*arguments, **keywords)
         if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
-            jax.debug.callback(lambda x: masks.append(np.asarray(x) == 0), result)
+            # The collection that scanned layers stack anyway.
+            context.module.sow(METRICS, "dropped", result == 0)
         return result
 
     rngs = {"dropout": jax.random.key(0)}
     with nn.intercept_methods(record):
-        jax.jit(make_model(config, True).apply)({"params": small.start(config)}, *small.batch(), rngs=rngs)
-        jax.effects_barrier()
-    weights = [mask for mask in masks if mask.ndim == 5]
+        apply = jax.jit(functools.partial(make_model(config, True).apply, mutable=[METRICS]))
+        _, sown = apply({"params": small.start(config)}, *small.batch(), rngs=rngs)
+    # Of attention weights, which alone have five axes; another is the layers'.
+    (weights,) = [mask for mask in jax.tree.leaves(sown) if mask.ndim == 6]
     assert len(weights) == 2
     assert (weights[0] != weights[1]).mean() > 0.1
 
