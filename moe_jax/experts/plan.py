@@ -5,6 +5,9 @@ All that a configuration may leave to `auto` is decided here, and all that canno
 
 import dataclasses
 
+import jax
+from jax.sharding import AxisType
+
 from moe_jax.configuration import ConfigError, alternatives, require, require_name
 from moe_jax.experts.executions import EXECUTIONS
 from moe_jax.experts.kernels.choice import KernelChoice, choose_kernel, is_as_fast_as_dense
@@ -55,12 +58,16 @@ def plan_here(
 
     Arguments and errors are those of `plan_for`; None for `parallel` leaves the strategy to `auto`.
     """
-    mesh = current_mesh()
-    for axis in AXES if mesh is not None else ():
-        accepted = f"a mesh with the axes {', '.join(AXES)}; this one has no {axis!r}"
-        require(axis in mesh.shape, "mesh", tuple(mesh.shape), accepted)
+    mesh, ambient = current_mesh(), jax.sharding.get_abstract_mesh()
+    parallel = parallel or ParallelConfig()
+    if not (ambient.empty or ambient.size == 1 or ambient.manual_axes or set(AXES) <= set(ambient.axis_names)):
+        accepted = f"a mesh with the axes {', '.join(AXES)}, or strategy='auto', with which XLA divides the experts"
+        require(parallel.strategy == AUTO, "mesh", ambient.axis_names, accepted)
+        automatic = all(kind == AxisType.Auto for kind in ambient.axis_types)
+        accepted = "axis_types=(jax.sharding.AxisType.Auto, ...) in jax.make_mesh, which lets XLA divide the layer"
+        require(automatic, "axis types of the mesh", ambient.axis_types, accepted)
     devices = None if mesh is None else mesh.shape["expert"]
-    return plan_for(execution, kernel, parallel or ParallelConfig(), rows_per_token, current_platform(), devices)
+    return plan_for(execution, kernel, parallel, rows_per_token, current_platform(), devices)
 
 
 def plan_for(

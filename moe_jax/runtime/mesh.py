@@ -17,9 +17,12 @@ BY_TOKEN = PartitionSpec(TOKEN_AXES)
 
 
 def current_mesh() -> AbstractMesh | None:
-    """Returns the mesh that `jax.set_mesh` has set; None for a single device, and within `shard_map`."""
+    """Returns the mesh with our AXES that `jax.set_mesh` has set; None for a single device, and within `shard_map`.
+
+    On a mesh of other axes, which is a user's own, we divide nothing, and leave the division to XLA.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes or not set(AXES) <= set(mesh.axis_names):
         return None
     return mesh
 

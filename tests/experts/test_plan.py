@@ -137,8 +137,10 @@ def test_a_plan_is_made_for_the_mesh_around_it():
     assert made == Plan("dropless", "native", "dropless", "bfloat16", 2.0, frozenset({"kernel"}))
 
 
-def test_a_mesh_without_an_axis_is_refused():
+def test_a_mesh_of_other_axes_is_left_to_xla():
     mesh = jax.make_mesh((8,), ("expert",), axis_types=(jax.sharding.AxisType.Auto,))
-    message = "a mesh with the axes data, fsdp, expert, tensor; this one has no"
-    with jax.set_mesh(mesh), pytest.raises(ConfigError, match=message):
-        plan_here()
+    message = r"mesh is \('expert',\); accepted: a mesh with the axes data, fsdp, expert, tensor, or strategy='auto'"
+    with jax.set_mesh(mesh):
+        assert plan_here() == plan(devices=None)
+        with pytest.raises(ConfigError, match=message):
+            plan_here(parallel=ParallelConfig("gather"))
