@@ -264,8 +264,17 @@ class RouterModule(nn.Module):
             training=self.training,
             params=params,
             state=state,
-            rng=lambda: self.make_rng(RNG),
+            rng=self._key,
         )
+
+    def _key(self) -> Key[Array, ""]:
+        """Returns a new key, another one at each call."""
+        accepted = (
+            f"rngs={{{RNG!r}: jax.random.key(SEED), ...}}, from which router {KINDS.name_of(self.router)!r} draws"
+        )
+        # Flax takes the key of parameters, in `init`, where there is no other.
+        require(self.has_rng(RNG) or self.has_rng("params"), f"rngs[{RNG!r}]", None, accepted)
+        return self.make_rng(RNG)
 
     def _round(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Rounds to the digits of `dtype`, in float32."""

@@ -40,6 +40,20 @@ def test_they_are_those_that_the_model_counted(model):
         assert not assignment.dispatch_mask()[1, 9:].any()
 
 
+def test_a_text_shorter_than_a_group_is_a_group(model):
+    """As where each sequence is a group anyway."""
+    config, params, batch = model
+    short = [x[:1, :5] for x in batch]
+    wide = dataclasses.replace(config, moe=dataclasses.replace(config.moe, group_size=24))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        trace_assignments(wide, params, *short),
+        trace_assignments(config, params, *short),
+    )
+    (first, *_) = trace_assignments(wide, params, *batch).values()
+    assert first.num_tokens == 24
+
+
 def test_scanned_layers_are_traced_as_plain_ones(model):
     config, params, batch = model
     scanned = dataclasses.replace(config, scan_layers=True, remat=True)

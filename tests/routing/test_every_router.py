@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_jax.configuration import ConfigError
 from moe_jax.routing import ROUTERS
 from moe_jax.runtime.parameters import count
 from tests.comparison import assert_close, assert_trees_close
@@ -32,6 +33,15 @@ def test_parameters_are_float32_and_counted(name):
     assert all(leaf.dtype == jnp.float32 for leaf in leaves)
     assert sum(leaf.size for leaf in leaves) == count(router.router.parameters(D, S, router.setting))
     assert bool(leaves) == ROUTERS[name].has_parameters
+
+
+def test_a_router_that_draws_says_what_it_draws_from():
+    module = routers.build("gshard", second_policy="random")
+    variables = module.init(jax.random.key(0), routers.tokens())
+    with pytest.raises(
+        ConfigError, match=r"rngs\['routing'\] is None; accepted: rngs=.*, from which router 'gshard' draws"
+    ):
+        module.apply(variables, routers.tokens())
 
 
 @pytest.mark.parametrize("training", [False, True])
