@@ -64,7 +64,7 @@ class BuildNative(build_ext):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         sys.stderr.write(done.stderr)
         if done.returncode:
-            self.failure = done.stderr.strip()
+            self.failure = done.stderr.strip() or f"the compiler ended with status {done.returncode}"
             # What setuptools forgives an optional extension.
             raise CompileError(self.failure)
 

@@ -17,7 +17,7 @@ from ml_collections.config_dict import RequiredValueError
 
 from moe_jax.commands import fit_law, repeats, score
 from moe_jax.commands.printing import print_table
-from moe_jax.configuration import ConfigError, override
+from moe_jax.configuration import REQUIRED, ConfigError, override
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def load_config(location: str) -> dict[str, Any]:
     Args:
       location: `PATH` for get_config(), or `PATH:ARGUMENT` for get_config(ARGUMENT).
 
-    The file may import what lies beside it or above it. A required placeholder is left out, for --set to give.
+    The file may import what lies beside it or above it. A required placeholder becomes REQUIRED, for --set to replace.
 
     Raises:
       ConfigError: no such Python file, it defines no `get_config`, it or `get_config` raises, or `get_config` does not
@@ -105,7 +105,7 @@ def _in_words(error: Exception) -> str:
 
 
 def _filled(config: ConfigDict) -> dict[str, Any]:
-    """Returns nested dictionaries without the required placeholders that have no value yet."""
+    """Returns nested dictionaries, with REQUIRED for required placeholders that have no value."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -114,8 +114,10 @@ def _filled(config: ConfigDict) -> dict[str, Any]:
 
     values = {}
     for key in config:
-        with contextlib.suppress(RequiredValueError):
+        try:
             values[key] = plain(config[key])
+        except RequiredValueError:
+            values[key] = REQUIRED
     return values
 
 

@@ -98,6 +98,16 @@ class Kinds:
         return build(self.by_name[name], fields, path)
 
 
+class Required:
+    """The value of a field that a configuration file leaves open, for --set to give."""
+
+    def __repr__(self) -> str:
+        return "a required placeholder"
+
+
+REQUIRED = Required()
+
+
 def build(kind: type[Config], values: Mapping[str, Any], path: str = "") -> Config:
     """Builds the dataclass `kind` from nested `values`, refusing unknown fields and wrong types.
 
@@ -224,6 +234,7 @@ def _plain(value: Any, kinds: Kinds | None, skip_defaults: bool) -> Any:
 
 def _convert(hint: Any, value: Any, path: str, or_none: str = "") -> Any:
     """Converts a value to the type of a field; `or_none` ends a message about a field that may also be None."""
+    require(value is not REQUIRED, path, value, f"{_describe(hint)}, by --set {path}=VALUE")
     if hint is Any:
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_jax.cli import load_config, main
+from moe_jax.configuration import REQUIRED
 from moe_jax.routing import ROUTERS
 
 CONFIG = """
@@ -170,7 +171,7 @@ def test_a_file_may_hold_dataclasses_import_neighbours_and_leave_fields_open(fol
     (folder / place).write_text(HELPED)
     monkeypatch.chdir("/")
     before = list(sys.path)
-    assert load_config(str(folder / place)) == {"name": "a", "width": 7, "runs": [{"seed": 1}]}
+    assert load_config(str(folder / place)) == {"name": "a", "width": 7, "steps": REQUIRED, "runs": [{"seed": 1}]}
     assert sys.path == before
 
 
@@ -194,12 +195,14 @@ def test_a_file_that_raises_is_one_line_with_the_place(folder, capsys, text, say
 
 
 def test_a_required_field_is_named_until_it_is_set(folder, capsys):
-    text = (folder / "config.py").read_text().replace('"steps": 4', '"steps": placeholder(int)')
+    text = (folder / "config.py").read_text().replace('"steps": 4', '"steps": 4, "seed": placeholder(int)')
     text = "from ml_collections.config_dict import required_placeholder as placeholder\n" + text
     (folder / "config.py").write_text(text.replace('"name": model', '"name": placeholder(str)'))
     assert main(["train", str(folder / "config.py"), "--workdir", str(folder / "run")]) == 2
-    assert "name is missing; accepted: a value of type str" in capsys.readouterr().err
-    sets = ["--set", "name=a", "--set", "steps=4"]
+    assert "name is a required placeholder; accepted: str, by --set name=VALUE" in capsys.readouterr().err
+    assert main(["train", str(folder / "config.py"), "--workdir", str(folder / "run"), "--set", "name=a"]) == 2
+    assert "seed is a required placeholder; accepted: int, by --set seed=VALUE" in capsys.readouterr().err
+    sets = ["--set", "name=a", "--set", "seed=4"]
     assert main(["train", str(folder / "config.py"), "--workdir", str(folder / "run"), *sets]) == 0
 
 

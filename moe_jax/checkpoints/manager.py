@@ -1,13 +1,16 @@
 """Checkpoints of a run: the training state, the position in the data, and the clock."""
 
 import json
+import shutil
 import sys
 import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from moe_jax.configuration import ConfigError
 
@@ -37,10 +40,10 @@ def read_newest(directory: Path, like: Any) -> Any | None:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     while True:
         steps = complete_steps(directory)
-        if not steps:
-            return None
         try:
-            step = intact_steps(directory)[-1]
+            step, _ = newest_intact(directory)
+            if step is None:
+                return None
             with ocp.StandardCheckpointer() as reader:
                 return reader.restore(directory.absolute() / str(step) / "state", abstract)
         except Exception:
@@ -48,39 +51,50 @@ def read_newest(directory: Path, like: Any) -> Any | None:
                 raise
 
 
-def intact_steps(directory: Path) -> list[int]:
-    """Lists the steps of the complete checkpoints that are as they were written, and says aloud which are not.
+def newest_intact(directory: Path) -> tuple[int | None, list[int]]:
+    """Finds the newest complete checkpoint that is as it was written, and says aloud which newer ones are not.
+
+    Returns:
+      Its step, None if there is no checkpoint, and the steps of the damaged ones that are newer.
 
     Raises:
       ConfigError: there are checkpoints, and all are damaged.
     """
-    steps = sorted(complete_steps(directory))
-    damage = {step: found for step in steps if (found := find_damage(directory / str(step))) is not None}
-    intact = [step for step in steps if step not in damage]
-    if damage and not intact:
-        step, found = damage.popitem()
+    damaged: list[int] = []
+    words = []
+    for step in sorted(complete_steps(directory), reverse=True):
+        damage = find_damage(directory / str(step))
+        if damage is None:
+            for said in words:
+                print(f"{said}; the checkpoint of step {step} is taken", file=sys.stderr, flush=True)
+            return step, damaged
+        damaged.append(step)
+        words.append(f"checkpoint of step {step} is damaged: {damage}")
+    if damaged:
         accepted = "accepted: a folder with an intact checkpoint, such as a copy, or none to train from the beginning"
-        raise ConfigError(f"checkpoint {str(directory / str(step))!r} is damaged: {found}; {accepted}")
-    for step, found in damage.items():
-        said = f"checkpoint of step {step} is damaged: {found}; the checkpoint of step {intact[-1]} is taken"
-        print(said, file=sys.stderr, flush=True)
-    return intact
+        raise ConfigError(f"{str(directory)!r}: {words[0]}, and so are all before it; {accepted}")
+    return None, []
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """Returns in words what differs from what was written in the folder of a checkpoint; None if nothing does."""
+    """Returns in words what differs from what was written in the folder of a checkpoint; None if nothing does.
+
+    A checkpoint without checksums, which none of ours is, counts as intact.
+    """
     try:
         written = json.loads((checkpoint / CHECKSUMS).read_text())
-    except (OSError, ValueError):
-        return f"{CHECKSUMS} is missing or unreadable"
-    for name, expected in written.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected[0]:
-            return f"{name} has {path.stat().st_size} bytes for {expected[0]}"
-        if _checksum(path) != expected[1]:
-            return f"{name} has another checksum"
+        for name, (size, checksum) in written.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes for {size}"
+            if _checksum(path) != checksum:
+                return f"{name} has another checksum"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"{CHECKSUMS} or a file that it names cannot be read ({error})"
     return None
 
 
@@ -90,6 +104,21 @@ def _checksum(path: Path) -> int:
         while part := file.read(1 << 22):
             checksum = zlib.crc32(part, checksum)
     return checksum
+
+
+def _remove_damaged(directory: Path) -> None:
+    """Removes the damaged checkpoints that are newer than an intact one; the first process does it for all."""
+    problem = None
+    if jax.process_index() == 0:
+        try:
+            for step in newest_intact(directory)[1]:
+                shutil.rmtree(directory / str(step))
+        except ConfigError as error:
+            problem = error
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(problem is not None)):
+        problem = problem or ConfigError(f"{str(directory)!r}: all checkpoints are damaged, as the first process says")
+    if problem is not None:
+        raise problem
 
 
 class Checkpoints:
@@ -104,7 +133,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path) -> None:
         self._directory, self._saving = directory.absolute(), -1
-        intact = intact_steps(directory)
+        _remove_damaged(self._directory)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT,
             create=True,
@@ -113,8 +142,6 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
-        for step in set(complete_steps(directory)) - set(intact):
-            self._manager.delete(step)
 
     def _seal(self) -> None:
         """Writes the checksums of a checkpoint whose files are all there, before it counts as complete."""

@@ -85,10 +85,10 @@ def matching_files(config: DataConfig) -> list[Path]:
     patterns = config.corpus.partition(":")[2]
     paths = set()
     # A name may hold what globs and lists are made of.
-    whole = Path(patterns).expanduser().is_file()
+    whole = os.path.isfile(os.path.expanduser(patterns))
     for pattern in [patterns] if whole else patterns.split(","):
-        named = Path(pattern).expanduser()
-        found = [named] if named.is_file() else glob.glob(str(named), recursive=True)
+        named = os.path.expanduser(pattern)
+        found = [named] if os.path.isfile(named) else glob.glob(named, recursive=True)
         matches = [Path(match) for match in found]
         files = [path.absolute() for path in matches if path.is_file()]
         require(bool(files), "data.corpus", config.corpus, f"paths or globs of files; {pattern!r} matches none")

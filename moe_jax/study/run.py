@@ -22,6 +22,7 @@ from moe_jax.study.study import Finished, Preset, Study
 from moe_jax.study.sweep import run_name, run_sweep
 from moe_jax.study.workers import default_jobs, train_here
 from moe_jax.training.result import DivergenceError
+from moe_jax.training.termination import EXIT_STATUS, TerminatedError
 
 
 def run_study(study: Study, description: str, arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +61,9 @@ def run_studies(name: str, description: str, studies: Sequence[Study], arguments
     except DivergenceError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
+    except TerminatedError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return EXIT_STATUS
     return 0
 
 

@@ -1,9 +1,10 @@
 """Runs over several processes: joining them, waiting for all, and the one process that writes."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -84,7 +85,17 @@ def require_alike(facts: Mapping[str, Any]) -> None:
         require(not others, name, facts[name], f"{accepted}; processes {others} have another {name}")
 
 
-def wait_for_all(name: str) -> None:
-    """Waits until every process has reached this point."""
+@contextlib.contextmanager
+def raised_everywhere() -> Iterator[None]:
+    """Raises a ConfigError of one process in all of them, which wait for each other at the end of the block."""
+    problem = None
+    try:
+        yield
+    except ConfigError as error:
+        problem = error
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        refused = np.flatnonzero(multihost_utils.process_allgather(np.int32(problem is not None)))
+        if len(refused) and problem is None:
+            problem = ConfigError(f"processes {refused.tolist()} cannot begin; they say why")
+    if problem is not None:
+        raise problem

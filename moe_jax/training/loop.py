@@ -19,7 +19,7 @@ from moe_jax.configuration import require, to_dict
 from moe_jax.data.pipeline import TextData, load_text
 from moe_jax.runtime.files import read_json_lines
 from moe_jax.training.config import TrainConfig
-from moe_jax.training.distributed import is_writer, require_alike, wait_for_all
+from moe_jax.training.distributed import is_writer, raised_everywhere, require_alike
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.mesh import data_process, describe_mesh, make_mesh, process_batch, state_shardings, whole_batch
 from moe_jax.training.optimizer import make_optimizer, make_schedule
@@ -60,24 +60,31 @@ def train(
       DivergenceError: the loss or the gradient norm is NaN or infinite.
       TerminatedError: the process was asked to stop (SIGTERM), and has saved a checkpoint.
     """
-    workdir, mesh = Path(workdir).expanduser(), make_mesh(config.mesh)
-    teacher, start = load_teacher(config, workdir), load_start(config, workdir)
-    description = describe_mesh(config)
-    data = load_text(config.data)
-    validation = data.validation_batches(config.eval_batches)
+    workdir = Path(workdir).expanduser()
+    with raised_everywhere():
+        mesh = make_mesh(config.mesh)
+        teacher, start = load_teacher(config, workdir), load_start(config, workdir)
+        description = describe_mesh(config)
+        data = load_text(config.data)
+        validation = data.validation_batches(config.eval_batches)
     identity = {"config": to_dict(config), "corpus": {"name": data.corpus_name, "digest": data.digest}}
     require_alike(identity["config"] | {"corpus": identity["corpus"]})
     # Metrics are the same on any mesh, so a run may go on on another.
     del identity["config"]["mesh"]
-    with claimed(workdir, identity) if is_writer() else contextlib.nullcontext():
-        wait_for_all("workdir")
+    with contextlib.ExitStack() as stack:
+        with raised_everywhere():
+            if is_writer():
+                stack.enter_context(claimed(workdir, identity))
+        asks_to_stop = stack.enter_context(termination())
         if progress and is_writer():
             tqdm.write(description, file=sys.stderr)
         with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
             if checkpoints.latest_step() != config.steps:
                 compiled = {} if compiled is None else compiled
                 with contextlib.closing(
-                    _Session(config, mesh, workdir, data, validation, checkpoints, compiled, teacher, start)
+                    _Session(
+                        config, mesh, workdir, data, validation, checkpoints, compiled, teacher, start, asks_to_stop
+                    )
                 ) as session:
                     try:
                         session.run(progress, line)
@@ -86,6 +93,8 @@ def train(
                         error.result = _result(config, workdir, data, seconds, compiling)
                         raise
             clock = checkpoints.position()["clock"]
+        if jax.process_count() == 1 and asks_to_stop(config.steps):
+            raise TerminatedError(config.steps)
     return _result(config, workdir, data, clock["seconds"], clock["compile_seconds"])
 
 
@@ -139,8 +148,10 @@ class _Session:
         compiled: MutableMapping[str, Steps],
         teacher: Teacher | None,
         start: Start | None,
+        asks_to_stop: Callable[[int], bool],
     ) -> None:
         self.config = config
+        self.asks_to_stop = asks_to_stop
         self.mesh = mesh
         self.validation = [whole_batch(batch, mesh) for batch in validation]
         self.bytes_per_target = data.bytes_per_target(validation)
@@ -160,6 +171,8 @@ class _Session:
                 self.state = start_from(start, self.state, config.model)
         self.taught = () if teacher is None else teacher.variables
         self.step = int(self.state.step)
+        # Processes agree on a step to stop after, among those that are still to come.
+        asks_to_stop(self.step)
         started = time.perf_counter()
         taught = config.distillation and dataclasses.replace(config.distillation, run="")
         alike = dataclasses.replace(config, name="", seed=0, start=None, distillation=taught)
@@ -197,7 +210,7 @@ class _Session:
             position=line,
             disable=not (progress and is_writer()),
         )
-        with bar, termination() as asks_to_stop:
+        with bar:
             if not self.resumed:
                 self.evaluate()
             started = time.perf_counter()
@@ -207,7 +220,7 @@ class _Session:
                 self.state, metrics = self.train_step(self.state, batch, *self.taught)
                 if every and config.mesh.expert > 1 and self.step % every == 0:
                     self.state = rebalance(self.state, metrics["load"], config, self.mesh)
-                last, stops = self.step == config.steps, asks_to_stop(self.step)
+                last, stops = self.step == config.steps, self.asks_to_stop(self.step)
                 evaluates = last or self.step % config.eval_every == 0
                 saves = last or stops or self.step % config.checkpoint_every == 0
                 logs = last or self.step % config.log_every == 0

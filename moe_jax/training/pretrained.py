@@ -1,6 +1,7 @@
 """Parameters and router state from another run: initial ones, or those of a teacher."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from jaxtyping import Array
 from moe_jax.configuration import require
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.parameters import Params, init_params
-from moe_jax.models.paths import MIXTURES, stack_layers, unstack_layers
+from moe_jax.models.paths import MIXTURES, layers_at, stack_layers, unstack_layers
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.rebalance import at_own_index
 from moe_jax.training.state import TrainState
@@ -66,7 +67,7 @@ class Start:
 def load_start(config: TrainConfig, workdir: Path) -> Start | None:
     """Loads what `config.start` takes from another run; None without `start`.
 
-    With `start.parts` `all`, that is all parameters, and what routers remember where both runs' routers remember it.
+    With `start.parts` `all`, that is all parameters, and what routers remember where both runs have one kind of router.
 
     Args:
       config: the run to start.
@@ -88,7 +89,18 @@ def load_start(config: TrainConfig, workdir: Path) -> Start | None:
     if start.parts == "all":
         for place, x in ours.items():
             require(fits[place], "start.run", start.run, f"a run with a parameter {place} of shape {x.shape}")
-    return Start({place: known[place] for place in ours if fits[place]}, remembered if start.parts == "all" else {})
+    alike = {place: x for place, x in remembered.items() if _routes_alike(place, trained.config.model, config.model)}
+    return Start({place: known[place] for place in ours if fits[place]}, alike if start.parts == "all" else {})
+
+
+def _routes_alike(place: str, theirs: ModelConfig, ours: ModelConfig) -> bool:
+    """Says whether both models have one kind of router at the place of a router's state."""
+    names = tuple(re.findall(r"\['([^']*)'\]", place))
+    part = next(name for name in names if name in MIXTURES)
+    (layer,) = layers_at(names, _plain(theirs))
+    mixtures = [config.layer(layer.index).mixtures for config in (theirs, ours) if layer.index < config.num_layers]
+    routers = [type(found[part].router) for found in mixtures if part in found]
+    return len(routers) == 2 and routers[0] is routers[1]
 
 
 def start_from(start: Start, state: TrainState, config: ModelConfig) -> TrainState:

@@ -5,6 +5,7 @@ bit, as a run never stopped. Seconds are apart, in `timing.jsonl`.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,13 @@ from typing import Any
 from moe_jax.configuration import ConfigError, to_dict
 from moe_jax.runtime.files import read_json_lines, write_whole
 from moe_jax.training.config import TrainConfig
+
+CHANGEABLE = ("config.log_every", "config.checkpoint_every")
+"""Fields that may differ when a run goes on. `metrics.jsonl` then has the lines of each session's own interval."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""Errors of file systems without locks, on which a run is not guarded."""
+ENDLESS = "inverse_sqrt"
+"""The schedule that does not know the number of steps, which may grow with it."""
 
 
 @contextlib.contextmanager
@@ -39,10 +47,14 @@ def claimed(workdir: Path, identity: dict[str, Any]) -> Iterator[None]:
             accepted = "accepted: another directory, or this one when that process has ended"
             message = f"workdir is {str(workdir)!r}, where another process trains a run; {accepted}"
             raise ConfigError(message) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         # Another process may have come first since.
         _require_own(workdir, identity)
-        if not (workdir / "run.json").exists():
-            write_whole(workdir / "run.json", json.dumps(identity, indent=2) + "\n")
+        text = json.dumps(identity, indent=2) + "\n"
+        if not (workdir / "run.json").exists() or (workdir / "run.json").read_text() != text:
+            write_whole(workdir / "run.json", text)
         yield
 
 
@@ -55,6 +67,9 @@ def _require_own(workdir: Path, identity: dict[str, Any]) -> None:
         other = json.loads((workdir / "run.json").read_text())
         other["config"] = _with_new_fields(other["config"], identity["config"])
         for key, ours, theirs in _differences(identity, other):
+            schedule = identity["config"]["optimizer"]["schedule"]
+            if key in CHANGEABLE or (key == "config.steps" and ours > theirs and schedule == ENDLESS):
+                continue
             raise ConfigError(
                 f"workdir is {str(workdir)!r}, which holds a run with {key}={theirs!r}, but this run has {ours!r}; "
                 f"{accepted}"

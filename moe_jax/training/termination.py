@@ -23,10 +23,16 @@ class TerminatedError(Exception):
         super().__init__(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on from there")
         self.step = step
 
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        # An exception would be made again of its message.
+        return TerminatedError, (self.step,)
+
 
 @contextlib.contextmanager
 def termination() -> Iterator[Callable[[int], bool]]:
     """Yields a function of the step that says whether to stop after it; all processes of a run stop after the same.
+
+    It must be called before the first step, too, with the number of steps that are done.
 
     Only a process's main thread can watch for signals; elsewhere the answer is always no.
     """

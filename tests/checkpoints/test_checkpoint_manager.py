@@ -85,7 +85,7 @@ DAMAGES = {
     "has another checksum": turn_over,
     "bytes for": cut,
     " is missing": lambda folder: largest(folder).unlink(),
-    "checksums.json is missing or unreadable": lambda folder: (folder / "checksums.json").unlink(),
+    "checksums.json or a file that it names cannot": lambda folder: (folder / "checksums.json").write_text("[]"),
 }
 
 
@@ -96,7 +96,8 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(saved, tmp_pat
     state = read_newest(tmp_path / "copy", state_of(0))
     said = capsys.readouterr().err
     assert "checkpoint of step 6 is damaged: " in said
-    assert said.endswith(f"{says}; the checkpoint of step 3 is taken\n") or says == "bytes for" in said
+    assert says in said
+    assert said.endswith("; the checkpoint of step 3 is taken\n")
     assert leaves(state) == leaves(state_of(3))
     # Reading changes nothing; going on from there removes what is damaged.
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["3", "6"]
@@ -116,7 +117,7 @@ def test_where_all_are_damaged_nothing_is_touched(saved, tmp_path):
         turn_over(tmp_path / "copy" / step)
     for read in (Checkpoints, lambda directory: read_newest(directory, state_of(0))):
         with pytest.raises(
-            ConfigError, match=r"checkpoint '.*/copy/6' is damaged: .* another checksum; accepted: a folder"
+            ConfigError, match=r"copy': checkpoint of step 6 is damaged: .* another checksum, and so are all before"
         ):
             read(tmp_path / "copy")
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["3", "6"]

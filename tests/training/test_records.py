@@ -37,6 +37,18 @@ def test_a_folder_is_of_one_run(tmp_path):
         claim(tmp_path / "run", identity(steps=7))
 
 
+def test_a_run_may_go_on_with_other_intervals_and_more_steps(tmp_path):
+    endless = {"optimizer.schedule": "inverse_sqrt"}
+    claim(tmp_path / "run", identity(steps=24, **endless))
+    claim(tmp_path / "run", identity(steps=30, log_every=3, checkpoint_every=7, **endless))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["steps"] == 30
+    with pytest.raises(ConfigError, match=r"holds a run with config\.steps=30, but this run has 29"):
+        claim(tmp_path / "run", identity(steps=29, **endless))
+    claim(tmp_path / "cosine", identity(steps=24))
+    with pytest.raises(ConfigError, match=r"holds a run with config\.steps=24, but this run has 30"):
+        claim(tmp_path / "cosine", identity(steps=30))
+
+
 def test_a_field_that_is_added_leaves_the_folder_the_run_s(tmp_path):
     path = tmp_path / "run" / "run.json"
     claim(tmp_path / "run", identity())

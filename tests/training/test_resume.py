@@ -8,11 +8,8 @@ import random
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import time
 import types
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -369,38 +366,3 @@ def test_another_run_s_directory_is_refused_and_left_alone(run, tmp_path):
     (workdir / "run.json").unlink()
     with pytest.raises(ConfigError, match=r"has metrics\.jsonl but no run\.json"):
         loop.train(config, workdir)
-
-
-READ = """
-import sys
-from pathlib import Path
-from moe_jax.configuration import ConfigError
-from moe_jax.training.trained import load_run
-print("ready", flush=True)
-steps = []
-while not steps or steps[-1] < int(sys.argv[2]):
-    try:
-        steps.append(int(load_run(Path(sys.argv[1])).state.step))
-    except ConfigError:
-        pass  # There is no checkpoint yet.
-print(len(set(steps)), flush=True)
-"""
-
-
-def test_a_run_is_read_while_it_trains(run, tmp_path):
-    """Another process reads it again and again, and disturbs neither its checkpoints nor its metrics."""
-    config, _, _ = run
-    config = dataclasses.replace(config, checkpoint_every=1, steps=40, eval_every=40)
-    loop.train(config, tmp_path / "alone", progress=False)
-    command = [sys.executable, "-c", READ, str(tmp_path / "read"), str(config.steps)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as reader:
-        try:
-            assert reader.stdout.readline() == "ready\n"
-            loop.train(config, tmp_path / "read", progress=False)
-            read = int(reader.communicate(timeout=120)[0])
-        finally:
-            reader.kill()
-    assert reader.returncode == 0
-    assert read >= 2
-    alone, beside = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("alone", "read"))
-    assert alone == beside
