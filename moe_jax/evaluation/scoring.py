@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.errors import InvalidRngError
 from jaxtyping import Array, Bool, Float32, Int
 
 from moe_jax.configuration import ConfigError, require
@@ -19,7 +18,7 @@ from moe_jax.layers.moe import MoEConfig
 from moe_jax.models.config import ModelConfig
 from moe_jax.models.decoder import Decoder
 from moe_jax.models.parameters import Params
-from moe_jax.routing.router import RNG, STATE
+from moe_jax.routing.router import RNG, STATE, MissingKeyError
 
 SHORTEST = 16
 """Tokens of the shortest padded batch."""
@@ -164,6 +163,6 @@ def _draws(config: ModelConfig, params: Params, router_state: Params) -> bool:
     tokens = jax.ShapeDtypeStruct((1, SHORTEST), jnp.int32)
     try:
         jax.eval_shape(Decoder(config).apply, {"params": params, STATE: router_state}, tokens)
-    except InvalidRngError:
+    except MissingKeyError:
         return True
     return False

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from moe_jax.configuration import Kinds, errors_within, require
+from moe_jax.configuration import ConfigError, Kinds, errors_within, require
 from moe_jax.routing.assignment import Assignment
 from moe_jax.routing.capacity import CapacityRule, capacity_per_expert
 from moe_jax.routing.decision import Decision
@@ -206,6 +206,10 @@ class Router:
         return RouterModule(self, setting, training, dtype, name=name)
 
 
+class MissingKeyError(ConfigError):
+    """Raised when a router draws and `apply` was given no key for it."""
+
+
 class RouterModule(nn.Module):
     """The Linen module of any router: declares its parameters and state, and reports its metrics.
 
@@ -268,12 +272,12 @@ class RouterModule(nn.Module):
         )
 
     def _key(self) -> Key[Array, ""]:
-        """Returns a new key, another one at each call."""
-        accepted = (
-            f"rngs={{{RNG!r}: jax.random.key(SEED), ...}}, from which router {KINDS.name_of(self.router)!r} draws"
-        )
+        """Returns a new key, another one at each call; raises MissingKeyError if `apply` was given none."""
         # Flax takes the key of parameters, in `init`, where there is no other.
-        require(self.has_rng(RNG) or self.has_rng("params"), f"rngs[{RNG!r}]", None, accepted)
+        if not (self.has_rng(RNG) or self.has_rng("params")):
+            given = f"rngs={{{RNG!r}: jax.random.key(SEED), ...}}"
+            name = KINDS.name_of(self.router)
+            raise MissingKeyError(f"rngs[{RNG!r}] is None; accepted: {given}, from which router {name!r} draws")
         return self.make_rng(RNG)
 
     def _round(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
