@@ -54,6 +54,11 @@ def decoded(content: bytes) -> str:
     return content.decode("utf-8-sig")
 
 
+def is_encodable(text: str) -> bool:
+    """Returns whether UTF-8 can encode a text; it cannot encode half a surrogate pair, which JSON can write."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def content_digest(content: bytes) -> str:
     """Returns the SHA-256 of `content` in hex."""
     return hashlib.sha256(content).hexdigest()

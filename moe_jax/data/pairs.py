@@ -103,16 +103,11 @@ def functions_of(text: str) -> list[Pair]:
     return pairs
 
 
-def is_encodable(text: str) -> bool:
-    """Returns whether UTF-8 can encode a text; it cannot encode half a surrogate pair, which JSON can write."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
 def _json_lines(config: DataConfig) -> Iterator[tuple[Split, Pair]]:
     for path in matching_files(config):
         for where, record in json_records(path):
             texts = [record.get(name) for name in ("inputs", "targets")] if isinstance(record, dict) else [None]
-            fits = all(isinstance(text, str) and is_encodable(text) for text in texts)
+            fits = all(isinstance(text, str) and docs.is_encodable(text) for text in texts)
             require(fits, where, record, "an object with texts 'inputs' and 'targets', without half a surrogate pair")
             pair = Pair(*texts)
             yield docs.split_by_content(pair.digest, config.validation_fraction), pair

@@ -9,6 +9,7 @@ import numpy as np
 
 from moe_jax.configuration import ConfigError, require
 from moe_jax.data.corpora import prepared_builder
+from moe_jax.data.documents import is_encodable
 from moe_jax.runtime.files import json_records
 
 
@@ -123,7 +124,7 @@ def _choices(record: Mapping[str, Any], fields: Fields, where: str) -> list[str]
 def _text(record: Mapping[str, Any], name: str, where: str, filled: bool = False) -> str:
     """Returns a field that must be text that UTF-8 can encode, and not empty if `filled`."""
     value = _field(record, name, where)
-    is_text = isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    is_text = isinstance(value, str) and is_encodable(value)
     accepted = "a text that is not empty" if filled else "a text"
     require(is_text and (value != "" or not filled), f"{where}: {name}", value, accepted)
     return value
