@@ -81,6 +81,8 @@ def find_damage(checkpoint: Path) -> str | None:
 
     A checkpoint without checksums, which none of ours is, counts as intact.
     """
+    if not (checkpoint / CHECKSUMS).exists():
+        return None
     try:
         written = json.loads((checkpoint / CHECKSUMS).read_text())
         for name, (size, checksum) in written.items():
@@ -91,8 +93,6 @@ def find_damage(checkpoint: Path) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes for {size}"
             if _checksum(path) != checksum:
                 return f"{name} has another checksum"
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{CHECKSUMS} or a file that it names cannot be read ({error})"
     return None
