@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from configs.gpu import switch_vs_dense as switch_gpu
 from configs.laptop import switch_vs_dense as switch_laptop
@@ -86,7 +87,7 @@ class Scale:
     dtype: str
     side: int
     length: int
-    trained: Callable[[str], object]
+    trained: Callable[[str], ConfigDict]
     sets: tuple[str, ...] = ()
 
 
@@ -240,15 +241,25 @@ PARTS: dict[str, tuple[float, Callable[[Scale, float], Iterator[str]]]] = {
 
 def _train_for(seconds: float, config: TrainConfig, workdir: Path) -> None:
     """Trains for so long, compilation included, as if a cluster then asked the process to stop."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    done = threading.Event()
+
+    def ask_to_stop() -> None:
+        # Again and again: a run heeds the signal only once its text is loaded.
+        wait = seconds
+        while not done.wait(wait):
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait = 1.0
+
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    timer.start()
+    asking = threading.Thread(target=ask_to_stop, daemon=True)
+    asking.start()
     try:
         train(config, workdir, progress=False)
     except TerminatedError:
         pass
     finally:
-        timer.cancel()
+        done.set()
+        asking.join()
         signal.signal(signal.SIGTERM, before)
 
 
