@@ -164,7 +164,7 @@ def get_config():
 
 @pytest.mark.parametrize("place", ["config.py", "deep/below/config.py"])
 def test_a_file_may_hold_dataclasses_import_neighbours_and_leave_fields_open(folder, monkeypatch, place):
-    """From any directory, as the console script is started."""
+    """The console script is started in any directory."""
     (folder / "beside").mkdir()
     (folder / "beside" / "sizes.py").write_text("WIDTH = 7\n")
     (folder / place).parent.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ LOAD_READING = (
     "Rows are the experts of each sparse model's last sparse layer, columns the evaluations of its run of the lowest "
     "seed. White is an even share of the tokens, dark blue none, dark red twice the even share or more."
 )
-"""How to read `plot_expert_load`, for the reader of a report."""
+"""Explanation of `plot_expert_load` for the reader of a report."""
 
 
 def plot_expert_load(rows: Sequence[Row]) -> Figure | None:
