@@ -13,11 +13,10 @@ import tensorflow_datasets as tfds
 
 from moe_jax.configuration import ConfigError, require
 from moe_jax.data import documents as docs
-from moe_jax.data.cache import cache_directory
+from moe_jax.data.cache import cache_directory, write_cached
 from moe_jax.data.config import DataConfig
 from moe_jax.data.documents import Corpus, Document, Split
 from moe_jax.data.python_source import python_source_dataset_builder as python_source
-from moe_jax.runtime.files import write_beside
 
 
 def load_corpus(config: DataConfig, cache_dir: Path | None = None) -> Corpus:
@@ -55,7 +54,7 @@ def _python_source(config: DataConfig, cache_dir: Path) -> Corpus:
     options = {"config": variant, "validation_fraction": config.validation_fraction}
     if not folder.exists():
         print(f"Preparing {config.corpus}: {len(documents)} documents", file=sys.stderr, flush=True)
-        with write_beside(folder) as beside, _without_output():
+        with write_cached(folder) as beside, _without_output():
             python_source.Builder(**options, data_dir=beside).download_and_prepare()
     source = python_source.Builder(**options, data_dir=folder).as_data_source()
     return Corpus(config.corpus, digest, lambda split: (example["text"].decode() for example in source[split]))

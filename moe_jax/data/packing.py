@@ -12,10 +12,9 @@ import numpy as np
 from jaxtyping import Integer, Shaped
 from tqdm import tqdm
 
-from moe_jax.data.cache import cache_directory
+from moe_jax.data.cache import cache_directory, write_cached
 from moe_jax.data.documents import Corpus, Split
 from moe_jax.data.tokenization import SCHEME, Tokenizer
-from moe_jax.runtime.files import write_beside
 
 Example = dict[str, Shaped[np.ndarray, "_"]]
 Batch = dict[str, Shaped[np.ndarray, "B _"]]
@@ -42,7 +41,7 @@ def token_stream(
     name = f"{corpus.digest[:16]}-{tokenizer.digest[:16]}-{SCHEME}-{split}.npy"
     path = (cache_dir or cache_directory()) / "tokens" / name
     if not path.exists():
-        with write_beside(path) as beside:
+        with write_cached(path) as beside:
             np.save(beside, tokenise(corpus.documents(split), tokenizer))
     return np.load(path, mmap_mode="r")
 

@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from moe_jax.configuration import require
 from moe_jax.data import documents as docs
-from moe_jax.data.cache import cache_directory
+from moe_jax.data.cache import cache_directory, write_cached
 from moe_jax.data.config import DataConfig
 from moe_jax.data.corpora import load_corpus, matching_files
 from moe_jax.data.documents import SPLITS, Corpus, Split
 from moe_jax.data.tasks.text_to_text import Pair
-from moe_jax.runtime.files import json_records, write_beside
+from moe_jax.runtime.files import json_records
 
 SCHEME = "v2"  # Part of the names of cached files: change it with the way pairs are made from a corpus.
 
@@ -75,10 +75,10 @@ def _functions(corpus: Corpus, cache_dir: Path) -> Iterator[tuple[Split, Pair]]:
     """Yields the functions of a corpus, cached by its digest because parsing a library takes a minute."""
     path = cache_dir / "pairs" / f"{corpus.digest[:16]}-functions-{SCHEME}.json"
     if not path.exists():
-        documents = [(split, text) for split in SPLITS for text in corpus.documents(split)]
-        progress = tqdm(documents, "Finding functions", delay=1, unit=" documents")
-        found = [[split, pair.inputs, pair.targets] for split, text in progress for pair in functions_of(text)]
-        with write_beside(path) as beside:
+        with write_cached(path) as beside:
+            documents = [(split, text) for split in SPLITS for text in corpus.documents(split)]
+            progress = tqdm(documents, "Finding functions", delay=1, unit=" documents")
+            found = [[split, pair.inputs, pair.targets] for split, text in progress for pair in functions_of(text)]
             beside.write_text(json.dumps(found))
     for split, inputs, targets in json.loads(path.read_text()):
         yield split, Pair(inputs, targets)

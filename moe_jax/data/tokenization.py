@@ -14,9 +14,8 @@ import tokenizers
 from jaxtyping import Int32, Integer
 
 from moe_jax.configuration import require
-from moe_jax.data.cache import cache_directory
+from moe_jax.data.cache import cache_directory, write_cached
 from moe_jax.data.documents import Corpus, content_digest
-from moe_jax.runtime.files import write_beside
 
 SCHEME = "v1"  # Part of the names of cached files: change it with every change of a corpus's tokens.
 BPE_SAMPLE_CHARACTERS = 8_000_000
@@ -115,12 +114,11 @@ def load_tokenizer(name: str, corpus: Corpus | None, cache_dir: Path | None = No
     path = (cache_dir or cache_directory()) / "tokenizers" / f"{corpus.digest[:16]}-bpe-{size}-{SCHEME}.json"
     if not path.exists():
         print(f"Training a byte-pair encoding of {size} tokens on {corpus.name}", file=sys.stderr, flush=True)
-        encoding = _train(corpus, size - 1)
-        reached = encoding.get_vocab_size() + 1
-        require(
-            reached == size, "data.tokenizer", name, f"a SIZE of at most {reached}, the most that {corpus.name} gives"
-        )
-        with write_beside(path) as beside:
+        with write_cached(path) as beside:
+            encoding = _train(corpus, size - 1)
+            reached = encoding.get_vocab_size() + 1
+            accepted = f"a SIZE of at most {reached}, the most that {corpus.name} gives"
+            require(reached == size, "data.tokenizer", name, accepted)
             encoding.save(str(beside))
     return BytePairTokenizer(tokenizers.Tokenizer.from_file(str(path)))
 

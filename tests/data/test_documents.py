@@ -1,12 +1,9 @@
 """Splits and digests of documents, and where a single text is cut."""
 
-from pathlib import Path
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_jax.data import documents as docs
-from moe_jax.data.cache import cache_directory
 
 
 def test_the_share_of_documents_that_validate_is_the_fraction_asked_for():
@@ -38,10 +35,3 @@ def test_the_tail_begins_after_a_paragraph_else_after_a_line_else_where_the_frac
 def test_the_tail_is_between_half_and_all_of_the_fraction_asked_for(text, fraction):
     tail = round(len(text) * fraction)
     assert tail / 2 <= len(text) - docs.tail_boundary(text, fraction) <= tail
-
-
-def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("MOE_JAX_CACHE", str(tmp_path))
-    assert cache_directory() == tmp_path
-    monkeypatch.delenv("MOE_JAX_CACHE")
-    assert cache_directory() == Path.home() / ".cache" / "moe_jax"
