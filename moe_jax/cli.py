@@ -207,6 +207,7 @@ def _train(options: argparse.Namespace) -> int:
     # Imported here so that --help and a bad file name answer at once.
     from jax.errors import JaxRuntimeError
 
+    from moe_jax.runtime.files import StorageError
     from moe_jax.training.config import TrainConfig
     from moe_jax.training.distributed import is_writer, start
     from moe_jax.training.loop import train
@@ -225,6 +226,10 @@ def _train(options: argparse.Namespace) -> int:
         if is_writer():
             print(f"moe-jax train: {error}", file=sys.stderr)
         return EXIT_STATUS
+    except StorageError as error:
+        print(f"moe-jax train: {error}; the same command goes on when there is room", file=sys.stderr, flush=True)
+        # An orderly exit would write again what could not be written.
+        os._exit(1)
     except JaxRuntimeError as error:
         if not options.distributed:
             raise

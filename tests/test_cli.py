@@ -12,6 +12,7 @@ import pytest
 from moe_jax.cli import load_config, main
 from moe_jax.configuration import REQUIRED
 from moe_jax.routing import ROUTERS
+from moe_jax.runtime.files import StorageError
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -129,6 +130,18 @@ def test_a_workdir_of_another_run_is_one_line_and_left_alone(folder, capsys):
     assert error.count("\n") == 1
     assert "accepted: an empty directory, or the directory of the same run" in error
     assert [path.name for path in workdir.iterdir()] == ["run.json"]
+
+
+def test_a_full_disk_is_one_line(folder, capsys, monkeypatch):
+    def train(*_):
+        raise StorageError("files cannot be written to 'runs': No space left on device")
+
+    monkeypatch.setattr("moe_jax.training.loop.train", train)
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit, match="1"):
+        main(["train", str(folder / "config.py"), "--workdir", str(folder / "run")])
+    said = "moe-jax train: files cannot be written to 'runs': No space left on device; the same command goes on when"
+    assert capsys.readouterr().err == f"{said} there is room\n"
 
 
 def test_a_run_that_diverges_is_one_line_after_the_bar(folder, capsys):

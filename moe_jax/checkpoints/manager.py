@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from moe_jax.configuration import ConfigError
+from moe_jax.runtime.files import StorageError
 
 KEPT = 2
 """Checkpoints of a run that are kept: the newest, and the one before it in case that is damaged."""
@@ -106,6 +107,12 @@ def _checksum(path: Path) -> int:
     return checksum
 
 
+def _bytes_of(state: Any) -> int:
+    """Counts the bytes that this process writes of a state."""
+    arrays = [x for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]
+    return sum(shard.data.nbytes for x in arrays for shard in x.addressable_shards if shard.replica_id == 0)
+
+
 def _remove_damaged(directory: Path) -> None:
     """Removes the damaged checkpoints that are newer than an intact one; the first process does it for all."""
     problem = None
@@ -154,8 +161,18 @@ class Checkpoints:
             (folder / CHECKSUMS).write_text(json.dumps(sums))
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
-        """Writes the arrays of `state`, and `position` as JSON, in the background."""
+        """Writes the arrays of `state`, and `position` as JSON, in the background.
+
+        Raises:
+          StorageError: the disk has no space for them, or the checkpoint before could not be written.
+        """
         self._manager.wait_until_finished()
+        # Threads that write cannot end in order once one has failed.
+        needed, free = _bytes_of(state), shutil.disk_usage(self._directory).free
+        if free < needed:
+            raise StorageError(
+                f"a checkpoint needs {needed:,} bytes in {str(self._directory)!r}, whose disk has {free:,} free"
+            )
         self._saving = step
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
         self._manager.save(step, args=arguments)

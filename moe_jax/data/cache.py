@@ -1,19 +1,14 @@
 """The folder of prepared data."""
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from moe_jax.configuration import ConfigError
-from moe_jax.runtime.files import write_beside
+from moe_jax.runtime.files import storage_reason, write_beside
 
 ACCEPTED = "accepted: MOE_JAX_CACHE=FOLDER, a folder that can be written to and has space"
-STORAGE_ERRORS = [
-    os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
-]
-"""What libraries that are not Python's say within errors of their own."""
 
 
 def cache_directory() -> Path:
@@ -39,7 +34,7 @@ def write_cached(path: Path) -> Iterator[Path]:
         with write_beside(path) as beside:
             yield beside
     except Exception as error:
-        reason = next((said for said in STORAGE_ERRORS if said in str(error)), None)
+        reason = storage_reason(error)
         if isinstance(error, OSError):
             # NumPy's have no number.
             reason = error.strerror or str(error)

@@ -1,13 +1,45 @@
 """Files and folders that are written whole or not at all, and files of JSON lines."""
 
 import contextlib
+import errno
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moe_jax.configuration import ConfigError
+
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+"""Numbers of the errors of a disk that is full, may not be written to, or fails."""
+
+
+class StorageError(Exception):
+    """Raised when files cannot be written: the disk is full, may not be written to, or fails."""
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Raises StorageError, which names the folder, for errors of its disk, whatever library they come from."""
+    try:
+        yield
+    except Exception as error:
+        reason = storage_reason(error)
+        if reason is None:
+            raise
+        raise StorageError(f"files cannot be written to {str(folder)!r}: {reason}") from error
+
+
+def storage_reason(error: Exception) -> str | None:
+    """Returns the system's words for a disk's error, None for another error.
+
+    Libraries raise types of their own, which quote the system.
+    """
+    words = [os.strerror(number) for number in STORAGE_ERRORS]
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.strerror if error.errno in STORAGE_ERRORS else None
+    return next((said for said in words if said in str(error)), None)
 
 
 @contextlib.contextmanager

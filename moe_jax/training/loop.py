@@ -17,7 +17,7 @@ from tqdm import tqdm
 from moe_jax.checkpoints.manager import Checkpoints
 from moe_jax.configuration import require, to_dict
 from moe_jax.data.pipeline import TextData, load_text
-from moe_jax.runtime.files import read_json_lines
+from moe_jax.runtime.files import read_json_lines, storage_errors
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.distributed import is_writer, raised_everywhere, require_alike
 from moe_jax.training.evaluation import evaluate
@@ -59,6 +59,7 @@ def train(
         the teacher is missing. Nothing is written then.
       DivergenceError: the loss or the gradient norm is NaN or infinite.
       TerminatedError: the process was asked to stop (SIGTERM), and has saved a checkpoint.
+      StorageError: the disk of `workdir` is full, or fails. The last checkpoint is intact, and the run goes on from it.
     """
     workdir = Path(workdir).expanduser()
     with raised_everywhere():
@@ -71,7 +72,7 @@ def train(
     require_alike(identity["config"] | {"corpus": identity["corpus"]})
     # Metrics are the same on any mesh, so a run may go on on another.
     del identity["config"]["mesh"]
-    with contextlib.ExitStack() as stack:
+    with storage_errors(workdir), contextlib.ExitStack() as stack:
         with raised_everywhere():
             if is_writer():
                 stack.enter_context(claimed(workdir, identity))
@@ -94,8 +95,12 @@ def train(
                         raise
             clock = checkpoints.position()["clock"]
         if jax.process_count() == 1 and asks_to_stop(config.steps):
-            raise TerminatedError(config.steps)
+            raise _terminated(config.steps)
     return _result(config, workdir, data, clock["seconds"], clock["compile_seconds"])
+
+
+def _terminated(step: int) -> TerminatedError:
+    return TerminatedError(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on from there")
 
 
 def _result(config: TrainConfig, workdir: Path, data: TextData, seconds: float, compile_seconds: float) -> RunResult:
@@ -239,7 +244,7 @@ class _Session:
                         self.save()
                     started = time.perf_counter()
                 if stops and not last:
-                    raise TerminatedError(self.step)
+                    raise _terminated(self.step)
 
     def log_training(self, metrics: Metrics) -> float:
         """Records a step's metrics and returns its loss."""

@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -11,21 +12,11 @@ from jax.experimental import multihost_utils
 EXIT_STATUS = 128 + signal.SIGTERM
 """Status of a process that ended so, as shells report it."""
 
+_asked = threading.Event()
+
 
 class TerminatedError(Exception):
-    """Raised when a run has been asked to stop, after it has saved a checkpoint.
-
-    Attributes:
-      step: step of the checkpoint.
-    """
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped by SIGTERM after step {step}, which is saved; the same command goes on from there")
-        self.step = step
-
-    def __reduce__(self) -> tuple[type, tuple[int]]:
-        # An exception would be made again of its message.
-        return TerminatedError, (self.step,)
+    """Raised when a run, or a study's runs, have been asked to stop, after they have saved a checkpoint."""
 
 
 @contextlib.contextmanager
@@ -43,9 +34,29 @@ def termination() -> Iterator[Callable[[int], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False
         return
-    asked = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    with noted_termination() as asked:
+        yield lambda step: asked()
+
+
+@contextlib.contextmanager
+def noted_termination() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGTERM came, which does not end this process meanwhile; contexts may nest.
+
+    For the main thread.
+    """
+    before = note_termination()
     try:
-        yield lambda step: asked.is_set()
+        yield _asked.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
+        if before is not _note:
+            _asked.clear()
+
+
+def note_termination() -> Any:
+    """Lets SIGTERM be noted, for `termination`, instead of ending this process; returns the handler before."""
+    return signal.signal(signal.SIGTERM, _note)
+
+
+def _note(*_: object) -> None:
+    _asked.set()

@@ -1,11 +1,13 @@
 """Files are written whole or not at all."""
 
+import errno
 import json
+import os
 
 import pytest
 
 from moe_jax.configuration import ConfigError
-from moe_jax.runtime.files import read_json_lines, write_beside, write_whole
+from moe_jax.runtime.files import StorageError, read_json_lines, storage_errors, write_beside, write_whole
 
 
 @pytest.mark.parametrize(("content", "expected"), [(b"\x00new", b"\x00new"), ("n\u00e9w\n", b"n\xc3\xa9w\n")])
@@ -51,3 +53,28 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
     path.write_text('{"name": "dense"}\nnot json\n')
     with pytest.raises(ConfigError, match=r"lines\.jsonl:2 is b'not json'; accepted: JSON"):
         read_json_lines(path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/file"),
+        OSError(errno.EROFS, os.strerror(errno.EROFS)),
+        ValueError("RESOURCE_EXHAUSTED: Failed writing: No space left on device [OS error 28: ENOSPC]"),
+    ],
+)
+def test_errors_of_a_disk_name_its_folder(tmp_path, error):
+    with pytest.raises(StorageError, match=r"^files cannot be written to '.*': (No space left|Read-only)"):
+        raise_within(storage_errors(tmp_path), error)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file"), ValueError("a bug")])
+def test_other_errors_stay_what_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as raised:
+        raise_within(storage_errors(tmp_path), error)
+    assert raised.value is error
+
+
+def raise_within(context, error):
+    with context:
+        raise error

@@ -10,6 +10,7 @@ import signal
 import struct
 import time
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from moe_jax.configuration import ConfigError
 from moe_jax.data.pipeline import load_text
+from moe_jax.runtime.files import StorageError
 from moe_jax.training import loop
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.result import DivergenceError
@@ -156,7 +158,7 @@ def run(world, monkeypatch):
     folder, _ = world
     monkeypatch.setenv("MOE_JAX_CACHE", str(folder / "cache"))
     config = tiny_config(folder / "corpus", SETS)
-    return config, folder / "undisturbed", lambda workdir: loop.train(config, workdir, progress=False)
+    return config, folder / "undisturbed", lambda workdir, **more: loop.train(config, workdir, False, **more)
 
 
 def only_identity(workdir):
@@ -209,6 +211,25 @@ def test_lines_after_the_checkpoint_and_half_a_line_are_written_again(run, tmp_p
     train(workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == whole
     assert_tensorboard_shows_the_metrics(workdir)
+
+
+def test_a_run_goes_on_when_its_disk_is_no_longer_full(run, tmp_path, monkeypatch):
+    _, undisturbed, train = run
+    workdir = tmp_path / "run"
+    disk_usage, compiled = shutil.disk_usage, {}
+
+    def full_from_step_10(folder):
+        """The disk, with too little space for a checkpoint once two are there."""
+        usage = disk_usage(folder)
+        return usage._replace(free=1000) if len(list(Path(folder).glob("[0-9]*"))) == 2 else usage
+
+    monkeypatch.setattr(shutil, "disk_usage", full_from_step_10)
+    with pytest.raises(StorageError, match=r"a checkpoint needs [\d,]+ bytes in '.*checkpoints', .* has 1,000 free"):
+        train(workdir, compiled=compiled)
+    assert int(load_run(workdir).state.step) == 10
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    train(workdir, compiled=compiled)
+    assert (workdir / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
 
 
 def test_a_finished_run_gives_its_result_again_without_compiling(run, tmp_path, monkeypatch):
