@@ -11,6 +11,7 @@ from moe_jax.study.sweep import run_sweep
 from moe_jax.study.workers import Workers
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.result import DivergenceError, RunResult
+from moe_jax.training.termination import TerminatedError, termination
 
 
 class Place(NamedTuple):
@@ -46,6 +47,30 @@ def hold(folder: Path) -> None:
         for task in range(2):
             workers.submit(Meeting(task, folder, 3))
         workers.take()
+
+
+def go_on_until_asked(folder: Path) -> None:
+    """Does as a training does: notes that it began, and what it saved when it was asked to stop."""
+    with termination() as asks_to_stop:
+        (folder / f"{os.getpid()}.began").touch()
+        while not asks_to_stop(1):
+            time.sleep(0.01)
+        # What a signal of its own would end.
+        time.sleep(0.5)
+        (folder / f"{os.getpid()}.saved").touch()
+        raise TerminatedError("stopped")
+
+
+def have_two_go_on(folder: Path) -> None:
+    """Has two workers go on until this process is asked to stop; says why they ended."""
+    try:
+        with Workers(go_on_until_asked, 2) as workers:
+            for _ in range(2):
+                workers.submit(folder)
+            while True:
+                workers.take(0.1)
+    except TerminatedError as error:
+        (folder / "said").write_text(str(error))
 
 
 def fail(task: int) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from moe_jax.results.rows import read_rows
 from moe_jax.study.sweep import run_directory, run_sweep
 from moe_jax.study.workers import Workers, default_jobs
 from moe_jax.training.config import DistillationConfig, StartConfig
-from tests.study.side_tasks import Meeting, fail, fake_train, hold, meet
+from tests.study.side_tasks import Meeting, fail, fake_train, have_two_go_on, hold, meet
 from tests.training.tiny_runs import tiny_config
 
 
@@ -70,6 +71,19 @@ def test_workers_end_with_their_parent(tmp_path):
     workers = [Path("/proc") / path.name / "stat" for path in tmp_path.iterdir()]
     # Gone, or dead and waiting for somebody to take note.
     wait_until(lambda: not any(stat.exists() and stat.read_text().split()[2] != "Z" for stat in workers))
+
+
+@pytest.mark.parametrize("asked", ["parent", "worker"])
+def test_whoever_is_asked_to_stop_all_save_before_the_parent_ends(tmp_path, asked):
+    parent = multiprocessing.get_context("spawn").Process(target=have_two_go_on, args=(tmp_path,))
+    parent.start()
+    wait_until(lambda: len(list(tmp_path.glob("*.began"))) == 2)
+    workers = [int(path.stem) for path in tmp_path.glob("*.began")]
+    os.kill(parent.pid if asked == "parent" else workers[0], signal.SIGTERM)
+    parent.join(60)
+    assert parent.exitcode == 0
+    assert sorted(int(path.stem) for path in tmp_path.glob("*.saved")) == sorted(workers)
+    assert (tmp_path / "said").read_text().startswith("stopped by SIGTERM; 2 runs have saved the step")
 
 
 def wait_until(condition, seconds=120):
