@@ -153,6 +153,18 @@ def differences(config: Any) -> dict[str, Any]:
     return _fields_to_dict(config, _kinds_of_fields(type(config)), skip_defaults=True)
 
 
+def unequal_fields(ours: Any, theirs: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Lists where two nested dictionaries differ: path and both values; a missing value is None."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = [*ours, *(key for key in theirs if key not in ours)]
+        return [
+            unequal
+            for key in keys
+            for unequal in unequal_fields(ours.get(key), theirs.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if ours == theirs else [(path, ours, theirs)]
+
+
 def override(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Applies `key.subkey=value` assignments to a nested dictionary and returns a new one.
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from moe_jax.configuration import ConfigError, require
+from moe_jax.configuration import ConfigError, require, unequal_fields
 
 # Seconds of silence after which a process counts as lost, and the others end.
 HEARTBEAT = 20
@@ -70,19 +69,29 @@ def is_writer() -> bool:
 
 
 def require_alike(facts: Mapping[str, Any]) -> None:
-    """Raises ConfigError in every process unless all processes have the same facts.
+    """Raises ConfigError in every process unless all processes have the same facts; names the first that differs.
 
     Args:
-      facts: values that JSON can hold, with the same names in every process.
+      facts: nested values that JSON can hold.
     """
     if jax.process_count() == 1:
         return
-    digests = [hashlib.sha256(json.dumps(facts[name], sort_keys=True).encode()).digest() for name in sorted(facts)]
-    everywhere = multihost_utils.process_allgather(np.stack([np.frombuffer(one, np.uint8) for one in digests]))
-    for name, rows in zip(sorted(facts), np.swapaxes(everywhere, 0, 1), strict=True):
-        others = [i for i, row in enumerate(rows) if not np.array_equal(row, rows[jax.process_index()])]
-        accepted = "the same configuration and text in every process"
-        require(not others, name, facts[name], f"{accepted}; processes {others} have another {name}")
+    everywhere = [json.loads(text) for text in _gather(json.dumps(facts))]
+    ours = everywhere[jax.process_index()]
+    for process, theirs in enumerate(everywhere):
+        for name, value, other in unequal_fields(ours, theirs):
+            accepted = "the same configuration and text in every process"
+            require(False, name, value, f"{accepted}; process {process} has {other!r}")
+
+
+def _gather(text: str) -> list[str]:
+    """Returns the texts of all processes, in their order."""
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(own)))
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: len(own)] = own
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
 @contextlib.contextmanager

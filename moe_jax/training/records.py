@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moe_jax.configuration import ConfigError, to_dict
+from moe_jax.configuration import ConfigError, to_dict, unequal_fields
 from moe_jax.runtime.files import read_json_lines, write_whole
 from moe_jax.training.config import TrainConfig
 
@@ -66,7 +66,7 @@ def _require_own(workdir: Path, identity: dict[str, Any]) -> None:
     if (workdir / "run.json").exists():
         other = json.loads((workdir / "run.json").read_text())
         other["config"] = _with_new_fields(other["config"], identity["config"])
-        for key, ours, theirs in _differences(identity, other):
+        for key, ours, theirs in unequal_fields(identity, other):
             schedule = identity["config"]["optimizer"]["schedule"]
             if key in CHANGEABLE or (key == "config.steps" and ours > theirs and schedule == ENDLESS):
                 continue
@@ -129,14 +129,3 @@ def _with_new_fields(stored: dict[str, Any], ours: dict[str, Any]) -> dict[str, 
     except ConfigError:
         return stored
     return {name: value for name, value in complete.items() if name in ours}
-
-
-def _differences(ours: Any, theirs: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        keys = [*ours, *(key for key in theirs if key not in ours)]
-        return [
-            difference
-            for key in keys
-            for difference in _differences(ours.get(key), theirs.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if ours == theirs else [(path, ours, theirs)]
