@@ -6,6 +6,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -47,9 +48,17 @@ def as_mask(name: str, x: Any) -> Any:
 
 
 def as_index(name: str, x: Any) -> Any:
-    """Returns an array of integers as int32; raises ConfigError that names it for another type."""
+    """Returns an array of integers as int32.
+
+    Raises:
+      ConfigError: the array has another type, or values that int32 cannot hold; the message names it. Values that are
+        traced are not known, and must fit.
+    """
     x = x if hasattr(x, "dtype") else np.asarray(x)
     require(jnp.issubdtype(x.dtype, jnp.integer), f"type of {name}", str(x.dtype), "integers")
+    if x.size and not np.can_cast(x.dtype, np.int32) and not isinstance(x, jax.core.Tracer):
+        for extreme in (int(x.min()), int(x.max())):
+            require(-(2**31) <= extreme < 2**31, name, extreme, "integers from -2**31 to 2**31 - 1")
     return x if x.dtype == jnp.int32 else x.astype(jnp.int32)
 
 

@@ -56,6 +56,16 @@ def test_floats_are_refused_by_name():
         pick(jnp.arange(3.0), jnp.ones(2, int), jnp.ones(2))
 
 
+@pytest.mark.parametrize("type_", ["uint32", "int64", "uint64"])
+def test_integers_that_int32_cannot_hold_are_refused(type_):
+    """Segments 1 and 2**32 + 1 would be one."""
+    large = min(2**32 + 1, np.iinfo(type_).max)
+    with pytest.raises(ConfigError, match=rf"^index is {large}; accepted: integers from -2\*\*31 to"):
+        pick(jnp.arange(3.0), np.array([1, large], type_))
+    with jax.enable_x64(True), pytest.raises(ConfigError, match=rf"^index is {large}"):
+        pick(jnp.arange(3.0), jnp.array([1, large], type_))
+
+
 def doors():
     """Public functions of routing, sorting and masks, and calls of modules, that take a mask or an index, as syntax."""
     folders = [ROOT / folder for folder in ("routing", "native", "layers/attention", "models")]
