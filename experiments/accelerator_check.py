@@ -11,6 +11,7 @@ report is written anew after each part, so that what was measured stays if the m
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import re
@@ -54,7 +55,7 @@ from moe_jax.reports.tables import markdown_rows
 from moe_jax.runtime.files import read_json_lines
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.loop import train
-from moe_jax.training.termination import TerminatedError
+from moe_jax.training.termination import TerminatedError, noted_termination
 
 SECONDS = 9 * 60.0
 GIB = 2**30
@@ -241,26 +242,15 @@ PARTS: dict[str, tuple[float, Callable[[Scale, float], Iterator[str]]]] = {
 
 def _train_for(seconds: float, config: TrainConfig, workdir: Path) -> None:
     """Trains for so long, compilation included, as if a cluster then asked the process to stop."""
-    done = threading.Event()
-
-    def ask_to_stop() -> None:
-        # Again and again: a run heeds the signal only once its text is loaded.
-        wait = seconds
-        while not done.wait(wait):
-            os.kill(os.getpid(), signal.SIGTERM)
-            wait = 1.0
-
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    asking = threading.Thread(target=ask_to_stop, daemon=True)
-    asking.start()
-    try:
-        train(config, workdir, progress=False)
-    except TerminatedError:
-        pass
-    finally:
-        done.set()
-        asking.join()
-        signal.signal(signal.SIGTERM, before)
+    asking = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    # A signal that comes while the text is loaded counts, too.
+    with noted_termination(), contextlib.suppress(TerminatedError):
+        asking.start()
+        try:
+            train(config, workdir, progress=False)
+        finally:
+            asking.cancel()
+            asking.join()
 
 
 def _attention_by_definition(

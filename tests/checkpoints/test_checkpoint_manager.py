@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from moe_jax.checkpoints import manager
 from moe_jax.checkpoints.manager import Checkpoints, read_newest
 from moe_jax.configuration import ConfigError
 from moe_jax.training.state import TrainState
@@ -109,6 +110,14 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(saved, tmp_pat
     checkpoints.close()
     assert leaves(read_newest(tmp_path / "copy", state_of(0))) == leaves(state_of(6))
     assert capsys.readouterr().err == ""
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_read_is_damaged(saved, monkeypatch):
+    def gone(path):
+        raise FileNotFoundError(f"no such file: {path.name}")
+
+    monkeypatch.setattr(manager, "_checksum", gone)
+    assert "cannot be read (no such file" in manager.find_damage(saved / "6")
 
 
 def test_where_all_are_damaged_nothing_is_touched(saved, tmp_path):

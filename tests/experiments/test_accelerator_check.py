@@ -2,11 +2,14 @@
 
 import dataclasses
 import re
+import signal
+import time
 
 import pytest
 
 from experiments import accelerator_check
 from experiments.accelerator_check import PARTS, TINY, main, run_parts
+from moe_jax.training.termination import termination
 from tests.training.tiny_runs import write_corpus
 
 
@@ -59,6 +62,22 @@ def test_a_part_that_fails_is_said_and_the_next_runs(tiny, tmp_path, monkeypatch
     text = (tmp_path / "DEVICE.md").read_text()
     assert "Half of it.\n\n**failed: MemoryError: out of memory**" in text
     assert "## Two\n\nTrue" in text
+
+
+def test_a_training_heeds_a_stop_that_comes_while_its_text_is_loaded(monkeypatch):
+    asked = []
+
+    def train(*_, progress):
+        time.sleep(0.5)
+        with termination() as asks_to_stop:
+            asked.append(asks_to_stop(0))
+
+    monkeypatch.setattr(accelerator_check, "train", train)
+    accelerator_check._train_for(0.05, None, None)
+    assert asked == [True]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with termination() as asks_to_stop:
+        assert not asks_to_stop(0)
 
 
 def test_a_cpu_is_no_accelerator(capsys, tmp_path):
