@@ -18,9 +18,11 @@ class OptimizerConfig:
       name: `adamw` or `adafactor`.
       learning_rate: peak of the schedule, after warm-up.
       schedule: `cosine` falls to `final_fraction` of the peak at the last step; `inverse_sqrt` falls as
-        sqrt(warmup_steps / step).
+        sqrt(warmup_steps / step); `constant` stays at the peak.
       warmup_steps: steps of linear warm-up from 0.
       final_fraction: final learning rate of the cosine schedule, relative to the peak.
+      decay_share: share of the steps, the last ones, in which the schedule is multiplied by a line that falls from 1
+        to 0. With `constant` this is warmup-stable-decay (Hu et al. 2024, MiniCPM, section 4).
       beta1, beta2: AdamW's moment decays; None takes 0.9 and 0.99. Adafactor has neither.
       weight_decay: decoupled decay of matrices, not of scales and biases. Each step shrinks them by the fraction
         learning rate * weight_decay.
@@ -29,9 +31,10 @@ class OptimizerConfig:
 
     name: Literal["adamw", "adafactor"] = "adamw"
     learning_rate: float = 1e-3
-    schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
+    schedule: Literal["cosine", "inverse_sqrt", "constant"] = "cosine"
     warmup_steps: int = 100
     final_fraction: float = 0.1
+    decay_share: float = 0.0
     beta1: float | None = None
     beta2: float | None = None
     weight_decay: float = 0.0
@@ -41,6 +44,7 @@ class OptimizerConfig:
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a positive number")
         require(self.warmup_steps >= 1, "warmup_steps", self.warmup_steps, "an integer of at least 1")
         require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "between 0 and 1")
+        require(0 <= self.decay_share <= 1, "decay_share", self.decay_share, "between 0 and 1")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             require(value is None or 0 <= value < 1, name, value, "at least 0 and below 1, or None")

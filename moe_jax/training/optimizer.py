@@ -12,13 +12,15 @@ from moe_jax.training.config import OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the steps done: linear warm-up, then cosine or inverse square root.
+    """Returns the learning rate as a function of the steps done: linear warm-up, the schedule, linear decay to zero.
 
-    The first step has rate peak / warmup_steps and the last step the final rate, so no step has rate 0.
+    The first step has rate peak / warmup_steps. The decay would reach 0 at the step after the last.
     """
-    warmup, peak = config.warmup_steps, config.learning_rate
+    warmup, peak, decaying = config.warmup_steps, config.learning_rate, round(config.decay_share * steps)
     if config.schedule == "cosine":
         by_step = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, peak * config.final_fraction)
+    elif config.schedule == "constant":
+        by_step = optax.warmup_constant_schedule(0.0, peak, warmup)
     else:
 
         def inverse_sqrt(step: Any) -> Any:
@@ -26,7 +28,9 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
             return peak * jnp.sqrt(warmup / (warmup + step))
 
         by_step = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), inverse_sqrt], [warmup])
-    return _promoting(lambda done: by_step(done + 1))
+    # Of the step that is to be done, and of those that are then left.
+    line = optax.linear_schedule(1.0, 0.0, decaying + 1, steps - decaying) if decaying else lambda step: 1.0
+    return _promoting(lambda done: by_step(done + 1) * line(done + 1))
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

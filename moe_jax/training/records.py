@@ -21,8 +21,8 @@ CHANGEABLE = ("config.log_every", "config.checkpoint_every")
 """Fields that may differ when a run goes on. `metrics.jsonl` then has the lines of each session's own interval."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """Errors of file systems without locks, on which a run is not guarded."""
-ENDLESS = "inverse_sqrt"
-"""The schedule that does not know the number of steps, which may grow with it."""
+ENDLESS = ("inverse_sqrt", "constant")
+"""Schedules that do not know the number of steps, which may grow with them if there is no decay at the end."""
 
 
 @contextlib.contextmanager
@@ -67,8 +67,9 @@ def _require_own(workdir: Path, identity: dict[str, Any]) -> None:
         other = json.loads((workdir / "run.json").read_text())
         other["config"] = _with_new_fields(other["config"], identity["config"])
         for key, ours, theirs in unequal_fields(identity, other):
-            schedule = identity["config"]["optimizer"]["schedule"]
-            if key in CHANGEABLE or (key == "config.steps" and ours > theirs and schedule == ENDLESS):
+            optimizer = identity["config"]["optimizer"]
+            endless = optimizer["schedule"] in ENDLESS and not optimizer["decay_share"]
+            if key in CHANGEABLE or (key == "config.steps" and ours > theirs and endless):
                 continue
             raise ConfigError(
                 f"workdir is {str(workdir)!r}, which holds a run with {key}={theirs!r}, but this run has {ours!r}; "

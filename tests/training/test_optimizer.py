@@ -15,6 +15,7 @@ from moe_jax.training.optimizer import make_optimizer, make_schedule
 
 STEPS = 110
 COSINE = {"learning_rate": 0.2, "schedule": "cosine", "warmup_steps": 10, "final_fraction": 0.1}
+CONSTANT = {"learning_rate": 0.2, "schedule": "constant", "warmup_steps": 10}
 INVERSE_SQRT = {"learning_rate": 0.2, "schedule": "inverse_sqrt", "warmup_steps": 16}
 
 
@@ -28,6 +29,14 @@ INVERSE_SQRT = {"learning_rate": 0.2, "schedule": "inverse_sqrt", "warmup_steps"
         (COSINE, 60, 0.11),
         (COSINE, 110, 0.02),
         (COSINE | {"final_fraction": 0.0}, 110, 0.0),
+        (CONSTANT, 5, 0.1),
+        (CONSTANT, 110, 0.2),
+        # The last 11 of 110 steps fall in twelfths.
+        (CONSTANT | {"decay_share": 0.1}, 99, 0.2),
+        (CONSTANT | {"decay_share": 0.1}, 100, 0.2 * 11 / 12),
+        (CONSTANT | {"decay_share": 0.1}, 110, 0.2 / 12),
+        (INVERSE_SQRT | {"decay_share": 0.5}, 64, 0.1 * 47 / 56),
+        (COSINE | {"decay_share": 1.0}, 60, 0.11 * 51 / 111),
         (INVERSE_SQRT, 1, 0.0125),
         (INVERSE_SQRT, 4, 0.05),
         (INVERSE_SQRT, 16, 0.2),
@@ -139,6 +148,7 @@ OTHER_VALUES = {
     "schedule": "inverse_sqrt",
     "warmup_steps": 3,
     "final_fraction": 0.5,
+    "decay_share": 1.0,
     "beta1": 0.5,
     "beta2": 0.5,
     "weight_decay": 0.1,
@@ -162,6 +172,7 @@ def test_every_field_changes_the_training(field):
         ("learning_rate", float("nan")),
         ("warmup_steps", 0),
         ("final_fraction", 1.5),
+        ("decay_share", 1.5),
         ("beta1", 1.0),
         ("beta2", -0.1),
         ("weight_decay", -1.0),

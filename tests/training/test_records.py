@@ -44,6 +44,10 @@ def test_a_run_may_go_on_with_other_intervals_and_more_steps(tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["steps"] == 30
     with pytest.raises(ConfigError, match=r"holds a run with config\.steps=30, but this run has 29"):
         claim(tmp_path / "run", identity(steps=29, **endless))
+    decaying = endless | {"optimizer.decay_share": 0.5}
+    claim(tmp_path / "decaying", identity(steps=24, **decaying))
+    with pytest.raises(ConfigError, match=r"holds a run with config\.steps=24, but this run has 30"):
+        claim(tmp_path / "decaying", identity(steps=30, **decaying))
     claim(tmp_path / "cosine", identity(steps=24))
     with pytest.raises(ConfigError, match=r"holds a run with config\.steps=24, but this run has 30"):
         claim(tmp_path / "cosine", identity(steps=30))
