@@ -82,8 +82,11 @@ class TextData:
         batches = shuffled.batch(size, drop_remainder=True)[process_index::process_count].random_map(complete)
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
-    def validation_batches(self, count: int) -> list[Batch]:
-        """Returns `count` batches of sequences at equal distances in the validation data, always the same.
+    def validation_batches(self, count: int | None) -> list[Batch]:
+        """Returns batches of sequences at equal distances in the validation data, always the same.
+
+        Args:
+          count: number of batches; None for all whole ones, which leave out fewer sequences than a batch has.
 
         Raises:
           ConfigError: there are too few validation sequences.
@@ -91,6 +94,7 @@ class TextData:
         available, few = len(self.validation) // self.batch_size, len(self.validation)
         accepted = f"at most {few}, the validation examples of {self.corpus_name}"
         require(available >= 1, "data.batch_size", self.batch_size, accepted)
+        count = available if count is None else count
         require(
             1 <= count <= available,
             "eval_batches",

@@ -134,6 +134,7 @@ class TrainConfig:
       distillation: the teacher; None trains on the text alone.
       eval_every: steps between evaluations; there is also one before the first step and one after the last.
       eval_batches: number of fixed validation batches of an evaluation.
+      eval_all_at_end: whether the evaluation after the last step takes all validation batches instead.
       log_every: steps between lines of training metrics.
       checkpoint_every: steps between checkpoints; there is also one after the last step.
     """
@@ -150,6 +151,7 @@ class TrainConfig:
     distillation: DistillationConfig | None = None
     eval_every: int = 100
     eval_batches: int = 8
+    eval_all_at_end: bool = False
     log_every: int = 10
     checkpoint_every: int = 500
 

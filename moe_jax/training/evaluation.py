@@ -1,7 +1,7 @@
 """The validation loss on a fixed list of batches. E experts."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from moe_jax.training.step import Batch, Metrics
 def evaluate(
     eval_step: Callable[[TrainState, Batch], Metrics],
     state: TrainState,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     bytes_per_target: float,
 ) -> dict[str, Any]:
     """Computes the mean metrics over `batches`, as Python numbers.

@@ -158,6 +158,7 @@ class _Session:
         self.config = config
         self.asks_to_stop = asks_to_stop
         self.mesh = mesh
+        self.data = data
         self.validation = [whole_batch(batch, mesh) for batch in validation]
         self.bytes_per_target = data.bytes_per_target(validation)
         optimizer = make_optimizer(config.optimizer, config.steps)
@@ -254,7 +255,12 @@ class _Session:
 
     def evaluate(self) -> None:
         """Evaluates, and records the metrics and the seconds of training so far."""
-        numbers = evaluate(self.eval_step, self.state, self.validation, self.bytes_per_target)
+        batches, bytes_per_target = self.validation, self.bytes_per_target
+        if self.step == self.config.steps and self.config.eval_all_at_end:
+            everything = self.data.validation_batches(None)
+            batches = (whole_batch(batch, self.mesh) for batch in everything)
+            bytes_per_target = self.data.bytes_per_target(everything)
+        numbers = evaluate(self.eval_step, self.state, batches, bytes_per_target)
         # The clock first, so that a reader of an unfinished run finds it for every validation loss.
         self.timing.append({"step": self.step, "seconds": round(self.seconds, 4)})
         self.record("validation", numbers)

@@ -35,7 +35,7 @@ from tests.training.tiny_runs import (
 )
 
 STEPS = 60
-SETS = {"steps": STEPS, "eval_every": 15, "checkpoint_every": 5}
+SETS = {"steps": STEPS, "eval_every": 15, "checkpoint_every": 5, "eval_all_at_end": True}
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,9 @@ def test_a_run_is_read_back_as_it_was_saved(run, tmp_path):
     assert is_finished(config, undisturbed)
     assert not is_finished(dataclasses.replace(config, steps=STEPS + 1), undisturbed)
     assert not is_finished(config, tmp_path)
-    batches = load_text(config.data).validation_batches(config.eval_batches)
+    # The last evaluation is of the whole validation text.
+    batches = load_text(config.data).validation_batches(None)
+    assert len(batches) > config.eval_batches
     numbers = evaluate(jax.jit(make_eval_step(trained.config)), trained.state, batches, 1.0)
     assert numbers["loss"] == lines_of(undisturbed / "metrics.jsonl")[-1]["loss"]
 
