@@ -33,6 +33,24 @@ def curve_frame(rows: Sequence[Row]) -> pd.DataFrame:
     )
 
 
+def budget_to_reach(
+    costs: Real[np.ndarray, " runs"], losses: Float[np.ndarray, " runs"], target: float
+) -> float | None:
+    """Finds the cost of a complete run that ends at `target`; None if the costliest run ends above it.
+
+    Losses of runs are interpolated linearly in the logarithm of their cost. Loss falls ever more slowly, so this errs
+    towards a higher cost. If the cheapest run ends below `target`, its cost is returned, which is again too high.
+
+    Args:
+      costs: of complete runs, in any unit, in any order.
+      losses: final losses of these runs.
+      target: the loss to reach.
+    """
+    order = np.argsort(costs)
+    reached = reached_at(np.log(costs[order]), losses[order], target)
+    return None if reached is None else math.exp(reached)
+
+
 def reached_at(x: Real[np.ndarray, " points"], losses: Float[np.ndarray, " points"], target: float) -> float | None:
     """Finds where a loss curve first reaches `target`; None if it never does.
 

@@ -10,6 +10,9 @@ from typing import Any, NotRequired, TypedDict
 from moe_jax.configuration import ConfigError
 from moe_jax.runtime.files import read_json_lines
 
+ARM = "@"
+"""Separates a model from the share of its steps in the name of an arm, a shorter run: `switch-16@1of2`."""
+
 
 class Point(TypedDict):
     """One evaluation of a run.
@@ -60,6 +63,7 @@ class Row(TypedDict):
       diverged: true for a run that diverged; its curve ends with its last evaluation.
       step_seconds: of one step, timed apart from training (`moe_jax.study.step_costs`); added by `read_study`.
       step_joules: of one step, likewise; None on a machine that does not count them.
+      arms: rows of the model's shorter runs with this seed, each with a complete schedule; added by `read_study`.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Row(TypedDict):
     diverged: NotRequired[bool]
     step_seconds: NotRequired[float]
     step_joules: NotRequired[float | None]
+    arms: NotRequired[list["Row"]]
 
 
 class Score(TypedDict):
@@ -138,11 +143,27 @@ def read_rows(path: Path) -> list[Any]:
 
 
 def read_study(directory: Path) -> list[Row]:
-    """Reads the rows of `results.jsonl`, each with the costs of a step of its model if `step_costs.json` has them."""
+    """Reads the rows of `results.jsonl`, those of whole runs.
+
+    Each has the costs of a step of its model if `step_costs.json` has them, and its arms if there are any.
+    """
     path = directory / "step_costs.json"
     costs = json.loads(path.read_text()) if path.exists() else {"models": {}}
-    rows = read_rows(directory / "results.jsonl")
-    return [row | _step_costs(costs["models"].get(row["name"])) for row in rows]
+    rows, arms = [], {}
+    for row in read_rows(directory / "results.jsonl"):
+        model, _, share = row["name"].partition(ARM)
+        row |= _step_costs(costs["models"].get(model))
+        if share:
+            arms.setdefault(_model_and_seed(row, model), []).append(row)
+        else:
+            rows.append(row)
+    found = [(row, arms.get(_model_and_seed(row, row["name"]))) for row in rows]
+    return [row if own is None else row | {"arms": own} for row, own in found]
+
+
+def _model_and_seed(row: Row, model: str) -> tuple[str, int, str]:
+    """Returns what a run and its arms share: models of one name may run on several tasks."""
+    return model, row["seed"], json.dumps(row["config"]["data"], sort_keys=True)
 
 
 def _step_costs(cost: Mapping[str, Any] | None) -> dict[str, float | None]:

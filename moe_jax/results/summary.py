@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from moe_jax.configuration import require_name
-from moe_jax.results.curves import curve_frame, reached_at
+from moe_jax.results.curves import budget_to_reach, curve_frame, reached_at
 from moe_jax.results.rows import Row, final_loss, require_comparable, step_seconds
 from moe_jax.statistics.estimates import Estimate, estimate, paired_difference
 
@@ -96,7 +96,14 @@ def experts_of(row: Row) -> int:
 
 
 def cost_to_reach(row: Row, loss: float, cost: str) -> float | None:
-    """Returns the cost, a key of COSTS, at which a run's validation loss first reached `loss`; None if it never did."""
+    """Returns the cost, a key of COSTS, of reaching a validation loss; None if it was not reached.
+
+    A run with arms reaches it where a complete run would end at `loss` (`budget_to_reach`); another where its own curve
+    first does, before its learning rate has come down.
+    """
+    if "arms" in row:
+        ends = curve_frame([*row["arms"], row]).groupby("name").last()
+        return budget_to_reach(ends[cost].to_numpy(), ends["validation_loss"].to_numpy(), loss)
     frame = curve_frame([row])
     return reached_at(frame[cost].to_numpy(), frame["validation_loss"].to_numpy(), loss)
 

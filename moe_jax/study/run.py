@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moe_jax.configuration import ConfigError, require_name
 from moe_jax.reports.tables import format_table
-from moe_jax.results.rows import Row, read_study
+from moe_jax.results.rows import ARM, Row, read_study
 from moe_jax.runtime.files import StorageError
 from moe_jax.study.command_line import given, output_folder, study_parser
 from moe_jax.study.few_shot_scores import require_questions, score_runs
@@ -120,6 +120,10 @@ class _Command:
         """Returns the scale at which a study runs."""
         return self.asked[study].presets[self.options.preset]
 
+    def whole(self, study: str) -> list[Entry]:
+        """Returns the rows of a study's table without arms, from which only speed-ups are read."""
+        return [entry for entry in self.selection.tables[study] if ARM not in entry.model.name]
+
     def run(self) -> None:
         """Trains, measures and reports what is missing."""
         self._check_questions()
@@ -145,11 +149,11 @@ class _Command:
 
     def _check_questions(self) -> None:
         """Makes the questions before any run is trained for them; raises ConfigError if they cannot be made."""
-        for study, table in self.selection.tables.items():
+        for study in self.selection.tables:
             questions = self.preset(study).questions
             if questions is not None:
                 path = self.folder(study) / "scores.jsonl"
-                require_questions([entry.run for entry in table], self.workdir, path, questions)
+                require_questions([entry.run for entry in self.whole(study)], self.workdir, path, questions)
 
     def _restore(self) -> None:
         """Restores the table of runs from the studies' tables, also of studies that are not asked for."""
@@ -163,8 +167,8 @@ class _Command:
     def _show(self, rows: list[Row]) -> None:
         """Shows, or writes to the studies' tables, what is there so far."""
         if self.alone:
-            (table,) = self.selection.tables.values()
-            _show_groups(rows, table)
+            (study,) = self.selection.tables
+            _show_groups(rows, self.whole(study))
         self._write_tables(rows)
         print(f"{len(rows)} of {len(self.selection.runs)} runs", flush=True)
 
@@ -177,7 +181,7 @@ class _Command:
     def _measure(self, name: str) -> Finished:
         """Asks, times and reads what a study's report needs besides training."""
         study, preset, folder = self.asked[name], self.preset(name), self.folder(name)
-        table = self.selection.tables[name]
+        table = self.whole(name)
         runs, named = [entry.run for entry in table], [entry.named for entry in table]
         scores, router_times, counter = [], {}, None
         if preset.questions is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_jax.configuration import differences, override, require_name, to_dict
-from moe_jax.results.rows import Row, append_row, read_rows
+from moe_jax.results.rows import ARM, Row, append_row, read_rows
 from moe_jax.runtime.files import write_whole
 from moe_jax.study.study import Model, Study
 from moe_jax.study.sweep import digest, run_name
@@ -70,11 +70,13 @@ def select_runs(
     by_name = {study.name: study for study in studies}
     _require_known(only, [by_name[name] for name in asked])
     shared = len(studies) > 1
-    fields = {
-        model.key: override(study.presets[preset].get_config(model.key).to_dict(), assignments)
-        for study in studies
-        for model in study.models
-    }
+    fields = {}
+    for study in studies:
+        scale = study.presets[preset]
+        for model in study.models:
+            values = override(scale.get_config(model.key).to_dict(), assignments)
+            fields[model.key] = values
+            fields |= {arm_of(model, divisor).key: _shortened(values, divisor) for divisor in scale.arms}
     first: dict[str, str] = {}
     for key, values in fields.items():
         first.setdefault(_identity(values, shared), key)
@@ -96,8 +98,13 @@ def select_runs(
     for name in asked:
         study = by_name[name]
         scale = study.presets[preset]
-        models = study.chosen(scale, only)
-        count = {model.key: seeds or scale.seeds_of.get(model.key, scale.seeds) for model in models}
+        chosen = study.chosen(scale, only)
+        count = {model.key: seeds or scale.seeds_of.get(model.key, scale.seeds) for model in chosen}
+        models = []
+        for model in chosen:
+            arms = [arm_of(model, divisor) for divisor in scale.arms]
+            count |= dict.fromkeys((arm.key for arm in arms), count[model.key])
+            models += [*arms, model]
         tables[name] = [
             Entry(model, TrainConfig.from_dict(fields[model.key] | {"seed": seed}), run(model.key, seed))
             for seed in range(max(count.values()))
@@ -105,6 +112,24 @@ def select_runs(
             if seed < count[model.key]
         ]
     return Selection(list(runs.values()), tables)
+
+
+def arm_of(model: Model, divisor: int) -> Model:
+    """Returns a model of a study as it is when trained with so many times fewer steps."""
+    key, name, baseline = (f"{one}{ARM}1of{divisor}" for one in (model.key, model.name, model.baseline))
+    return Model(key, name, baseline, model.group)
+
+
+def _shortened(values: Mapping[str, Any], divisor: int) -> dict[str, Any]:
+    """Returns a configuration with so many times fewer steps, of warm-up and between evaluations, too."""
+    config = TrainConfig.from_dict(values)
+    warmup = max(1, config.optimizer.warmup_steps // divisor)
+    return values | {
+        "name": f"{config.name}{ARM}1of{divisor}",
+        "steps": config.steps // divisor,
+        "eval_every": max(1, config.eval_every // divisor),
+        "optimizer": {**values.get("optimizer", {}), "warmup_steps": warmup},
+    }
 
 
 def _require_known(only: Sequence[str], studies: Sequence[Study]) -> None:

@@ -38,6 +38,8 @@ class Preset:
       seeds: runs of each model, with seeds from 0.
       models: keys of the models that run; None is all of the study's.
       seeds_of: another number of seeds for some models, by key.
+      arms: divisors of the steps: each model also trains with so many times fewer, in a complete schedule of its own.
+        From these runs speed-ups are read.
       questions: asked of the trained models; None asks nothing.
       watts: power that is assumed where energy is not counted; None for a report without energy.
     """
@@ -46,6 +48,7 @@ class Preset:
     seeds: int
     models: tuple[str, ...] | None = None
     seeds_of: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    arms: tuple[int, ...] = ()
     questions: Questions | None = None
     watts: float | None = None
 

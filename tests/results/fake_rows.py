@@ -4,12 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moe_jax.results.rows import ARM
+
 SPEED = {"dense": 1.0, "switch-4": 1.5, "switch-16": 2.2, "switch-64": 3.0}
 """Steps of the dense model per step of the model, to one loss."""
 
 
 def fake_row(name: str, seed: int = 0, steps: int = 1000, points: int = 21, digest: str = "5eed") -> dict:
-    experts = int(name.partition("-")[2] or 0)
+    model = name.partition(ARM)[0]
+    experts = int(model.partition("-")[2] or 0)
     return {
         "name": name,
         "seed": seed,
@@ -24,7 +27,7 @@ def fake_row(name: str, seed: int = 0, steps: int = 1000, points: int = 21, dige
         "parameters": {"total": 1_800_000 + 524_288 * experts, "active": 1_800_000},
         "flops_per_token": 12_000_000,
         "curve": [
-            _point(name, experts, seed, step) for step in np.linspace(0, steps, points).round().astype(int).tolist()
+            _point(model, experts, seed, step) for step in np.linspace(0, steps, points).round().astype(int).tolist()
         ],
     }
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from moe_jax.configuration import ConfigError
-from moe_jax.results.rows import append_row, read_rows, require_comparable
+from moe_jax.results.rows import append_row, read_rows, read_study, require_comparable
 from tests.results.fake_rows import fake_row, fake_rows
 
 
@@ -12,6 +12,19 @@ def test_rows_come_back_as_they_were_appended(tmp_path):
     for row in rows:
         append_row(path, row)
     assert read_rows(path) == rows
+
+
+def test_a_study_s_rows_have_the_arms_of_their_model_seed_and_task(tmp_path):
+    whole = [fake_row("dense", seed) for seed in (0, 1)]
+    arms = [fake_row(f"dense@1of{divisor}", 1, steps=1000 // divisor) for divisor in (4, 2)]
+    masked = fake_row("dense", 1)
+    masked["config"]["data"] = masked["config"]["data"] | {"task": "masked"}
+    for row in [*arms, *whole, masked, fake_row("switch-4@1of2")]:
+        append_row(tmp_path / "results.jsonl", row)
+    (tmp_path / "step_costs.json").write_text('{"models": {"dense": {"seconds": 0.5, "joules": null}}}')
+    costs = {"step_seconds": 0.5, "step_joules": None}
+    expected = [whole[0] | costs, whole[1] | costs | {"arms": [arm | costs for arm in arms]}, masked | costs]
+    assert read_study(tmp_path) == expected
 
 
 def test_no_file_is_no_rows(tmp_path):

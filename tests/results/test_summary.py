@@ -30,6 +30,22 @@ def test_speed_up_worked_by_hand():
     )
 
 
+def test_with_arms_speed_ups_are_of_complete_runs():
+    """The dense model ends at 2 after 100 steps; a complete sparse run of 50 steps ends there, too.
+
+    On the curve of the sparse model's whole run that loss comes only after 90 steps.
+    """
+    dense, sparse = straight_row("dense", 0, 4.0, 2.0), straight_row("switch-4", 0, 4.0, 1.5, step_seconds=1.5)
+    sparse["curve"].insert(1, sparse["curve"][1] | {"step": 90, "tokens": 90 * 4096, "validation_loss": 2.0})
+    dense["arms"] = [straight_row("dense@1of2", 0, 4.0, 2.5, steps=50)]
+    sparse["arms"] = [straight_row("switch-4@1of2", 0, 4.0, 2.0, steps=50, step_seconds=1.5)]
+    assert {cost: s.ratio.mean for cost, s in by_name([dense, sparse])["switch-4"].speed_up.items()} == pytest.approx(
+        {"step": 2.0, "flops": 2.0, "seconds": 2 / 1.5}
+    )
+    del dense["arms"], sparse["arms"]
+    assert by_name([dense, sparse])["switch-4"].speed_up["step"].ratio.mean == pytest.approx(100 / 90)
+
+
 def test_speed_up_counts_more_flops_per_token():
     rows = [straight_row("dense", 0, 4.0, 2.0), straight_row("switch-4", 0, 4.0, 0.0)]
     rows[1]["flops_per_token"] *= 4
