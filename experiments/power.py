@@ -2,6 +2,7 @@
 
     python -m experiments.power switch_vs_dense                       # from the committed results
     python -m experiments.power experts --results runs/pilot/experts  # from a pilot's
+    python -m experiments.power experts --protocol laptop             # where its runs depart from the protocol
 
 The spread is the standard deviation over seeds of the difference paired by seed, pooled over all models of a study that
 are compared with one baseline. Detectable is the difference that the study's seeds find with 80% power at 5%; the seeds
@@ -18,9 +19,12 @@ from experiments import compare_routers, glam, switch_vs_dense
 from experiments.switch_transformer import studies
 from moe_jax.commands.printing import print_table
 from moe_jax.configuration import ConfigError, require, require_name
+from moe_jax.data.pipeline import load_text
 from moe_jax.results.measures import differences, diverged
-from moe_jax.results.rows import Row, read_study
+from moe_jax.results.rows import ARM, Row, read_study
 from moe_jax.statistics.power import detectable_effect, pooled_spread, seeds_needed
+from moe_jax.study.protocol import departures
+from moe_jax.study.selection import select_runs
 from moe_jax.study.study import Study
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,11 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", metavar="STUDY", help=f"one of {', '.join(STUDIES)}")
     parser.add_argument("--results", type=Path, help="folder of results.jsonl; default: the committed one")
+    parser.add_argument("--protocol", metavar="PRESET", help="check the runs of a preset instead of reading results")
     parser.add_argument("--metric", default="loss", help="loss, routing.NAME or a score; default: loss")
     options = parser.parse_args(arguments)
     try:
         require_name(options.study, STUDIES, "STUDY")
         study = STUDIES[options.study]
+        if options.protocol is not None:
+            require_name(options.protocol, study.presets, "--protocol")
+            print("\n".join(protocol_lines(study, options.protocol)))
+            return 0
         folder = options.results or _committed(study)
         print_table([COLUMNS, *power_rows(study, folder, options.metric)])
     except ConfigError as error:
@@ -75,6 +84,18 @@ def power_rows(study: Study, folder: Path, metric: str = "loss") -> list[list[st
     accepted = f"a folder with two seeds or more of a model of {study.name} and its baseline"
     require(bool(rows), "--results", str(folder), accepted)
     return rows
+
+
+def protocol_lines(study: Study, preset: str) -> list[str]:
+    """Returns a line for each model of a preset: where it departs from the protocol of `moe_jax.study.protocol`."""
+    lines, loaded = [], {}
+    for entry in select_runs([study], preset, [study.name], seeds=1).tables[study.name]:
+        if ARM not in entry.model.name:
+            data = entry.named.data
+            loaded[data] = loaded.get(data) or load_text(data)
+            found = departures(entry.named, loaded[data])
+            lines.append(f"{entry.model.name}: {'; '.join(found) or 'keeps the protocol'}")
+    return lines
 
 
 def _by_task(rows: Sequence[Row]) -> dict[str, dict[str, dict[int, Row]]]:

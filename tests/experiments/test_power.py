@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from experiments.power import main
+from moe_jax.data.pipeline import load_text
 from moe_jax.results.rows import append_row, final_loss
 from tests.results.fake_rows import fake_rows
+from tests.training.tiny_runs import tiny_config, write_corpus
 
 
 def test_a_row_says_what_a_pair_s_seeds_can_show(tmp_path, capsys):
@@ -52,3 +54,14 @@ def test_what_has_no_power_is_one_line(tmp_path, capsys, arguments, says):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(says, error), error
+
+
+def test_where_the_runs_of_a_preset_depart_from_the_protocol(tmp_path, capsys, monkeypatch):
+    data = load_text(tiny_config(write_corpus(tmp_path / "corpus")).data, tmp_path / "cache")
+    monkeypatch.setattr("experiments.power.load_text", lambda config: data)
+    assert main(["switch_vs_dense", "--protocol", "laptop"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["dense", "switch-4", "switch-16", "switch-64"]
+    assert all("it sees 0.3 tokens per active parameter" in line for line in lines)
+    assert main(["switch_vs_dense", "--protocol", "notebook"]) == 2
+    assert "--protocol is 'notebook'; accepted: " in capsys.readouterr().err
