@@ -155,7 +155,7 @@ def variables_of(wrapped):
 def test_as_a_module_of_nnx():
     """Output, gradient and metrics are those of Linen, and the router's state is there."""
     module = layer("deepseek")
-    wrapped = bridge.lazy_init(bridge.ToNNX(module, rngs=nnx.Rngs(0)), X)
+    wrapped = nnx.jit(lambda: bridge.lazy_init(bridge.ToNNX(module, rngs=nnx.Rngs(0)), X))()
     variables = variables_of(wrapped)
     start = {name: variables[name] for name in ("params", "router_state")}
     assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, nnx_like(module))
