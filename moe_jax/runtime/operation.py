@@ -51,6 +51,7 @@ def operation(
 
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batch or functools.partial(_one_by_one, primitive)
+    # JAX knows GPUs by several names: a rule without a platform is that of all others.
     for platform, only in (("gpu", None), ("cpu", "cpu"), ("tpu", "tpu")):
         lowering = mlir.lower_fun(functools.partial(run, platform), multiple_results=True)
         mlir.register_lowering(primitive, lowering, platform=only)
