@@ -98,6 +98,14 @@ class Kinds:
         return build(self.by_name[name], fields, path)
 
 
+def lists_to_tuples(config: Any) -> None:
+    """Replaces lists in the fields of a frozen dataclass, where they are written by hand, so that it can be hashed."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, list):
+            object.__setattr__(config, field.name, tuple(value))
+
+
 class Required:
     """The value of a field that a configuration file leaves open, for --set to give."""
 

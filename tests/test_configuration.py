@@ -1,10 +1,11 @@
 """What a configuration refuses: one line that names the field, its value and what is accepted."""
 
+import dataclasses
 import math
 
 import pytest
 
-from moe_jax.configuration import ConfigError, build, differences, to_dict
+from moe_jax.configuration import ConfigError, build, differences, lists_to_tuples, to_dict
 from moe_jax.models.config import ModelConfig
 from moe_jax.training.config import TrainConfig
 from tests.configurations import PAIRED, changed
@@ -338,6 +339,19 @@ def test_values_are_converted_to_the_types_of_fields():
     assert config.model.moe_layers == (1, 3)
     assert isinstance(config.model.moe.capacity_factor, float)
     assert build(ModelConfig, to_dict(config.model)) == config.model
+
+
+def test_lists_that_are_written_by_hand_can_be_hashed():
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        layers: tuple[int, ...]
+        name: str = ""
+
+        def __post_init__(self):
+            lists_to_tuples(self)
+
+    assert Config([1, 2], "a") == Config((1, 2), "a")
+    assert hash(Config([1, 2])) == hash(Config((1, 2)))
 
 
 def test_a_configuration_is_known_by_what_differs_from_the_defaults():

@@ -14,7 +14,7 @@ from moe_jax.experts.parallel.exchange import Exchange
 from moe_jax.experts.parallel.on_mesh import Apply, check_mesh, on_each_device, sum_over_width
 from moe_jax.experts.parallel.strategies import STRATEGIES
 from moe_jax.experts.parallel.strategy import Metrics
-from moe_jax.experts.plan import Plan
+from moe_jax.experts.plan import AUTO, Plan
 from moe_jax.routing.assignment import Assignment
 from moe_jax.runtime.mesh import current_mesh
 
@@ -44,7 +44,9 @@ def apply_experts(
       ConfigError: the mesh does not divide experts, their width or the groups evenly.
       ValueError: the plan is for a mesh, and there is none.
     """
-    run, assignment = EXECUTIONS[plan.execution].with_kernel(plan.kernel), assignment.typed()
+    # What is left to `auto` is chosen when the program is compiled, for the platform that it is compiled for.
+    kernel = AUTO if "kernel" in plan.chosen and plan.kernel else plan.kernel
+    run, assignment = EXECUTIONS[plan.execution].with_kernel(kernel), assignment.typed()
 
     def alone(
         x: Float[Array, "G S D"], assignment: Assignment, params: FFNParams

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from moe_jax.experts.dispatch import global_token, rows_of_tokens
 from moe_jax.experts.execution import Execution, Work
 from moe_jax.experts.ffn import FFNKind, FFNParams, Products, feed_forward
-from moe_jax.experts.kernels.choice import KernelChoice, choose_kernel
+from moe_jax.experts.kernels.choice import KernelChoice
 from moe_jax.experts.kernels.grouped_matmul import into_experts, out_of_experts
 from moe_jax.experts.kernels.kernel import RowLayout
 from moe_jax.experts.permutation import permute_rows, take_rows
@@ -36,7 +36,6 @@ def dropless(
       kind: the network that an expert is.
       kernel: kernel of the grouped products; see `choose_kernel`.
     """
-    kernel = choose_kernel(kernel)
     row, source, sizes = _sorted(assignment)
     token = jnp.where(source == NOWHERE, NOWHERE, global_token(assignment).reshape(-1)[source])
     by_token = None if assignment.choices is None else rows_of_tokens(row, assignment.choices)

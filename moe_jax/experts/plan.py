@@ -60,12 +60,11 @@ def plan_here(
     """
     mesh, ambient = current_mesh(), jax.sharding.get_abstract_mesh()
     parallel = parallel or ParallelConfig()
+    accepted = "Auto in jax.make_mesh; moe_jax.layers.moe.MoE takes Explicit, too"
+    require(AxisType.Explicit not in ambient.axis_types, "axis types of the mesh", ambient.axis_types, accepted)
     if not (ambient.empty or ambient.size == 1 or ambient.manual_axes or set(AXES) <= set(ambient.axis_names)):
         accepted = f"a mesh with the axes {', '.join(AXES)}, or strategy='auto', with which XLA divides the experts"
         require(parallel.strategy == AUTO, "mesh", ambient.axis_names, accepted)
-        automatic = all(kind == AxisType.Auto for kind in ambient.axis_types)
-        accepted = "axis_types=(jax.sharding.AxisType.Auto, ...) in jax.make_mesh, which lets XLA divide the layer"
-        require(automatic, "axis types of the mesh", ambient.axis_types, accepted)
     devices = None if mesh is None else mesh.shape["expert"]
     return plan_for(execution, kernel, parallel, rows_per_token, current_platform(), devices)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.configuration import require
+from moe_jax.configuration import lists_to_tuples, require
 from moe_jax.routing.statistics import Statistic, mean_where
 from moe_jax.runtime.parameters import Parameter
 from moe_jax.runtime.remat import decided
@@ -38,6 +38,7 @@ class DepthConfig:
     coefficient: float = 0.01
 
     def __post_init__(self) -> None:
+        lists_to_tuples(self)
         require(0 < self.capacity <= 1, "capacity", self.capacity, "above 0, to 1")
         require(self.coefficient >= 0, "coefficient", self.coefficient, "a number of at least 0")
 

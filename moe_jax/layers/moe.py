@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.configuration import ConfigError, require, require_name
+from moe_jax.configuration import ConfigError, lists_to_tuples, require, require_name
 from moe_jax.experts.apply import apply_experts
 from moe_jax.experts.combine import Combine
 from moe_jax.experts.executions import EXECUTIONS
@@ -23,6 +23,7 @@ from moe_jax.experts.ffn import EXPERT_KINDS, FFNKind, FFNParams
 from moe_jax.experts.kernels.choice import KernelChoice
 from moe_jax.experts.parallel.strategies import ParallelConfig
 from moe_jax.experts.plan import Plan, plan_here
+from moe_jax.layers.automatic_axes import explicit_axes, on_automatic_axes
 from moe_jax.layers.dropout import with_dropout
 from moe_jax.layers.feed_forward import Network
 from moe_jax.layers.initialization import kernel_init, network_params
@@ -34,7 +35,7 @@ from moe_jax.routing.router import STATE, Tokens
 from moe_jax.routing.statistics import mean_of_parts, report
 from moe_jax.routing.switch import Switch
 from moe_jax.runtime.arguments import typed
-from moe_jax.runtime.mesh import keep_sharded_by_token
+from moe_jax.runtime.mesh import current_mesh, keep_sharded_by_token, token_shards
 from moe_jax.runtime.parameters import Parameter, within
 
 Place = Literal["feed_forward", "attention"]
@@ -59,7 +60,8 @@ class MoEConfig:
       execution: how experts are run, a name in `moe_jax.experts.executions.EXECUTIONS`; `auto` takes the fastest for
         this platform, see `moe_jax.experts.plan`.
       kernel: kernel of the grouped matrix products (execution `dropless`), a name in
-        `moe_jax.experts.kernels.choice.KERNELS`; `auto` takes the fastest for this platform.
+        `moe_jax.experts.kernels.choice.KERNELS`; `auto` takes the fastest for the platform that
+        the program is compiled or exported for.
       losses: coefficients of the router's losses by name; losses that are not named, or all if None, have those of the
         router's paper (`Router.losses`). Each loss is averaged over layers.
       loss_level: tokens over which a loss is computed before it is averaged: those of a `group`, a `sequence` or the
@@ -102,6 +104,7 @@ class MoEConfig:
     router_dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
+        lists_to_tuples(self)
         object.__setattr__(self, "router", KINDS.make(self.router, "router"))
         if self.losses is not None:
             object.__setattr__(self, "losses", FrozenDict(self.losses))
@@ -244,7 +247,6 @@ class MoE(nn.Module):
     mode: Mode = Mode()
 
     @typed
-    @nn.compact
     def __call__(
         self,
         x: Float[Array, "..."],
@@ -252,7 +254,7 @@ class MoE(nn.Module):
         ids: Int[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
     ) -> Float[Array, "B S O"]:
-        """Runs tokens.
+        """Runs tokens. Without any, gradients of parameters are 0, and metrics are those of a group of padding.
 
         Args:
           x: the tokens [B, S, D].
@@ -264,11 +266,29 @@ class MoE(nn.Module):
           ConfigError: `x` has other axes, `group_size` does not divide its tokens, or the configuration leaves
             `expert_dim` or `ffn` to a model.
         """
-        config, mode = self.config, self.mode
-        config.require_resolved()
+        self.config.require_resolved()
         require(x.ndim == 3, "shape of x", x.shape, "[batch, sequence, model width]")
         if token_valid is None:
             token_valid = jnp.ones(x.shape[:2], bool)
+        run = MoE._on_automatic_axes if explicit_axes() else MoE._layer
+        if token_valid.size:
+            return run(self, x, token_valid, ids, positions)
+        # Groups of padding take the place of none, so that nothing divides by a number of tokens that is 0.
+        mesh = current_mesh()
+        groups = 1 if mesh is None else token_shards(mesh), self.config.group_size or x.shape[1] or 1
+        ids, positions = (None if values is None else jnp.zeros(groups, jnp.int32) for values in (ids, positions))
+        y = run(self, jnp.zeros((*groups, x.shape[2]), x.dtype), jnp.zeros(groups, bool), ids, positions)
+        return jnp.zeros((*x.shape[:2], y.shape[2]), y.dtype)
+
+    @nn.compact
+    def _layer(
+        self,
+        x: Float[Array, "B S D"],
+        token_valid: Bool[Array, "B S"],
+        ids: Int[Array, "B S"] | None,
+        positions: Int[Array, "B S"] | None,
+    ) -> Float[Array, "B S O"]:
+        config, mode = self.config, self.mode
         kind = self._expert()
         params = network_params(
             self, kind, x.shape[-1], config.expert_dim, mode.init_scale, mode.dtype, config.num_experts
@@ -290,6 +310,8 @@ class MoE(nn.Module):
         y = decision.leave(self._run(decision.enter(inputs), self._stored(decision.assignment()), params, kind))
         y = keep_sharded_by_token(y.reshape(*x.shape[:2], -1))
         return y if config.shared_dim is None else y + self._shared(x)
+
+    _on_automatic_axes = on_automatic_axes(_layer)
 
     def _stored(self, assignment: Assignment) -> Assignment:
         """Replaces each expert's index by its row in the stored parameters, where rebalancing may move experts."""

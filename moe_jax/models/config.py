@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import Literal
 
-from moe_jax.configuration import errors_within, require, require_name
+from moe_jax.configuration import errors_within, lists_to_tuples, require, require_name
 from moe_jax.experts.ffn import FFN_KINDS
 from moe_jax.layers.attention import AnyAttention
 from moe_jax.layers.depth import DepthConfig
@@ -71,6 +71,7 @@ class ModelConfig:
     remat_saves: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        lists_to_tuples(self)
         for name in ("vocab_size", "num_layers", "model_dim", "ffn_dim"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "an integer of at least 1")
         chunk = self.loss_chunk

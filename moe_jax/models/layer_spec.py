@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from moe_jax.configuration import require
+from moe_jax.configuration import lists_to_tuples, require
 from moe_jax.layers.attention import AnyAttention
 from moe_jax.layers.depth import DepthConfig
 from moe_jax.layers.feed_forward import Network
@@ -98,6 +98,7 @@ class Variant:
     ffn_dim: int | None = None
 
     def __post_init__(self) -> None:
+        lists_to_tuples(self)
         require(bool(self.layers), "layers", self.layers, "indices of layers, at least one")
         differs = (self.attention, self.moe, self.ffn_dim) != (None, None, None)
         require(differs, "layers", self.layers, "layers with an attention, a moe or an ffn_dim of their own")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.export
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -38,6 +39,15 @@ def is_installed() -> bool:
         handler = jax.ffi.pycapsule(getattr(library, f"moe_jax_{name}"))
         jax.ffi.register_ffi_target(f"moe_jax_{name}", handler, platform="cpu")
     return True
+
+
+def export_checks() -> list[jax.export.DisabledSafetyCheck]:
+    """Returns the `disabled_checks` with which `jax.export.export` lets a program for the CPU call these handlers.
+
+    The process that reads the program calls this too, before it runs it, which registers the handlers there.
+    """
+    names = HANDLERS if is_installed() else ()
+    return [jax.export.DisabledSafetyCheck.custom_call(f"moe_jax_{name}") for name in names]
 
 
 def call(name: str, results: Sequence[tuple[tuple[int, ...], Any]], *operands: Array) -> Sequence[Array]:

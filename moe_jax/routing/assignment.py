@@ -106,8 +106,8 @@ class Assignment(Decision):
 
         Returns:
           those of `load_metrics`, for the requested assignments, before any is dropped.
-          fraction_dropped: share of the requested assignments that got no seat.
-          tokens_unrouted: share of the valid tokens that no expert runs.
+          fraction_dropped: share of the requested assignments that got no seat; 0 if there are none.
+          tokens_unrouted: share of the valid tokens that no expert runs; 0 if there are none.
           seats_filled: share of all seats that are taken.
           capacity_factor: seats relative to even load, as realised after rounding.
         """

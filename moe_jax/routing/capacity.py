@@ -6,12 +6,11 @@ G groups, S tokens of a group, A assignments of a group, E experts, K choices pe
 import math
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.configuration import require, require_name
-from moe_jax.native.sorting import has_native_sort, rank_within_key
+from moe_jax.native.sorting import rank_within_key
 from moe_jax.runtime.arguments import typed
 from moe_jax.runtime.mesh import shard_over_groups
 
@@ -58,12 +57,7 @@ def seats_by_position(expert: Int[Array, "G A"], requested: Bool[Array, "G A"], 
     """Returns each assignment's seat: the number of earlier requests for its expert in its group."""
 
     def count(expert: Int[Array, "G A"], requested: Bool[Array, "G A"]) -> Int[Array, "G A"]:
-        if has_native_sort():
-            key = expert + num_experts * jnp.arange(expert.shape[0], dtype=jnp.int32)[:, None]
-            return rank_within_key(key.reshape(-1), requested.reshape(-1)).reshape(key.shape)
-        asks = jax.nn.one_hot(expert, num_experts, dtype=jnp.int32) * requested[..., None].astype(jnp.int32)
-        earlier = jnp.cumsum(asks, axis=1) - asks
-        return jnp.take_along_axis(earlier, expert[..., None], axis=-1)[..., 0]
+        return rank_within_key(expert, requested, num_experts)
 
     return shard_over_groups(count)(expert, requested)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from moe_jax.configuration import ConfigError, require
+from moe_jax.configuration import ConfigError, lists_to_tuples, require
 from moe_jax.routing.assignment import Assignment, assign_choices
 from moe_jax.routing.router import Call, Router, Tokens
 from moe_jax.routing.statistics import Metrics
@@ -68,6 +68,7 @@ class Hash(Router):
     year = 2021
 
     def __post_init__(self) -> None:
+        lists_to_tuples(self)
         balanced = self.by == "balanced"
         accepted = "the count of each id, with by='balanced', and () without"
         require(balanced == bool(self.counts), "counts", self.counts, accepted)

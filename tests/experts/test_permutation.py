@@ -62,3 +62,19 @@ def test_invert(targets, somewhere):
             assert index[inverse[n]] == n
         else:
             assert inverse[n] == NOWHERE
+
+
+def test_a_batch_is_moved_as_its_members_are():
+    """Values, and gradients of a function that is not linear, with an index of each member or one for all."""
+    both = [rows([0, NOWHERE, 2, 0, NOWHERE, 3, 3, 3]), rows([4, 4, 1, NOWHERE, 2, 0, 1, 0])]
+    index, inverse = (jnp.stack(parts) for parts in zip(*both, strict=True))
+    x = jnp.asarray(np.random.default_rng(0).integers(-9, 9, size=(2, ROWS_IN, 3)), jnp.float32)
+
+    def gradient(x, index, inverse):
+        return jax.grad(lambda x: (permute_rows(x, index, inverse) ** 2).sum())(x)
+
+    for function in (permute_rows, gradient):
+        expected = [function(*member) for member in zip(x, index, inverse, strict=True)]
+        np.testing.assert_array_equal(jax.vmap(function)(x, index, inverse), expected)
+        expected = [function(member, *both[0]) for member in x]
+        np.testing.assert_array_equal(jax.vmap(function, (0, None, None))(x, *both[0]), expected)

@@ -144,3 +144,9 @@ def test_a_mesh_of_other_axes_is_left_to_xla():
         assert plan_here() == plan(devices=None)
         with pytest.raises(ConfigError, match=message):
             plan_here(parallel=ParallelConfig("gather"))
+
+
+def test_explicit_axes_are_refused_outside_the_layer():
+    mesh = jax.make_mesh((8,), ("expert",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh), pytest.raises(ConfigError, match=r"^axis types of the mesh is .*; accepted: Auto"):
+        plan_here()

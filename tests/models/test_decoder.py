@@ -4,12 +4,17 @@ import dataclasses
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from flax.nnx import bridge
 
 from moe_jax.configuration import to_dict
-from tests.comparison import assert_close
+from moe_jax.models.language_model import make_model
+from moe_jax.routing.router import STATE
+from tests.comparison import assert_close, assert_trees_close
 from tests.models import small
 
 FREE = {"router": "switch", "capacity_factor": None}
@@ -115,3 +120,37 @@ def test_a_dense_model_is_the_sparse_one_with_one_field_changed():
     sparse = to_dict(small.config(FREE))
     dense = to_dict(dataclasses.replace(small.config(FREE), moe_layers=()))
     assert {field for field in sparse if sparse[field] != dense[field]} == {"moe_layers"}
+
+
+def test_as_a_module_of_nnx():
+    """Logits and gradients are those of Linen, and the router's state is a variable."""
+    config = small.config({"router": "deepseek", "k": 2}, num_layers=1, moe_layers=(0,))
+    model, inputs = make_model(config), small.batch()
+    wrapped = nnx.jit(lambda: bridge.lazy_init(bridge.ToNNX(model, rngs=nnx.Rngs(0)), *inputs))()
+    params = nnx.to_pure_dict(nnx.state(wrapped, nnx.Param))
+    state = {"layer_0": {"moe": {"router": {"bias": wrapped.layer_0["moe"]["router"]["bias"].get_value()}}}}
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, small.start(config))
+
+    def loss(params):
+        return jnp.sum(jnp.cos(model.apply({"params": params, STATE: state}, *inputs)))
+
+    expected, gradients = jax.jit(jax.value_and_grad(loss))(params)
+    run = nnx.jit(nnx.value_and_grad(lambda model: jnp.sum(jnp.cos(model(*inputs)))))
+    actual, wrapped_gradients = run(wrapped)
+    assert_close(actual, expected)
+    assert_trees_close(nnx.to_pure_dict(wrapped_gradients), gradients)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_exported_for_another_platform(platform):
+    """A train step's gradients, too, call no native code for CPUs."""
+    config = small.config({"router": "deepseek", "k": 2})
+    model, inputs = make_model(config), small.batch()
+
+    def loss(params, variables):
+        return jnp.sum(model.apply({**variables, "params": params}, *inputs) ** 2)
+
+    variables = jax.eval_shape(model.init, {"params": jax.random.key(0), "routing": jax.random.key(0)}, *inputs)
+    program = jax.jit(lambda variables: jax.value_and_grad(loss)(variables["params"], variables))
+    exported = jax.export.export(program, platforms=[platform])(variables)
+    assert "moe_jax_" not in exported.mlir_module()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_jax.native import sorting
-from moe_jax.native.sorting import NOWHERE, counting_sort, has_native_sort, rank_within_key
+from moe_jax.native.sorting import NOWHERE, counting_sort, rank_within_key
 
 KEYS = 4
 DRAWN = st.lists(st.integers(NOWHERE, KEYS - 1), min_size=1, max_size=12)
@@ -26,7 +26,7 @@ def assert_sorted(key, result):
 @given(key=DRAWN)
 def test_sort_by_key(native, key):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sorting, "has_native_sort", lambda: native)
+        patch.setattr(sorting, "has_native_sort", lambda platform: native)
         assert_sorted(key, counting_sort(jnp.asarray(key, jnp.int32), KEYS))
 
 
@@ -37,12 +37,16 @@ def test_each_of_many_at_once():
         assert_sorted(key, [x[i] for x in results])
 
 
+@pytest.mark.parametrize("native", [True, False], ids=["counted", "summed"])
 @given(pairs=st.lists(st.tuples(st.integers(0, KEYS - 1), st.booleans()), min_size=1, max_size=12))
-def test_count_earlier(pairs):
-    assert has_native_sort()
-    key, counted = map(list, zip(*pairs, strict=True))
-    expected = [sum(c for k, c in pairs[:i] if k == one) for i, one in enumerate(key)]
-    assert rank_within_key(jnp.asarray(key, jnp.int32), jnp.asarray(counted)).tolist() == expected
+def test_count_earlier(native, pairs):
+    """In each of two groups, of which the second has the elements in reverse."""
+    both = [pairs, pairs[::-1]]
+    key, counted = (np.asarray([[pair[i] for pair in group] for group in both]) for i in range(2))
+    expected = [[sum(c for k, c in group[:i] if k == one) for i, (one, _) in enumerate(group)] for group in both]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorting, "has_native_sort", lambda platform: native)
+        assert rank_within_key(jnp.asarray(key, jnp.int32), jnp.asarray(counted), KEYS).tolist() == expected
 
 
 def test_a_key_beyond_the_last_is_an_error():

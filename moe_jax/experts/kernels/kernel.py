@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from moe_jax.experts.permutation import take_rows
+from moe_jax.experts.permutation import sum_of_rows, take_rows
 from moe_jax.native.sorting import NOWHERE
 
 
@@ -99,7 +99,4 @@ def sum_by_token(rows: Float[Array, "A N"], layout: RowLayout) -> Float[Array, "
     if layout.row is None:
         target = jnp.where(layout.token == NOWHERE, layout.num_tokens, layout.token)
         return jnp.zeros((layout.num_tokens, rows.shape[1]), rows.dtype).at[target].add(rows, mode="drop")
-    total = take_rows(rows, layout.row[:, 0])
-    for r in range(1, layout.row.shape[1]):
-        total += take_rows(rows, layout.row[:, r])
-    return total
+    return sum_of_rows(rows, layout.row)

@@ -6,6 +6,7 @@ A rows sorted by expert, E experts, M and N widths.
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.experts.kernels.grouped_matmul import grouped_matmul
@@ -38,7 +39,28 @@ def expected_outer(x, y, sizes):
     return w
 
 
-@functools.partial(jax.jit, static_argnames="kernel")
+def compiled(*static):
+    """Compiles a function whose first argument is a kernel, and those of numbers `static` no arrays.
+
+    `megablox` is not compiled, but its parts are: a CPU interprets it with effects, which no operation may have.
+    """
+
+    def decorate(function):
+        program = jax.jit(function, static_argnums=static)
+
+        @functools.wraps(function)
+        def run(kernel, *arguments):
+            if kernel != "megablox":
+                return program(kernel, *arguments)
+            as_array = functools.partial(jax.tree.map, lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x)
+            return function(kernel, *as_array(arguments))
+
+        return run
+
+    return decorate
+
+
+@compiled(0)
 def value_and_gradients(kernel, x, w, sizes, cotangent):
     y, vjp = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, kernel), x, w)
     return y, *vjp(cotangent)

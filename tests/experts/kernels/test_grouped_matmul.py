@@ -3,7 +3,6 @@
 A rows sorted by expert, T tokens, E experts, M and N widths.
 """
 
-import functools
 import itertools
 
 import jax
@@ -22,6 +21,7 @@ from tests.experts.kernels.products import (
     ROWS,
     WIDTHS,
     assert_equals_definition,
+    compiled,
     expected_outer,
     expected_products,
     value_and_gradients,
@@ -91,7 +91,7 @@ def test_no_rows(kernel):
     assert (w_gradient == 0).all()
 
 
-@functools.partial(jax.jit, static_argnames=("kernel", "choices"))
+@compiled(0, 1)
 def through_experts(kernel, choices, x, first, second, token, row, sizes, cotangent):
     """Runs tokens through experts, with two matrices on the way out; returns the result and all gradients."""
     layout = RowLayout(sizes, token, row if choices else None, x.shape[0])

@@ -33,7 +33,7 @@ def compiled(topology, function, *arguments):
 def calls(program):
     """How many kernels of each name a program calls."""
     kernels = (line for line in program.splitlines() if 'custom_call_target="tpu_custom_call"' in line)
-    return dict(Counter(re.search(r"\((\w+)\)+/pallas_call", line)[1] for line in kernels))
+    return dict(Counter(re.search(r"(\w+)\)*/pallas_call", line)[1] for line in kernels))
 
 
 if HAS_TPUS:
