@@ -131,7 +131,7 @@ def report(found: Sequence[Found], built: Sequence[Built]) -> str:
     document = Document("The native library")
     document.add(
         f"`make versions` at revision {git_revision(ROOT)}, on {host()['cpu']}. The last columns are ways of "
-        "installing: the wheel of `make wheels`, the source distribution, and a checkout (`pip install --editable`). "
+        "installing: the wheel of `make wheels`, the source distribution, and a checkout, editable. "
         "With each, in an empty folder, a layer was run and differentiated that chose the library by itself; there was "
         "no warning. The numbers are its largest error, of values and gradients relative to the largest of each, "
         "against the definition in float32.",
