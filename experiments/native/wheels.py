@@ -3,7 +3,8 @@
     python -m experiments.native.wheels   # writes dist/: the source distribution, and a wheel for each of MACHINES
 
 Zig compiles for all of them on any machine. `auditwheel` reads what each wheel's library asks of the system, and the
-command fails if that is more than the wheel's name says.
+command fails if that is more than the wheel's name says. The wheel for aarch64 was run once, by hand: `check.py` in
+QEMU 7.2's user mode with Python 3.11 and JAX 0.10.2, largest error 4.1e-7.
 """
 
 import json
