@@ -1,9 +1,12 @@
 # make test        venv, install, lint, format check, the whole suite
 # make check       lint, and within a minute tests of what changed since the last commit (SINCE=main: since another)
 # make reproduce   venv, install, the main experiment on real text with one seed, its report
+# make wheels      a source distribution and wheels for x86_64 and aarch64 in dist/
+# make versions    those and this checkout installed and used with every JAX that setup.py allows, on PYTHONS
 # PYTHON=python3.12 make test   with another interpreter, 3.11 or later
 
 PYTHON ?= python3
+PYTHONS ?= python3.11 python3.12 python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 # What the installation compiles.
@@ -13,7 +16,7 @@ RESULTS := runs/switch_vs_dense
 # Dozens of processes import the same modules: they are compiled to byte code once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test check reproduce lint clean
+.PHONY: test check reproduce wheels versions lint clean
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
@@ -31,6 +34,12 @@ lint: $(VENV)/installed-test
 reproduce: $(VENV)/installed
 	$(BIN)/python -m experiments.switch_vs_dense --preset laptop --seeds 1 --output $(RESULTS)
 
+wheels: $(VENV)/installed-wheels
+	$(BIN)/python -m experiments.native.wheels
+
+versions: wheels
+	$(BIN)/python -m experiments.native.versions $(PYTHONS)
+
 # Byte code is left to whoever imports a module: most of what is installed nobody does.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
@@ -46,5 +55,9 @@ $(VENV)/installed-test: setup.py $(NATIVE) | $(VENV)/bin/python
 	$(PIP) --editable '.[test]'
 	touch $@
 
+$(VENV)/installed-wheels: setup.py $(NATIVE) | $(VENV)/bin/python
+	$(PIP) --editable '.[wheels]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) *.egg-info .compiled .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist *.egg-info .compiled .pytest_cache .ruff_cache .hypothesis

@@ -2,12 +2,14 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jaxlib
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -22,6 +24,15 @@ VARIANTS = {
         "TileBaseline": ["-mcpu=x86_64_v2"],
     }
 }
+# The C library of every Linux that runs JAX has what this version has, so a wheel may be called manylinux_2_17.
+GLIBC = "2.17"
+
+
+class Wheel(bdist_wheel):
+    """A wheel for every Python: the kernels are called through ctypes and need no particular one."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 class BuildNative(build_ext):
@@ -43,7 +54,7 @@ class BuildNative(build_ext):
         return str(Path(*fullname.split(".")).with_suffix(".so"))
 
     def build_extension(self, extension: Extension) -> None:
-        machine = platform.machine()
+        machine, target = self._target()
         variants = VARIANTS.get(machine, {"TileBaseline": []})
         units = [("tile.cc", [f"-DTILE={name}", *flags]) for name, flags in variants.items()]
         units.append(("handlers.cc", [f"-I{Path(jaxlib.__file__).parent / 'include'}", *variants["TileBaseline"]]))
@@ -51,10 +62,18 @@ class BuildNative(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         objects = [str(folder / f"{number}.o") for number in range(len(units))]
         for (source, flags), built in zip(units, objects, strict=True):
-            self._zig("c++", *COMPILE, "-Wall", "-Wextra", *flags, "-c", str(NATIVE / source), "-o", built)
-        target = Path(self.get_ext_fullpath(extension.name)).absolute()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._zig("cc", "-shared", "-s", "-o", str(target), *objects, "-lpthread")
+            self._zig("c++", *target, *COMPILE, "-Wall", "-Wextra", *flags, "-c", str(NATIVE / source), "-o", built)
+        library = Path(self.get_ext_fullpath(extension.name)).absolute()
+        library.parent.mkdir(parents=True, exist_ok=True)
+        self._zig("cc", *target, "-shared", "-s", "-o", str(library), *objects, "-lpthread")
+
+    def _target(self) -> tuple[str, list[str]]:
+        """Returns the processor and Zig's flags for the platform that the wheel is named after, by default this one."""
+        name = self.get_finalized_command("bdist_wheel").plat_name
+        linux = re.fullmatch(r"(?:many)?linux(?:_\d+_\d+)?[-_](\w+)", name)
+        if not linux:
+            return platform.machine(), []
+        return linux[1], ["-target", f"{linux[1]}-linux-gnu.{GLIBC}"]
 
     def _zig(self, *arguments: str) -> None:
         """Runs Zig; its caches lie in the build folder, because there may be no writable home."""
@@ -127,11 +146,12 @@ setup(
             optional=True,
         )
     ],
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"bdist_wheel": Wheel, "build_ext": BuildNative},
     install_requires=INSTALL,
     extras_require={
         "test": TEST,
         "notebooks": [*NOTEBOOKS, "jupyterlab>=4.2,<5"],
+        "wheels": ["auditwheel>=6.5,<7", "uv>=0.9,<1"],
         # Of tokamax 0.0.12 is for JAX 0.10, 0.0.13 and later for 0.11; from 0.0.15 on its Triton needs jax_triton.
         "gpu": ["jax[cuda13]>=0.10,<0.12", "nvidia-ml-py>=12,<14", "tokamax>=0.0.12,<0.0.15"],
         # With libtpu installed, every JAX process tries to load it: set JAX_PLATFORMS=cpu.

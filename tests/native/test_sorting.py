@@ -50,6 +50,6 @@ def test_count_earlier(native, pairs):
 
 
 def test_a_key_beyond_the_last_is_an_error():
-    # The second where the program was still running when the call returned.
+    # JAX raises one while it starts the program, the other while it waits for the end.
     with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="a key is larger than num_keys - 1"):
         jax.block_until_ready(counting_sort(jnp.asarray([0, KEYS], jnp.int32), KEYS))
