@@ -46,7 +46,7 @@ def load_config(location: str) -> dict[str, Any]:
         return a ConfigDict.
     """
     path, colon, argument = location.partition(":")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"CONFIG is {location!r}, not a file; accepted: a Python file that defines get_config")
     arguments = [argument] if colon else []
     with _imports_from(Path(path).resolve()):
@@ -207,6 +207,7 @@ def _train(options: argparse.Namespace) -> int:
     # Imported here so that --help and a bad file name answer at once.
     from jax.errors import JaxRuntimeError
 
+    from moe_jax.runtime.files import WriteError
     from moe_jax.training.config import TrainConfig
     from moe_jax.training.distributed import is_writer, start
     from moe_jax.training.loop import train
@@ -220,6 +221,12 @@ def _train(options: argparse.Namespace) -> int:
         result = train(config, options.workdir)
     except DivergenceError as error:
         print(f"moe-jax train: {error}", file=sys.stderr)
+        return 1
+    except WriteError as error:
+        print(f"moe-jax train: {error}; the same command then goes on", file=sys.stderr, flush=True)
+        if options.distributed:
+            # An orderly exit would wait for the others, which wait for this one.
+            os._exit(1)
         return 1
     except TerminatedError as error:
         if is_writer():

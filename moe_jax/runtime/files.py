@@ -68,8 +68,8 @@ class GrowingFile:
             # Nothing waits in a buffer: a full disk shows where a line is lost, and not again when the process ends.
             self._file = path.open("ab", buffering=0)
 
-    def append(self, content: bytes) -> None:
-        """Writes all of `content`."""
+    def write(self, content: bytes) -> None:
+        """Appends all of `content`."""
         rest = memoryview(content)
         with writing(self.path):
             while rest:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moe_jax.configuration import ConfigError
@@ -82,7 +83,9 @@ def test_a_file_that_cannot_be_written_is_one_line_with_its_path(tmp_path):
     full = GrowingFile(Path("/dev/full"))
     for _ in range(2):
         with pytest.raises(WriteError, match=r"^'/dev/full' cannot be written: .*No space left on device$"):
-            full.append(b"line")
+            full.write(b"line")
+    with pytest.raises(WriteError, match=r"^'/dev/full' cannot be written: .*No space left on device$"):
+        np.save(full, np.arange(9))
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match=r"^'.*/file/inside' cannot be written: .*(Not a directory|File exists)"):
         write_whole(tmp_path / "file" / "inside", "text")
@@ -91,7 +94,7 @@ def test_a_file_that_cannot_be_written_is_one_line_with_its_path(tmp_path):
 def test_a_file_grows_by_all_that_is_appended(tmp_path):
     for part in (b"a" * 3_000_000, b"b"):
         file = GrowingFile(tmp_path / "file")
-        file.append(part)
+        file.write(part)
         assert (tmp_path / "file").read_bytes().endswith(part)
         file.close()
     assert (tmp_path / "file").read_bytes() == b"a" * 3_000_000 + b"b"
