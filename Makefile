@@ -1,5 +1,6 @@
 # make test        venv, install, lint, format check, the whole suite
 # make check       lint, and within a minute tests of what changed since the last commit (SINCE=main: since another)
+# make campaign    up to an hour of drawn inputs, kills and full disks; writes experiments/results/campaign.txt
 # make reproduce   venv, install, the main experiment on real text with one seed, its report
 # make wheels      a source distribution and wheels for x86_64 and aarch64 in dist/
 # make versions    those and this checkout installed and used with every JAX that setup.py allows, on PYTHONS
@@ -16,7 +17,7 @@ RESULTS := runs/switch_vs_dense
 # Dozens of processes import the same modules: they are compiled to byte code once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test check reproduce wheels versions lint clean
+.PHONY: test check campaign reproduce wheels versions lint clean
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
@@ -30,6 +31,9 @@ check: $(VENV)/installed-test lint
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+campaign: $(VENV)/installed-test
+	$(BIN)/python -m tests.campaign
 
 reproduce: $(VENV)/installed
 	$(BIN)/python -m experiments.switch_vs_dense --preset laptop --seeds 1 --output $(RESULTS)

@@ -46,7 +46,7 @@ def load_config(location: str) -> dict[str, Any]:
         return a ConfigDict.
     """
     path, colon, argument = location.partition(":")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"CONFIG is {location!r}, not a file; accepted: a Python file that defines get_config")
     arguments = [argument] if colon else []
     with _imports_from(Path(path).resolve()):
@@ -207,7 +207,7 @@ def _train(options: argparse.Namespace) -> int:
     # Imported here so that --help and a bad file name answer at once.
     from jax.errors import JaxRuntimeError
 
-    from moe_jax.runtime.files import StorageError
+    from moe_jax.runtime.files import WriteError
     from moe_jax.training.config import TrainConfig
     from moe_jax.training.distributed import is_writer, start
     from moe_jax.training.loop import train
@@ -222,14 +222,14 @@ def _train(options: argparse.Namespace) -> int:
     except DivergenceError as error:
         print(f"moe-jax train: {error}", file=sys.stderr)
         return 1
+    except WriteError as error:
+        print(f"moe-jax train: {error}; the same command goes on when there is room", file=sys.stderr, flush=True)
+        # Threads that failed to write would say so at an orderly exit, which would also wait for other processes.
+        os._exit(1)
     except TerminatedError as error:
         if is_writer():
             print(f"moe-jax train: {error}", file=sys.stderr)
         return EXIT_STATUS
-    except StorageError as error:
-        print(f"moe-jax train: {error}; the same command goes on when there is room", file=sys.stderr, flush=True)
-        # An orderly exit would write again what could not be written.
-        os._exit(1)
     except JaxRuntimeError as error:
         if not options.distributed:
             raise

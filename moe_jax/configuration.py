@@ -20,7 +20,13 @@ LONGEST_VALUE = 200
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run; the message is one line for a person to act on."""
+    """A configuration that cannot be run; the message is one line for a person to act on.
+
+    Line ends and whatever else has no picture, as in the name of a file, are written as in Python: `\\n`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(x if x.isprintable() else repr(x)[1:-1] for x in message))
 
     def within(self, path: str) -> "ConfigError":
         """Returns the same error with `path` before the field that its message begins with."""
@@ -44,7 +50,11 @@ def require(condition: bool, field: str, value: Any, accepted: str) -> None:
 
 def _shown(value: Any) -> str:
     """Returns a value as it is written in Python, cut off where it is long."""
-    text = repr(value)
+    return cut_off(repr(value))
+
+
+def cut_off(text: str) -> str:
+    """Cuts off a text for a message where it is long, and says how long it is."""
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}... ({len(text):,} characters)"
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ import pytest
 from moe_jax.cli import load_config, main
 from moe_jax.configuration import REQUIRED
 from moe_jax.routing import ROUTERS
-from moe_jax.runtime.files import StorageError
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -67,6 +67,8 @@ def test_help_explains_the_argument(capsys):
     [
         ("missing.py", [], ["missing.py", "not a file", "get_config"]),
         (".", [], ["not a file"]),
+        ("x" * 300, [], ["not a file"]),
+        ("config.py", ["start.run=" + "x" * 300], ["workdir is", "which has no run.json"]),
         ("nothing.py", [], ["nothing.py", "defines no get_config"]),
         ("dictionary.py", [], ["returns a dict", "accepted: a ConfigDict"]),
         ("prose.md", [], ["not valid Python", "line 1"]),
@@ -132,16 +134,27 @@ def test_a_workdir_of_another_run_is_one_line_and_left_alone(folder, capsys):
     assert [path.name for path in workdir.iterdir()] == ["run.json"]
 
 
-def test_a_full_disk_is_one_line(folder, capsys, monkeypatch):
-    def train(*_):
-        raise StorageError("files cannot be written to 'runs': No space left on device")
+def test_a_full_disk_is_one_line_and_the_run_goes_on_with_space(folder, capsys, monkeypatch):
+    command = ["train", str(folder / "config.py"), "--workdir", str(folder / "run"), "--set", "checkpoint_every=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000))
+        patch.setattr("os._exit", sys.exit)
+        with pytest.raises(SystemExit, match="1"):
+            main(command)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        rf"moe-jax train: '{folder}/run/checkpoints' cannot be written: No space left on device: a checkpoint takes up "
+        r"to [0-9,]+ bytes, and 1,000 are free; the same command goes on when there is room",
+        last,
+    )
+    assert main(command) == 0
 
-    monkeypatch.setattr("moe_jax.training.loop.train", train)
-    monkeypatch.setattr("os._exit", sys.exit)
-    with pytest.raises(SystemExit, match="1"):
-        main(["train", str(folder / "config.py"), "--workdir", str(folder / "run")])
-    said = "moe-jax train: files cannot be written to 'runs': No space left on device; the same command goes on when"
-    assert capsys.readouterr().err == f"{said} there is room\n"
+
+def test_a_directory_whose_name_is_too_long_is_refused(folder, capsys):
+    assert main(["train", str(folder / "config.py"), "--workdir", str(folder / ("x" * 300))]) == 2
+    assert capsys.readouterr().err.endswith(
+        "File name too long; accepted: a directory that can be written to, which is made if need be\n"
+    )
 
 
 def test_a_run_that_diverges_is_one_line_after_the_bar(folder, capsys):

@@ -364,3 +364,9 @@ def test_a_configuration_is_known_by_what_differs_from_the_defaults():
     assert values["model"]["attention"] == {"kind": "grouped_query", "heads": 4}
     assert "scan_layers" not in values["model"]
     assert TrainConfig.from_dict(values) == config
+
+
+def test_an_error_is_one_line_whatever_it_is_about():
+    error = ConfigError("'a\nb' is\u2028not\x85\x1b[31m \ud800 é; accepted: '\\n'")
+    assert str(error) == r"'a\nb' is\u2028not\x85\x1b[31m \ud800 é; accepted: '\n'"
+    assert str(error.within("x\ty")) == rf"x\ty.{error}"

@@ -1,9 +1,13 @@
 """Checkpoints of a run: the training state, the position in the data, and the clock."""
 
+import contextlib
 import json
+import logging
+import re
 import shutil
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,14 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from moe_jax.configuration import ConfigError
-from moe_jax.runtime.files import StorageError
+from moe_jax.runtime.files import WriteError
 
 KEPT = 2
 """Checkpoints of a run that are kept: the newest, and the one before it in case that is damaged."""
 CHECKSUMS = "checksums.json"
 """File of a checkpoint with the size and the CRC-32 of each of its other files."""
+OVERHEAD = 1 << 20
+"""Bytes of a checkpoint besides the numbers of its arrays, at most."""
 
 
 def complete_steps(directory: Path) -> list[int]:
@@ -136,11 +142,13 @@ class Checkpoints:
 
     Raises:
       ConfigError: there are checkpoints, and all are damaged.
+      WriteError: of all methods, the folder cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory, self._saving = directory.absolute(), -1
         _remove_damaged(self._directory)
+        logging.getLogger("absl").addFilter(_is_no_error_of_orbax)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT,
             create=True,
@@ -148,7 +156,19 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        with self._written():
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Raises WriteError for whatever orbax raises where a file cannot be written."""
+        try:
+            yield
+        except Exception as error:
+            reason = _reason_of(error)
+            if reason is None:
+                raise
+            raise WriteError(f"{str(self._directory)!r} cannot be written: {reason}") from error
 
     def _seal(self) -> None:
         """Writes the checksums of a checkpoint whose files are all there, before it counts as complete."""
@@ -161,21 +181,21 @@ class Checkpoints:
             (folder / CHECKSUMS).write_text(json.dumps(sums))
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
-        """Writes the arrays of `state`, and `position` as JSON, in the background.
+        """Writes the arrays of `state`, and `position` as JSON, in the background."""
+        with self._written():
+            self._manager.wait_until_finished()
+            self._require_space(state)
+            self._saving = step
+            arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
+            self._manager.save(step, args=arguments)
 
-        Raises:
-          StorageError: the disk has no space for them, or the checkpoint before could not be written.
-        """
-        self._manager.wait_until_finished()
-        # Threads that write cannot end in order once one has failed.
-        needed, free = _bytes_of(state), shutil.disk_usage(self._directory).free
+    def _require_space(self, state: Any) -> None:
+        """Raises WriteError where a checkpoint does not fit on the disk, before half of one is written."""
+        needed = _bytes_of(state) + OVERHEAD
+        free = shutil.disk_usage(self._directory).free
         if free < needed:
-            raise StorageError(
-                f"a checkpoint needs {needed:,} bytes in {str(self._directory)!r}, whose disk has {free:,} free"
-            )
-        self._saving = step
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
-        self._manager.save(step, args=arguments)
+            sizes = f"a checkpoint takes up to {needed:,} bytes, and {free:,} are free"
+            raise WriteError(f"{str(self._directory)!r} cannot be written: No space left on device: {sizes}")
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint; None if there is none."""
@@ -190,11 +210,33 @@ class Checkpoints:
 
     def position(self) -> dict[str, Any]:
         """Reads the `position` of the newest checkpoint, after waiting until it is written."""
-        self._manager.wait_until_finished()
+        with self._written():
+            self._manager.wait_until_finished()
         arguments = ocp.args.Composite(position=ocp.args.JsonRestore())
         return self._manager.restore(self.latest_step(), args=arguments).position
 
     def close(self) -> None:
         """Waits until everything is written, and closes the folder."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            with self._written():
+                self._manager.wait_until_finished()
+                self._manager.close()
+        finally:
+            logging.getLogger("absl").removeFilter(_is_no_error_of_orbax)
+
+
+def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:
+    """Returns whether to show a record: each thread of orbax logs the error that it also raises, with its frames."""
+    return not (record.exc_info and "/orbax/" in record.pathname)
+
+
+def _reason_of(error: BaseException) -> str | None:
+    """Returns the system's reason for which a file could not be written, in words; None for another error."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return str(error)
+        found = re.search(r"([^:]*) \[os_error_code=", str(error))
+        if found is not None:
+            return found[1].strip()
+        error = error.__cause__ or error.__context__
+    return None

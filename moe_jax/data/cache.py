@@ -1,14 +1,17 @@
 """The folder of prepared data."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from moe_jax.configuration import ConfigError
-from moe_jax.runtime.files import storage_reason, write_beside
+from moe_jax.runtime.files import WriteError, write_beside
 
 ACCEPTED = "accepted: MOE_JAX_CACHE=FOLDER, a folder that can be written to and has space"
+ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+"""Numbers of the errors of a disk that is full, may not be written to, or fails."""
 
 
 def cache_directory() -> Path:
@@ -33,11 +36,11 @@ def write_cached(path: Path) -> Iterator[Path]:
     try:
         with write_beside(path) as beside:
             yield beside
+    except WriteError as error:
+        raise ConfigError(f"{error}; {ACCEPTED}") from error
     except Exception as error:
-        reason = storage_reason(error)
-        if isinstance(error, OSError):
-            # NumPy's have no number.
-            reason = error.strerror or str(error)
+        # Libraries raise types of their own, which quote the system.
+        reason = next((said for said in map(os.strerror, ERRORS) if said in str(error)), None)
         if reason is None:
             raise
-        raise ConfigError(f"prepared data cannot be written to {str(path.parent)!r}: {reason}; {ACCEPTED}") from error
+        raise ConfigError(f"{str(path)!r} cannot be written: {reason}; {ACCEPTED}") from error

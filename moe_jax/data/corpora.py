@@ -17,6 +17,7 @@ from moe_jax.data.cache import cache_directory, write_cached
 from moe_jax.data.config import DataConfig
 from moe_jax.data.documents import Corpus, Document, Split
 from moe_jax.data.python_source import python_source_dataset_builder as python_source
+from moe_jax.runtime.files import read_content
 
 
 def load_corpus(config: DataConfig, cache_dir: Path | None = None) -> Corpus:
@@ -34,8 +35,8 @@ def load_corpus(config: DataConfig, cache_dir: Path | None = None) -> Corpus:
       cache_dir: folder of prepared corpora; `cache_directory()` if None.
 
     Raises:
-      ConfigError: no file matches, the corpus is empty, it is not UTF-8, or a TFDS data set is not prepared, has no
-        training split or lacks the text feature. Nothing has been written then.
+      ConfigError: no file matches, one cannot be read, the corpus is empty, it is not UTF-8, or a TFDS data set is not
+        prepared, has no training split or lacks the text feature. Nothing has been written then.
     """
     kind, _, name = config.corpus.partition(":")
     if kind == "text_files":
@@ -100,7 +101,7 @@ def _read_files(config: DataConfig, paths: list[Path]) -> list[Document]:
     root = os.path.commonpath([path.parent for path in paths])
     documents = []
     for path in paths:
-        content = path.read_bytes()
+        content = read_content(path)
         if _decode(content, config, str(path)):
             digest = docs.content_digest(content)
             split = docs.split_by_content(digest, config.validation_fraction)

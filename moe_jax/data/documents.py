@@ -71,7 +71,9 @@ def split_by_content(digest: str, validation_fraction: float) -> Split:
 
 def corpus_digest(entries: Iterable[tuple[str, str, str]]) -> str:
     """Returns the SHA-256 in hex over the sorted (key, content digest, split) entries of a corpus."""
-    return content_digest("\n".join("\t".join(entry) for entry in sorted(entries)).encode())
+    text = "\n".join("\t".join(entry) for entry in sorted(entries))
+    # A file's name may be bytes that are not UTF-8, which Python has as halves of surrogate pairs.
+    return content_digest(text.encode(errors="surrogateescape"))
 
 
 def documents_digest(documents: Iterable[Document]) -> str:

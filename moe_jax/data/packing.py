@@ -3,6 +3,7 @@
 Axes: B batch, S sequence, T tokens of the stream.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from moe_jax.data.cache import cache_directory, write_cached
 from moe_jax.data.documents import Corpus, Split
 from moe_jax.data.tokenization import SCHEME, Tokenizer
+from moe_jax.runtime.files import GrowingFile
 
 Example = dict[str, Shaped[np.ndarray, "_"]]
 Batch = dict[str, Shaped[np.ndarray, "B _"]]
@@ -41,8 +43,9 @@ def token_stream(
     name = f"{corpus.digest[:16]}-{tokenizer.digest[:16]}-{SCHEME}-{split}.npy"
     path = (cache_dir or cache_directory()) / "tokens" / name
     if not path.exists():
-        with write_cached(path) as beside:
-            np.save(beside, tokenise(corpus.documents(split), tokenizer))
+        # NumPy's own file would lose the last tokens on a full disk without a word.
+        with write_cached(path) as beside, contextlib.closing(GrowingFile(beside)) as file:
+            np.save(file, tokenise(corpus.documents(split), tokenizer))
     return np.load(path, mmap_mode="r")
 
 

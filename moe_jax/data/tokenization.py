@@ -119,7 +119,8 @@ def load_tokenizer(name: str, corpus: Corpus | None, cache_dir: Path | None = No
             reached = encoding.get_vocab_size() + 1
             accepted = f"a SIZE of at most {reached}, the most that {corpus.name} gives"
             require(reached == size, "data.tokenizer", name, accepted)
-            encoding.save(str(beside))
+            # The library's own `save` hides the error of a full disk.
+            beside.write_text(encoding.to_str(pretty=True), encoding="utf-8")
     return BytePairTokenizer(tokenizers.Tokenizer.from_file(str(path)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_jax.configuration import ConfigError, require
+from moe_jax.configuration import ConfigError, cut_off, require
 from moe_jax.data.corpora import prepared_builder
 from moe_jax.data.documents import is_encodable
 from moe_jax.runtime.files import json_records
@@ -99,7 +99,7 @@ def example_from(record: Any, fields: Fields, where: str) -> Example:
     context = _text(record, fields.context, where)
     if (fields.target in record) == any(name in record for name in fields.choices):
         raise ConfigError(
-            f"{where} has the fields {', '.join(map(str, record))}; accepted: either {fields.target!r}, or "
+            f"{where} has the fields {cut_off(', '.join(map(str, record)))}; accepted: either {fields.target!r}, or "
             f"{', '.join(map(repr, fields.choices))} and {fields.answer!r}"
         )
     if fields.target in record:
@@ -132,7 +132,7 @@ def _text(record: Mapping[str, Any], name: str, where: str, filled: bool = False
 
 def _field(record: Mapping[str, Any], name: str, where: str) -> Any:
     if name not in record:
-        raise ConfigError(f"{where}: {name} is missing; the record has the fields {', '.join(record)}")
+        raise ConfigError(f"{where}: {name} is missing; the record has the fields {cut_off(', '.join(record))}")
     return record[name]
 
 

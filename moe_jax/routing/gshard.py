@@ -64,7 +64,7 @@ def _asks_second(
         return weight > threshold
     if policy == "random":
         require(rng is not None, "rng", rng, "a key, for second_policy='random'")
-        return jax.random.uniform(rng, weight.shape) < weight / max(threshold, 1e-9)
+        return jax.random.uniform(rng, weight.shape, jnp.float32) < weight / max(threshold, 1e-9)
     return jnp.full(weight.shape, policy == "all")
 
 

@@ -71,7 +71,7 @@ class NoisyTopK(Router):
         scale = jax.nn.softplus(exact_matmul(tokens.x.astype(jnp.float32), call.params["noise_kernel"]))
         noisy = logits
         if call.training:
-            noisy += scale * jax.random.normal(call.rng(), logits.shape)
+            noisy += scale * jax.random.normal(call.rng(), logits.shape, jnp.float32)
         chosen, expert = best_choices(noisy, call.k)
         among = chosen if call.k > 1 else noisy
         weight = jnp.exp(chosen - jax.nn.logsumexp(among, axis=-1, keepdims=True))
@@ -113,7 +113,7 @@ class VMoE(Router):
     def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:
         noisy, scale = logits, 1.0 / call.num_experts
         if call.training:
-            noisy += scale * jax.random.normal(call.rng(), logits.shape)
+            noisy += scale * jax.random.normal(call.rng(), logits.shape, jnp.float32)
         weight, expert = best_choices(jax.nn.softmax(noisy), call.k)
         requested = jnp.broadcast_to(tokens.valid[..., None], expert.shape)
         assignment = assign_choices(expert, weight, requested, call.num_experts, call.capacity, self.priority)

@@ -48,7 +48,7 @@ def mixed_choice(
     draw, coin = jax.random.split(rng)
     expert = decided(jax.random.categorical(draw, jax.lax.stop_gradient(masked)).astype(jnp.int32))
     weight = jnp.take_along_axis(probabilities, expert[..., None], axis=-1)[..., 0]
-    whole = decided((expert == top) | (jax.random.uniform(coin, top.shape) > 0.75))
+    whole = decided((expert == top) | (jax.random.uniform(coin, top.shape, jnp.float32) > 0.75))
     return weight + jax.lax.stop_gradient(weight * jnp.where(whole, 0.0, -2.0 / 3.0)), expert
 
 

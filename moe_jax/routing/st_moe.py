@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from moe_jax.configuration import require
@@ -44,7 +45,7 @@ def top_n(
     """
     probability, expert = best_choices(jax.nn.softmax(logits), n)
     weight = probability / (probability.sum(axis=-1, keepdims=True) + 1e-9) if n > 1 else probability
-    asks = decided(jax.random.uniform(rng, weight.shape) * threshold < weight)
+    asks = decided(jax.random.uniform(rng, weight.shape, jnp.float32) * threshold < weight)
     requested = token_valid[..., None] & asks.at[..., 0].set(True)
     return assign_choices(expert, weight, requested, logits.shape[-1], capacity, priority, probability)
 

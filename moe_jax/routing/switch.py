@@ -126,8 +126,9 @@ class Switch(Router):
         if not call.training or self.exploration in ("argmax", "sample"):
             return x
         if self.exploration == "jitter":
-            return x * jax.random.uniform(call.rng(), x.shape, minval=1 - self.jitter, maxval=1 + self.jitter)
-        kept = jax.random.bernoulli(call.rng(), 1 - self.dropout, x.shape)
+            least, most = 1 - self.jitter, 1 + self.jitter
+            return x * jax.random.uniform(call.rng(), x.shape, jnp.float32, least, most)
+        kept = jax.random.bernoulli(call.rng(), jnp.float32(1 - self.dropout), x.shape)
         return jnp.where(kept, x / (1 - self.dropout), 0.0)
 
     def decide(self, logits: Float[Array, "G S E"], tokens: Tokens, call: Call) -> tuple[Assignment, Metrics]:

@@ -23,7 +23,7 @@ def uniform_random(
     token_valid: Bool[Array, "G S"], capacity: int, num_experts: int, k: int, rng: Key[Array, ""]
 ) -> Assignment:
     """Routes each token to `k` different experts with weight 1 / k; all sets of experts are equally likely."""
-    expert = decided(top_experts(jax.random.uniform(rng, (*token_valid.shape, num_experts)), k))
+    expert = decided(top_experts(jax.random.uniform(rng, (*token_valid.shape, num_experts), jnp.float32), k))
     requested = jnp.broadcast_to(token_valid[..., None], expert.shape)
     return assign_choices(expert, jnp.full(expert.shape, 1.0 / k, jnp.float32), requested, num_experts, capacity)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from moe_jax.configuration import ConfigError, require_name
 from moe_jax.reports.tables import format_table
 from moe_jax.results.rows import ARM, Row, read_study
-from moe_jax.runtime.files import StorageError
+from moe_jax.runtime.files import WriteError
 from moe_jax.study.command_line import given, output_folder, study_parser
 from moe_jax.study.few_shot_scores import require_questions, score_runs
 from moe_jax.study.leases import Leases
@@ -59,7 +59,7 @@ def run_studies(name: str, description: str, studies: Sequence[Study], arguments
     except ConfigError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
-    except (DivergenceError, StorageError) as error:
+    except (DivergenceError, WriteError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     except TerminatedError as error:

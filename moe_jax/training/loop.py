@@ -17,7 +17,7 @@ from tqdm import tqdm
 from moe_jax.checkpoints.manager import Checkpoints
 from moe_jax.configuration import require, to_dict
 from moe_jax.data.pipeline import TextData, load_text
-from moe_jax.runtime.files import read_json_lines, storage_errors
+from moe_jax.runtime.files import read_json_lines
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.distributed import is_writer, raised_everywhere, require_alike
 from moe_jax.training.evaluation import evaluate
@@ -25,7 +25,7 @@ from moe_jax.training.mesh import data_process, describe_mesh, make_mesh, proces
 from moe_jax.training.optimizer import make_optimizer, make_schedule
 from moe_jax.training.pretrained import Start, Teacher, load_start, load_teacher, start_from
 from moe_jax.training.rebalance import rebalance
-from moe_jax.training.records import NoLog, StepLog, claimed
+from moe_jax.training.records import Board, NoLog, StepLog, claimed
 from moe_jax.training.result import DivergenceError, RunResult
 from moe_jax.training.state import TrainState, abstract_state, place_state
 from moe_jax.training.step import SCORES, Batch, Metrics, make_eval_step, make_train_step
@@ -59,12 +59,12 @@ def train(
         the teacher is missing. Nothing is written then.
       DivergenceError: the loss or the gradient norm is NaN or infinite.
       TerminatedError: the process was asked to stop (SIGTERM), and has saved a checkpoint.
-      StorageError: the disk of `workdir` is full, or fails. The last checkpoint is intact, and the run goes on from it.
+      WriteError: a file cannot be written, as on a full disk. The last checkpoint is intact.
     """
     workdir = Path(workdir).expanduser()
     with raised_everywhere():
         mesh = make_mesh(config.mesh)
-        teacher, start = load_teacher(config, workdir), load_start(config, workdir)
+        teacher, start = load_teacher(config, workdir, mesh), load_start(config, workdir)
         description = describe_mesh(config)
         data = load_text(config.data)
         validation = data.validation_batches(config.eval_batches)
@@ -72,7 +72,7 @@ def train(
     require_alike(identity["config"] | {"corpus": identity["corpus"]})
     # Metrics are the same on any mesh, so a run may go on on another.
     del identity["config"]["mesh"]
-    with storage_errors(workdir), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         with raised_everywhere():
             if is_writer():
                 stack.enter_context(claimed(workdir, identity))
@@ -195,13 +195,8 @@ class _Session:
             return
         self.metrics = StepLog(workdir / "metrics.jsonl", last)
         self.timing = StepLog(workdir / "timing.jsonl", last)
-        # Imported here: it imports torch where there is one, which takes seconds.
-        from tensorboardX import SummaryWriter
-
-        # TensorBoard forgets this step and later ones: a killed process logged them, and they are logged again.
-        # Names of its files have seconds: a session that begins in the second of another would replace its file.
-        suffix = f".after-{last}"
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=last + 1, filename_suffix=suffix)
+        # A killed process logged later steps, and they are logged again.
+        self.board = Board(workdir / "tensorboard", last + 1)
 
     def run(self, progress: bool, line: int) -> None:
         """Trains until the configured number of steps is done."""
@@ -268,9 +263,8 @@ class _Session:
     def record(self, split: str, numbers: dict[str, Any]) -> None:
         """Writes metrics to the log, and the scalars among them to TensorBoard."""
         self.metrics.append({"step": self.step, "split": split} | numbers)
-        for name, value in numbers.items():
-            if isinstance(value, float):
-                self.board.add_scalar(f"{split}/{name}", value, self.step)
+        scalars = {f"{split}/{name}": value for name, value in numbers.items() if isinstance(value, float)}
+        self.board.add(self.step, scalars)
 
     def save(self) -> None:
         """Saves the state, the clock and the position in the data, after the metrics are on disk."""

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from moe_jax.configuration import require
 from moe_jax.models.config import ModelConfig
-from moe_jax.models.parameters import Params, init_params
+from moe_jax.models.parameters import Params, declare_parameters, init_params
 from moe_jax.models.paths import MIXTURES, layers_at, stack_layers, unstack_layers
 from moe_jax.training.config import TrainConfig
+from moe_jax.training.mesh import shardings
 from moe_jax.training.rebalance import at_own_index
 from moe_jax.training.state import TrainState
 from moe_jax.training.trained import load_run
@@ -32,12 +34,13 @@ class Teacher:
     variables: tuple[Params, Params]
 
 
-def load_teacher(config: TrainConfig, workdir: Path) -> Teacher | None:
-    """Loads the teacher that `config.distillation` names; None without distillation.
+def load_teacher(config: TrainConfig, workdir: Path, mesh: Mesh) -> Teacher | None:
+    """Loads the teacher that `config.distillation` names onto a mesh; None without distillation.
 
     Args:
       config: the student's run.
       workdir: directory of the student's run; a relative name of the teacher's is resolved beside it.
+      mesh: the mesh of the student's run.
 
     Raises:
       ConfigError: no such run, or it has another vocabulary or architecture.
@@ -48,7 +51,8 @@ def load_teacher(config: TrainConfig, workdir: Path) -> Teacher | None:
     for name in ("vocab_size", "architecture", "causal"):
         theirs, ours = getattr(trained.config.model, name), getattr(config.model, name)
         require(theirs == ours, "distillation.run", config.distillation.run, f"a run with model.{name}={ours!r}")
-    return Teacher(trained.config.model, (trained.state.params, trained.state.router_state))
+    model, variables = trained.config.model, (trained.state.params, trained.state.router_state)
+    return Teacher(model, jax.device_put(variables, shardings(variables, declare_parameters(model), mesh)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Files of a run: its identity, its metrics and its clock; each line has a step.
+"""Files of a run: its identity, its metrics, its clock and its TensorBoard; each line has a step.
 
 `metrics.jsonl` holds only numbers that the configuration determines, so that a resumed run has the same file, bit for
 bit, as a run never stopped. Seconds are apart, in `timing.jsonl`.
@@ -9,12 +9,19 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import socket
+import struct
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
+
 from moe_jax.configuration import ConfigError, to_dict, unequal_fields
-from moe_jax.runtime.files import read_json_lines, write_whole
+from moe_jax.runtime.files import GrowingFile, read_json_lines, write_whole, writing
 from moe_jax.training.config import TrainConfig
 
 CHANGEABLE = ("config.log_every", "config.checkpoint_every")
@@ -60,10 +67,11 @@ def claimed(workdir: Path, identity: dict[str, Any]) -> Iterator[None]:
 
 def _require_own(workdir: Path, identity: dict[str, Any]) -> None:
     """Raises ConfigError unless `workdir` is this run's, empty or missing."""
-    if workdir.exists() and not workdir.is_dir():
+    # `Path` would raise an error for a name that is too long; making the directory says so in one line.
+    if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise ConfigError(f"workdir is {str(workdir)!r}, a file; accepted: a directory, which is made if need be")
     accepted = "accepted: an empty directory, or the directory of the same run to resume it"
-    if (workdir / "run.json").exists():
+    if os.path.exists(workdir / "run.json"):
         other = json.loads((workdir / "run.json").read_text())
         other["config"] = _with_new_fields(other["config"], identity["config"])
         for key, ours, theirs in unequal_fields(identity, other):
@@ -77,7 +85,7 @@ def _require_own(workdir: Path, identity: dict[str, Any]) -> None:
             )
         return
     for name in ("metrics.jsonl", "timing.jsonl", "checkpoints"):
-        if (workdir / name).exists():
+        if os.path.exists(workdir / name):
             raise ConfigError(
                 f"workdir is {str(workdir)!r}, which has {name} but no run.json, so its run is unknown; {accepted}"
             )
@@ -94,20 +102,59 @@ class StepLog:
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in read_json_lines(path) if line["step"] <= step]
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
+        self.file = GrowingFile(path)
 
     def append(self, line: dict[str, Any]) -> None:
         """Writes one line; it survives the end of the process, though not yet of the machine."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self.file.write(json.dumps(line).encode() + b"\n")
 
     def flush(self) -> None:
         """Waits until all lines are on disk."""
-        os.fsync(self._file.fileno())
+        self.file.flush()
 
     def close(self) -> None:
         """Waits until all lines are on disk, and closes the file."""
-        self.flush()
+        self.file.close()
+
+
+class Board:
+    """A file of scalars for TensorBoard.
+
+    tensorboardX's own writer has a thread, which ends at the first error; the training would then wait for it forever.
+
+    Args:
+      folder: folder of the file, made if need be.
+      step: TensorBoard forgets the scalars of this step and later ones in older files of the folder.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        # Names have seconds: a session that begins in the second of another would write to its file.
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.from-{step}"
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._file = GrowingFile(folder / name)
+        self._write(Event(file_version="brain.Event:2"))
+        self._write(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes the scalars of a step."""
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._write(Event(step=step, summary=Summary(value=values)))
+
+    def _write(self, event: Event) -> None:
+        """Appends a record in TFRecord's form: its length, the checksum of that, the content, its checksum."""
+        event.wall_time = time.time()
+        content = event.SerializeToString()
+        length = struct.pack("<Q", len(content))
+        sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, content))
+        self._file.write(b"".join((length, next(sums), content, next(sums))))
+
+    def flush(self) -> None:
+        """Waits until all is on disk."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Waits until all is on disk, and closes the file."""
         self._file.close()
 
 
@@ -116,7 +163,7 @@ class NoLog:
 
     def append(self, line: dict[str, Any]) -> None: ...
 
-    def add_scalar(self, name: str, value: float, step: int) -> None: ...
+    def add(self, step: int, scalars: Mapping[str, float]) -> None: ...
 
     def flush(self) -> None: ...
 

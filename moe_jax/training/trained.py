@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 from moe_jax.checkpoints.manager import complete_steps, read_newest
@@ -49,7 +50,7 @@ def load_run(workdir: Path | str) -> TrainedRun:
     workdir = Path(workdir).expanduser()
     identity = workdir / "run.json"
     accepted = "accepted: the work directory of a run with a checkpoint"
-    if not identity.is_file():
+    if not os.path.isfile(identity):  # `Path` would raise an error for a name that is too long.
         raise ConfigError(f"workdir is {str(workdir)!r}, which has no run.json; {accepted}")
     written = json.loads(identity.read_text())
     config = TrainConfig.from_dict(written["config"])

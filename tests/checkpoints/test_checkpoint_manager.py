@@ -1,6 +1,8 @@
 """A checkpoint gives back what it was given, bit for bit, or is not there."""
 
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -140,3 +142,27 @@ def test_what_is_half_written_does_not_count_and_goes(tmp_path):
     assert checkpoints.position() == POSITION
     checkpoints.close()
     assert [path.name for path in tmp_path.iterdir()] == ["9"]
+
+
+def test_a_state_that_cannot_be_written_is_one_error_with_the_folder_and_the_reason(tmp_path):
+    """In a process that may write no file above four thousand bytes."""
+    code = (
+        "import resource, sys, jax.numpy as jnp\n"
+        "from pathlib import Path\n"
+        "from moe_jax.checkpoints.manager import Checkpoints\n"
+        "from moe_jax.runtime.files import WriteError\n"
+        "checkpoints = Checkpoints(Path(sys.argv[1]))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "for act in (lambda: checkpoints.save(1, {'x': jnp.arange(9000.0)}, {}), checkpoints.close):\n"
+        "    try:\n"
+        "        act()\n"
+        "    except WriteError as error:\n"
+        "        print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "checkpoints")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said
+    assert all(line == f"'{tmp_path}/checkpoints' cannot be written: File too large" for line in said)
+    assert "orbax" not in done.stderr

@@ -1,5 +1,6 @@
 """Every kind of corpus, and every error in naming one."""
 
+import os
 import shutil
 import sys
 
@@ -169,6 +170,15 @@ class TestTextFiles:
             corpus = load_corpus(DataConfig(corpus=f"text_files:{tmp_path}/{name}"))
             assert all(text.strip().startswith(name) for texts in both_splits(corpus).values() for text in texts)
 
+    def test_names_may_hold_bytes_that_are_not_utf8_and_line_ends(self, tmp_path):
+        for name in (b"caf\xe9.txt", b"a\nb.txt"):
+            path = tmp_path / os.fsdecode(name)
+            path.write_text("line\n" * 100)
+            splits = both_splits(load_corpus(DataConfig(corpus=f"text_files:{path}")))
+            assert splits["train"][0] + splits["validation"][0] == "line\n" * 100
+            path.write_bytes(b"\xff")
+            assert "accepted: text in UTF-8" in error_of(DataConfig(corpus=f"text_files:{path}"))
+
     def test_a_file_with_nul_characters_is_named(self, tmp_path):
         (tmp_path / "wide.txt").write_bytes(("line\n" * 100).encode("utf-16-le"))
         line = error_of(DataConfig(corpus=f"text_files:{tmp_path}/*"))
@@ -185,6 +195,11 @@ class TestTextFiles:
         line = error_of(DataConfig(corpus=f"text_files:{tmp_path}/*"))
         assert "accepted: text in UTF-8" in line
         assert f"{tmp_path}/latin.txt" in line
+
+    def test_a_file_that_cannot_be_read_is_named(self):
+        """The memory of this process begins where nobody can read."""
+        line = error_of(DataConfig(corpus="text_files:/proc/self/mem"))
+        assert line == "/proc/self/mem cannot be read: Input/output error; accepted: a file that can be read"
 
     def test_an_empty_corpus_is_refused(self, tmp_path):
         (tmp_path / "a.txt").touch()

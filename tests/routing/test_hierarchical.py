@@ -25,7 +25,7 @@ def test_hierarchical_routing_is_the_product_of_two(training):
         "inner": {name: jnp.asarray(rng.normal(size=(3, D, 2)), jnp.float32) for name in ("kernel", "noise_kernel")},
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax.random, "normal", lambda key, shape: jnp.zeros(shape, jnp.float32))
+        patch.setattr(jax.random, "normal", lambda key, shape, dtype: jnp.zeros(shape, dtype))
         assignment, sown = apply(router, tokens, params)
     x, valid = np.asarray(tokens.x, np.float64), np.asarray(tokens.valid)
     outer, inner = (jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params[level]) for level in params)

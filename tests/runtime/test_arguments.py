@@ -98,6 +98,23 @@ def test_a_router_s_tokens_may_have_any_integers(name):
         assert_trees_equal(actual, expected)
 
 
+DRAWING = [
+    *(("uniform_random", {}), ("noisy_top_k", {}), ("vmoe", {}), ("sparse_mixer", {}), ("st_moe", {"threshold": 0.9})),
+    *(("switch", {"exploration": how}) for how in ("sample", "jitter", "dropout")),
+    ("gshard", {"second_policy": "random", "second_threshold": 0.9}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), DRAWING)
+def test_64_bit_types_change_no_draw(name, options):
+    router, tokens = routers.build(name, 0.75, training=True, **options), routers.tokens(2, 1.1)
+    variables = routers.variables(router)
+    expected, _ = routers.apply(router, tokens, variables.get("params"), variables.get("router_state"))
+    with jax.enable_x64(True):
+        actual, _ = routers.apply(router, tokens, variables.get("params"), variables.get("router_state"))
+    assert_trees_equal(actual, expected)
+
+
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("wide", [False, True], ids=["x32", "x64"])
 def test_the_layer_with_a_mask_of_integers(execution, wide):

@@ -1,13 +1,21 @@
 """Files are written whole or not at all."""
 
-import errno
 import json
-import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moe_jax.configuration import ConfigError
-from moe_jax.runtime.files import StorageError, read_json_lines, storage_errors, write_beside, write_whole
+from moe_jax.runtime.files import (
+    GrowingFile,
+    WriteError,
+    json_records,
+    parse_json,
+    read_json_lines,
+    write_beside,
+    write_whole,
+)
 
 
 @pytest.mark.parametrize(("content", "expected"), [(b"\x00new", b"\x00new"), ("n\u00e9w\n", b"n\xc3\xa9w\n")])
@@ -55,26 +63,38 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
         read_json_lines(path)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/file"),
-        OSError(errno.EROFS, os.strerror(errno.EROFS)),
-        ValueError("RESOURCE_EXHAUSTED: Failed writing: No space left on device [OS error 28: ENOSPC]"),
-    ],
-)
-def test_errors_of_a_disk_name_its_folder(tmp_path, error):
-    with pytest.raises(StorageError, match=r"^files cannot be written to '.*': (No space left|Read-only)"):
-        raise_within(storage_errors(tmp_path), error)
+def test_what_is_no_json_however_deep_is_one_line():
+    with pytest.raises(ConfigError, match=r"^here is b'\[\[.*'; accepted: JSON$"):
+        parse_json(b"[" * 100_000, "here")
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file"), ValueError("a bug")])
-def test_other_errors_stay_what_they_are(tmp_path, error):
-    with pytest.raises(type(error)) as raised:
-        raise_within(storage_errors(tmp_path), error)
-    assert raised.value is error
+def test_records_come_after_a_mark_of_byte_order_and_blank_lines(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    for content in (b"\xef\xbb\xbf\r\n1\r\n", b"\xef\xbb\xbf\n1", b"\n1\n\n"):
+        path.write_bytes(content)
+        assert list(json_records(path)) == [(f"{path}:2", 1)]
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"lines\.jsonl cannot be read: No such file or directory; accepted: "):
+        list(json_records(path))
 
 
-def raise_within(context, error):
-    with context:
-        raise error
+def test_a_file_that_cannot_be_written_is_one_line_with_its_path(tmp_path):
+    """Linux has a file that is on a full disk."""
+    full = GrowingFile(Path("/dev/full"))
+    for _ in range(2):
+        with pytest.raises(WriteError, match=r"^'/dev/full' cannot be written: .*No space left on device$"):
+            full.write(b"line")
+    with pytest.raises(WriteError, match=r"^'/dev/full' cannot be written: .*No space left on device$"):
+        np.save(full, np.arange(9))
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match=r"^'.*/file/inside' cannot be written: .*(Not a directory|File exists)"):
+        write_whole(tmp_path / "file" / "inside", "text")
+
+
+def test_a_file_grows_by_all_that_is_appended(tmp_path):
+    for part in (b"a" * 3_000_000, b"b"):
+        file = GrowingFile(tmp_path / "file")
+        file.write(part)
+        assert (tmp_path / "file").read_bytes().endswith(part)
+        file.close()
+    assert (tmp_path / "file").read_bytes() == b"a" * 3_000_000 + b"b"

@@ -160,6 +160,16 @@ def test_one_step_is_that_of_a_mean_of_both_cross_entropies(trained):
     assert_trees_close(jax.tree.map(jnp.subtract, state.params, after.params), gradient, 2e-5)
 
 
+def test_a_student_on_a_mesh_learns_from_its_teacher_as_on_one_device(trained, tmp_path):
+    config, folder = trained
+    values = to_dict(config) | {"steps": 5, "distillation": {"run": str(folder / "teacher")}}
+    one, other = (
+        train(type(config).from_dict(values | {"mesh": mesh}), tmp_path / name, progress=False).curve[-1]
+        for name, mesh in (("one", {}), ("mesh", {"data": 2, "expert": 2}))
+    )
+    assert_close(other["validation_loss"], one["validation_loss"])
+
+
 def test_a_sweep_trains_the_teacher_before_its_students(trained, tmp_path):
     """Beside one another, with one compilation for students of one kind."""
     config, _ = trained

@@ -19,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from moe_jax.configuration import ConfigError
 from moe_jax.data.pipeline import load_text
-from moe_jax.runtime.files import StorageError
+from moe_jax.runtime.files import WriteError
 from moe_jax.training import loop
 from moe_jax.training.evaluation import evaluate
 from moe_jax.training.result import DivergenceError
@@ -224,7 +224,9 @@ def test_a_run_goes_on_when_its_disk_is_no_longer_full(run, tmp_path, monkeypatc
         return usage._replace(free=1000) if len(list(Path(folder).glob("[0-9]*"))) == 2 else usage
 
     monkeypatch.setattr(shutil, "disk_usage", full_from_step_10)
-    with pytest.raises(StorageError, match=r"a checkpoint needs [\d,]+ bytes in '.*checkpoints', .* has 1,000 free"):
+    with pytest.raises(
+        WriteError, match=r"checkpoints' cannot be written: .* takes up to [\d,]+ bytes, and 1,000 are free"
+    ):
         train(workdir, compiled=compiled)
     assert int(load_run(workdir).state.step) == 10
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
