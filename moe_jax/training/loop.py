@@ -25,7 +25,7 @@ from moe_jax.training.mesh import data_process, describe_mesh, make_mesh, proces
 from moe_jax.training.optimizer import make_optimizer, make_schedule
 from moe_jax.training.pretrained import Start, Teacher, load_start, load_teacher, start_from
 from moe_jax.training.rebalance import rebalance
-from moe_jax.training.records import Board, NoLog, StepLog, claimed
+from moe_jax.training.records import NoLog, StepLog, claimed
 from moe_jax.training.result import DivergenceError, RunResult
 from moe_jax.training.state import TrainState, abstract_state, place_state
 from moe_jax.training.step import SCORES, Batch, Metrics, make_eval_step, make_train_step
@@ -195,6 +195,9 @@ class _Session:
             return
         self.metrics = StepLog(workdir / "metrics.jsonl", last)
         self.timing = StepLog(workdir / "timing.jsonl", last)
+        # Imported here: it imports torch where there is one, which takes seconds.
+        from moe_jax.training.board import Board
+
         # A killed process logged later steps, and they are logged again.
         self.board = Board(workdir / "tensorboard", last + 1)
 

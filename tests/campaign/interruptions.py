@@ -13,6 +13,12 @@ from tests.campaign.outcomes import Failure, Part
 
 KILLS = {"moment": 20, "checkpoint": 10, "append": 10, "cache": 10}
 """Runs that are killed, by where: at a moment drawn, or at a place."""
+PLACES = {
+    "moment": "at a moment drawn",
+    "checkpoint": "within a checkpoint",
+    "append": "within an append",
+    "cache": "within a write of the cache",
+}
 TERMINATIONS = 20
 WORKERS = 2
 SECONDS = 300
@@ -91,8 +97,8 @@ def run(folder: Path, seed: int) -> Part:
         last = 0 if kind == "moment" else runs.places(kind)
         for i in range(count):
             where = draw.uniform(0.0, 1.0) if kind == "moment" else draw.randint(1, last)
-            tasks.append((f"killed at a {kind}" if kind == "moment" else f"killed in a {kind}", (kind, where, i)))
-    tasks += [("asked to stop", ("stop", draw.uniform(0.0, 1.0), i)) for i in range(TERMINATIONS)]
+            tasks.append((f"SIGKILL {PLACES[kind]}", (kind, where, i)))
+    tasks += [("SIGTERM", ("stop", draw.uniform(0.0, 1.0), i)) for i in range(TERMINATIONS)]
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         results = list(pool.map(lambda task: (*task, *disturb(runs, *task[1])), tasks))
     workdirs = [workdir for *_, workdir, problem in results if problem is None]
@@ -103,7 +109,7 @@ def run(folder: Path, seed: int) -> Part:
     for outcome, case, said, workdir, problem in results:
         problem = problem or ("another last state" if workdir.name in other else None)
         if problem is None:
-            part.counts[f"{outcome}, {said}, resumed bit for bit"] += 1
+            part.counts[f"{outcome}: {said}, resumed bit for bit"] += 1
         else:
             part.fail(Failure(f"{outcome}: {problem}", f"{case}"))
     part.seconds = time.time() - started
@@ -118,17 +124,17 @@ def disturb(runs: Runs, kind: str, where: float, number: int) -> tuple[str, Path
     if kind in ("moment", "stop"):
         process = runs.start(workdir)
         if kind == "stop":
-            # Its handler is there from before the first line of metrics on.
-            wait_for_lines(process, workdir, 1)
-        time.sleep(where * runs.seconds * (1.2 if kind == "moment" else 0.5))
+            # From before the first line of metrics on a run listens; the last lines come too fast to be waited for.
+            wait_for_lines(process, workdir, 1 + int(where * 15))
+        else:
+            time.sleep(where * runs.seconds * 1.2)
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL if kind == "moment" else signal.SIGTERM)
     else:
         process = runs.start(workdir, (kind, int(where)), cache)
     status = runs.wait(process)
-    said = {-signal.SIGKILL: "killed", 128 + signal.SIGTERM: "stopped", -signal.SIGTERM: "at its end"}.get(status)
-    if status == 0:
-        said = "which had ended"
+    expected = {-signal.SIGKILL: "ended at once", 128 + signal.SIGTERM: "saved its step", -signal.SIGTERM: "at its end"}
+    said = "had ended before" if status == 0 else expected.get(status)
     problem = None if said else f"ended with {status}: {runs.log(workdir)[-300:]!r}"
     if kind == "stop" and status == 128 + signal.SIGTERM:
         steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
