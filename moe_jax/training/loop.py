@@ -64,7 +64,7 @@ def train(
     workdir = Path(workdir).expanduser()
     with raised_everywhere():
         mesh = make_mesh(config.mesh)
-        teacher, start = load_teacher(config, workdir, mesh), load_start(config, workdir)
+        teacher, start = load_teacher(config, workdir, mesh), load_start(config, workdir, mesh)
         description = describe_mesh(config)
         data = load_text(config.data)
         validation = data.validation_batches(config.eval_batches)

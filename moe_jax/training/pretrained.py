@@ -12,10 +12,9 @@ from jaxtyping import Array
 
 from moe_jax.configuration import require
 from moe_jax.models.config import ModelConfig
-from moe_jax.models.parameters import Params, declare_parameters, init_params
+from moe_jax.models.parameters import Params, init_params
 from moe_jax.models.paths import MIXTURES, layers_at, stack_layers, unstack_layers
 from moe_jax.training.config import TrainConfig
-from moe_jax.training.mesh import shardings
 from moe_jax.training.rebalance import at_own_index
 from moe_jax.training.state import TrainState
 from moe_jax.training.trained import load_run
@@ -47,12 +46,11 @@ def load_teacher(config: TrainConfig, workdir: Path, mesh: Mesh) -> Teacher | No
     """
     if config.distillation is None:
         return None
-    trained = load_run(resolve(config.distillation.run, workdir))
+    trained = load_run(resolve(config.distillation.run, workdir), mesh)
     for name in ("vocab_size", "architecture", "causal"):
         theirs, ours = getattr(trained.config.model, name), getattr(config.model, name)
         require(theirs == ours, "distillation.run", config.distillation.run, f"a run with model.{name}={ours!r}")
-    model, variables = trained.config.model, (trained.state.params, trained.state.router_state)
-    return Teacher(model, jax.device_put(variables, shardings(variables, declare_parameters(model), mesh)))
+    return Teacher(trained.config.model, (trained.state.params, trained.state.router_state))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Start:
     router_state: Mapping[str, Array]
 
 
-def load_start(config: TrainConfig, workdir: Path) -> Start | None:
+def load_start(config: TrainConfig, workdir: Path, mesh: Mesh) -> Start | None:
     """Loads what `config.start` takes from another run; None without `start`.
 
     With `start.parts` `all`, that is all parameters, and what routers remember where both runs have one kind of router.
@@ -76,6 +74,7 @@ def load_start(config: TrainConfig, workdir: Path) -> Start | None:
     Args:
       config: the run to start.
       workdir: directory of the run to start; a relative name of the other run is resolved beside it.
+      mesh: the mesh of the run to start.
 
     Raises:
       ConfigError: no such run, or `start.parts` is `all` and it lacks a parameter.
@@ -83,7 +82,7 @@ def load_start(config: TrainConfig, workdir: Path) -> Start | None:
     start = config.start
     if start is None:
         return None
-    trained = load_run(resolve(start.run, workdir))
+    trained = load_run(resolve(start.run, workdir), mesh)
     state = at_own_index(trained.state.params, trained.state.router_state)
     known, remembered = (_by_place(_unrolled(tree, trained.config.model)) for tree in state)
     ours = _by_place(jax.eval_shape(lambda: init_params(_plain(config.model), jax.random.key(0))))

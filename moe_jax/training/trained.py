@@ -5,6 +5,8 @@ import json
 import os
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from moe_jax.checkpoints.manager import complete_steps, read_newest
 from moe_jax.configuration import ConfigError
 from moe_jax.training.config import MeshConfig, TrainConfig
@@ -41,8 +43,12 @@ def is_finished(config: TrainConfig, workdir: Path) -> bool:
     return config.steps in complete_steps(workdir / "checkpoints")
 
 
-def load_run(workdir: Path | str) -> TrainedRun:
-    """Reads a run, finished or not, from its work directory onto one device; writes nothing.
+def load_run(workdir: Path | str, mesh: Mesh | None = None) -> TrainedRun:
+    """Reads a run, finished or not, from its work directory; writes nothing.
+
+    Args:
+      workdir: the work directory.
+      mesh: gets the run's state, whatever mesh that was trained on; one device if None. All processes of a mesh read.
 
     Raises:
       ConfigError: `workdir` holds no run, or a run without a checkpoint yet.
@@ -57,7 +63,7 @@ def load_run(workdir: Path | str) -> TrainedRun:
     if not (workdir / "checkpoints").is_dir():
         raise ConfigError(f"workdir is {str(workdir)!r}, which has no checkpoints; {accepted}")
     optimizer = make_optimizer(config.optimizer, config.steps)
-    like = abstract_state(config, optimizer, make_mesh(MeshConfig()))
+    like = abstract_state(config, optimizer, make_mesh(MeshConfig()) if mesh is None else mesh)
     state = read_newest(workdir / "checkpoints", like)
     if state is None:
         raise ConfigError(f"workdir is {str(workdir)!r}, which has no checkpoint yet; {accepted}")

@@ -57,8 +57,11 @@ def start_two(folder, workdir, sets, second=None, homes=(None, None)):
 
 
 def test_two_processes_have_the_loss_of_one(folder):
+    """Also where it starts from another run and learns from it."""
     workdir = folder / "two"
     sets = {"steps": 5, "eval_every": 5}
+    train(tiny_config(folder / "corpus", sets), folder / "other", progress=False)
+    sets |= {"seed": 1, "start": {"run": "other"}, "distillation": {"run": "other"}}
     assert [process.wait(timeout=240) for process in start_two(folder, workdir, sets)] == [0, 0]
     train(tiny_config(folder / "corpus", sets), folder / "one", progress=False)
     two, one = (lines_of(folder / name / "metrics.jsonl") for name in ("two", "one"))
