@@ -37,7 +37,9 @@ def operation(
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
-    primitive.def_impl(lambda *operands, **static: run(current_platform(), *operands, **static))
+    # Outside of a program an operation is a program of its own, which is compiled once.
+    program = functools.cache(lambda platform, *static: jax.jit(functools.partial(run, platform, **dict(static))))
+    primitive.def_impl(lambda *operands, **static: program(current_platform(), *static.items())(*operands))
 
     def abstract(*operands: Any, **static: Any) -> list[Any]:
         # Results vary over the axes of a mesh as the operands do.
