@@ -231,17 +231,19 @@ def _train(options: argparse.Namespace) -> int:
             print(f"moe-jax train: {error}", file=sys.stderr)
         return EXIT_STATUS
     except JaxRuntimeError as error:
-        if not options.distributed:
-            raise
         reason = str(error).splitlines()[0]
-        print(
-            f"moe-jax train: a process was lost: {reason}; run the same commands again to go on from the last "
-            "checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        # An orderly exit would wait for the lost process.
-        os._exit(1)
+        if reason.startswith("RESOURCE_EXHAUSTED"):
+            advice = "try accumulation=4, model.remat=True, a smaller data.batch_size or more devices"
+        elif options.distributed:
+            reason = f"a process was lost: {reason}"
+            advice = "run the same commands again to go on from the last checkpoint"
+        else:
+            raise
+        print(f"moe-jax train: {reason}; {advice}", file=sys.stderr, flush=True)
+        if options.distributed:
+            # An orderly exit would wait for the lost process.
+            os._exit(1)
+        return 1
     if not is_writer():
         return 0
     last = result.curve[-1]

@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+from jax.errors import JaxRuntimeError
 
 from moe_jax.cli import load_config, main
 from moe_jax.configuration import REQUIRED
@@ -96,6 +97,11 @@ def test_help_explains_the_argument(capsys):
         ("config.py", ["data.corpus=text_files:{folder}/empty.txt"], ["data.corpus", "not empty"]),
         ("config.py", ["data.corpus=text_files:{folder}/absent.txt"], ["data.corpus", "absent.txt", "matches none"]),
         ("config.py", ["data.batch_size=1000"], ["data.batch_size is 1000", "at most"]),
+        (
+            "config.py",
+            ["model.ffn_dim=2000000000000"],
+            ["bytes of parameters and moments on a device is 1536000000", "the memory of a device; mesh.fsdp"],
+        ),
         ("config.py", ["eval_batches=500"], ["eval_batches is 500", "accepted: 1 to"]),
     ],
 )
@@ -148,6 +154,16 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_with_space(folder, capsys, 
         last,
     )
     assert main(command) == 0
+
+
+def test_too_little_memory_for_a_step_is_one_line(folder, capsys, monkeypatch):
+    def train(*_):
+        raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nMore lines.")
+
+    monkeypatch.setattr("moe_jax.training.loop.train", train)
+    assert main(["train", str(folder / "config.py"), "--workdir", str(folder / "run")]) == 1
+    said = "moe-jax train: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.; try accumulation=4, "
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_a_directory_whose_name_is_too_long_is_refused(folder, capsys):

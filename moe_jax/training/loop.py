@@ -21,7 +21,15 @@ from moe_jax.runtime.files import read_json_lines
 from moe_jax.training.config import TrainConfig
 from moe_jax.training.distributed import is_writer, raised_everywhere, require_alike
 from moe_jax.training.evaluation import evaluate
-from moe_jax.training.mesh import data_process, describe_mesh, make_mesh, process_batch, state_shardings, whole_batch
+from moe_jax.training.mesh import (
+    data_process,
+    describe_mesh,
+    make_mesh,
+    process_batch,
+    require_memory,
+    state_shardings,
+    whole_batch,
+)
 from moe_jax.training.optimizer import make_optimizer, make_schedule
 from moe_jax.training.pretrained import Start, Teacher, load_start, load_teacher, start_from
 from moe_jax.training.rebalance import rebalance
@@ -55,8 +63,8 @@ def train(
       line: line of the terminal for the progress bar, when several runs train side by side.
 
     Raises:
-      ConfigError: the corpus cannot be read or is too small, `workdir` holds another run, or the run to start from or
-        the teacher is missing. Nothing is written then.
+      ConfigError: the corpus cannot be read or is too small, the model is too large, `workdir` holds another run, or
+        the run to start from or the teacher is missing. Nothing is written then.
       DivergenceError: the loss or the gradient norm is NaN or infinite.
       TerminatedError: the process was asked to stop (SIGTERM), and has saved a checkpoint.
       WriteError: a file cannot be written, as on a full disk. The last checkpoint is intact.
@@ -64,6 +72,7 @@ def train(
     workdir = Path(workdir).expanduser()
     with raised_everywhere():
         mesh = make_mesh(config.mesh)
+        require_memory(config, mesh)
         teacher, start = load_teacher(config, workdir, mesh), load_start(config, workdir, mesh)
         description = describe_mesh(config)
         data = load_text(config.data)

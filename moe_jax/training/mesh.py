@@ -5,10 +5,12 @@ experts, `tensor` divides widths. All but `tensor` divide the tokens of a batch.
 """
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -34,6 +36,26 @@ def make_mesh(config: MeshConfig) -> Mesh:
         require(count == len(devices), "mesh", config, accepted)
     require(count <= len(devices), "mesh", config, f"at most {len(devices)} devices, which is how many there are")
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count])
+
+
+def require_memory(config: TrainConfig, mesh: Mesh) -> None:
+    """Raises ConfigError unless a device's memory holds its part of the parameters and of AdamW's two moments.
+
+    On CPUs jax would wait forever for a program that gets no memory.
+    """
+    device = mesh.devices.flat[0]
+    if device.platform == "cpu":
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(mesh.local_devices)
+    else:
+        memory = (device.memory_stats() or {}).get("bytes_limit", math.inf)
+    copies = 3 if config.optimizer.name == "adamw" else 1
+    elements = sum(
+        math.prod(NamedSharding(mesh, spec_of(parameter, parameter.shape, mesh)).shard_shape(parameter.shape))
+        for parameter in declare_parameters(config.model).values()
+    )
+    needed = elements * copies * jnp.dtype(jnp.float32).itemsize
+    accepted = f"{memory:,} at most, the memory of a device; mesh.fsdp and mesh.expert divide parameters"
+    require(needed <= memory, "bytes of parameters and moments on a device", needed, accepted)
 
 
 def state_shardings(state: Any, config: ModelConfig, mesh: Mesh) -> Any:
