@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import re
 import shutil
 import sys
 import zlib
@@ -17,7 +16,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from moe_jax.configuration import ConfigError
-from moe_jax.runtime.files import WriteError
+from moe_jax.runtime.files import WriteError, disk_reason
 
 KEPT = 2
 """Checkpoints of a run that are kept: the newest, and the one before it in case that is damaged."""
@@ -164,8 +163,10 @@ class Checkpoints:
         """Raises WriteError for whatever orbax raises where a file cannot be written."""
         try:
             yield
+        except WriteError:
+            raise
         except Exception as error:
-            reason = _reason_of(error)
+            reason = disk_reason(error)
             if reason is None:
                 raise
             raise WriteError(f"{str(self._directory)!r} cannot be written: {reason}") from error
@@ -228,15 +229,3 @@ class Checkpoints:
 def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:
     """Returns whether to show a record: each thread of orbax logs the error that it also raises, with its frames."""
     return not (record.exc_info and "/orbax/" in record.pathname)
-
-
-def _reason_of(error: BaseException) -> str | None:
-    """Returns the system's reason for which a file could not be written, in words; None for another error."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return str(error)
-        found = re.search(r"([^:]*) \[os_error_code=", str(error))
-        if found is not None:
-            return found[1].strip()
-        error = error.__cause__ or error.__context__
-    return None

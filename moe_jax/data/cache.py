@@ -1,17 +1,14 @@
 """The folder of prepared data."""
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from moe_jax.configuration import ConfigError
-from moe_jax.runtime.files import WriteError, write_beside
+from moe_jax.runtime.files import WriteError, disk_reason, write_beside
 
 ACCEPTED = "accepted: MOE_JAX_CACHE=FOLDER, a folder that can be written to and has space"
-ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
-"""Numbers of the errors of a disk that is full, may not be written to, or fails."""
 
 
 def cache_directory() -> Path:
@@ -39,8 +36,7 @@ def write_cached(path: Path) -> Iterator[Path]:
     except WriteError as error:
         raise ConfigError(f"{error}; {ACCEPTED}") from error
     except Exception as error:
-        # Libraries raise types of their own, which quote the system.
-        reason = next((said for said in map(os.strerror, ERRORS) if said in str(error)), None)
+        reason = disk_reason(error)
         if reason is None:
             raise
         raise ConfigError(f"{str(path)!r} cannot be written: {reason}; {ACCEPTED}") from error

@@ -2,14 +2,19 @@
 
 import codecs
 import contextlib
+import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moe_jax.configuration import ConfigError
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+"""Numbers of the errors of a disk that is full, may not be written to, or fails."""
 
 
 class WriteError(Exception):
@@ -23,6 +28,24 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise WriteError(f"{str(path)!r} cannot be written: {error}") from error
+
+
+def disk_reason(error: BaseException | None) -> str | None:
+    """Returns the system's reason for which a file could not be written, in words; None for another error.
+
+    Libraries raise types of their own, which quote the system or have its error for a cause.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return str(error)
+        found = re.search(r"([^:]*) \[os_error_code=", str(error))
+        if found is not None:
+            return found[1].strip()
+        said = next((words for words in map(os.strerror, DISK_ERRORS) if words in str(error)), None)
+        if said is not None:
+            return said
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextlib.contextmanager
