@@ -175,7 +175,7 @@ def nnx_like(module):
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_no_tokens(name):
-    """Of every router, also where a layer starts: a result without tokens, and metrics as of any batch."""
+    """Every router takes no tokens, also where a layer starts, and has the metrics of any batch."""
     module = layer(name, K[name], capacity_factor=1.0 if ROUTERS[name].drops else None, group_size=S)
     rngs = {"params": jax.random.key(0), "routing": jax.random.key(1)}
 
