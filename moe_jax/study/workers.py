@@ -125,9 +125,10 @@ class Workers(Generic[Task, Result]):
         for error in errors:
             if error is not None and not isinstance(error, STOPPED):
                 raise error
+        saved = sum(not isinstance(error, BrokenProcessPool) for error in errors)
         raise TerminatedError(
-            f"stopped by SIGTERM; {len(errors)} runs have saved the step that they were at, and the same command goes "
-            "on from there"
+            f"stopped by SIGTERM; {saved} runs have saved the step that they were at, and the same command goes on "
+            "from there"
         )
 
 
