@@ -23,6 +23,8 @@ LIMITS = 6
 """Runs that may write no file above a size."""
 WORKERS = 2
 SECONDS = 300
+REFUSED = ("1", "2")
+"""Exit statuses where a disk is full: for the files of a run, and for the cache, which a setting puts elsewhere."""
 ENOUGH = "256m"
 LARGE = 1 << 18
 """KiB of a disk that has space enough."""
@@ -105,9 +107,9 @@ def judge(name: Path, undisturbed: Path) -> tuple[str, str | None]:
     problem = None
     if "Traceback" in said:
         problem = f"a traceback: {said.splitlines()[-1][:200]}"
-    elif first == "1" and (len(lines) != 1 or str(name.parent) not in lines[0]):
+    elif first in REFUSED and (len(lines) != 1 or str(name.parent) not in lines[0]):
         problem = f"{len(lines)} lines of a full disk: {said[-300:]!r}"
-    elif first not in ("0", "1"):
+    elif first not in ("0", *REFUSED):
         problem = f"status {first}: {said[-300:]!r}"
     elif second != "0" or "Traceback" in read(name, "second"):
         problem = f"then status {second}: {read(name, 'second')[-300:]!r}"
